@@ -1,0 +1,127 @@
+// A device: its memory, its copy and compute queues, its events, and the ops. The only interface through
+// which the daemon touches memory of pages or of clients. Opened in one place (OpenDevice); nothing above
+// this folder asks which kind it got. One thread, the device thread, makes all calls of one Device; the ops
+// only enqueue and complete asynchronously, on the CPU device too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/wire/status.h"
+#include "kernels/ops.h"
+
+namespace bitpager::kernels {
+
+enum class Queue : std::uint8_t { kLoad = 0, kStore = 1, kCompute = 2 };  // host to device, back, kernels
+inline constexpr int kQueues = 3;
+
+// A point in a queue. Zero is complete from the start. Points of one queue complete in order.
+struct Event {
+  Queue queue = Queue::kCompute;
+  std::uint64_t sequence = 0;
+};
+
+struct DeviceInfo {
+  std::string kind;           // "cpu", "cuda"
+  std::string name;           // for people
+  std::string uuid;           // label of every figure; "cpu-0" for the CPU
+  std::uint64_t total_bytes = 0;
+  std::uint64_t free_bytes = 0;       // available to this process now
+  std::uint32_t segment_frames = 1;   // device frames are allocated and given back in such runs
+  bool synchronous_clients = true;    // step() waits on the CPU; false where streams wait on the timeline
+  std::string simd;                   // instruction set that the CPU kernels chose
+};
+
+// A run of `frames` page slots of device memory. `fd` is valid (owned by the device) for segments of a share
+// domain: clients map it to read leased weights in place. -1 for private segments.
+struct DeviceSegment {
+  std::uint32_t id = 0;
+  std::byte* base = nullptr;
+  std::uint32_t frames = 0;
+  int fd = -1;
+};
+
+// Host memory for frames: one contiguous region, reserved at once and committed frame by frame. Pinned where
+// the device asks for it.
+struct HostRegion {
+  std::byte* base = nullptr;
+  std::uint64_t bytes = 0;
+  int fd = -1;
+};
+
+// A client's memory, mapped here.
+struct Import {
+  std::byte* base = nullptr;
+  std::uint64_t bytes = 0;
+  std::uint64_t id = 0;
+};
+
+struct ImportSource {
+  int fd = -1;               // memfd or shm_open file, duplicated by the device if it keeps it
+  std::uint64_t bytes = 0;   // expected size; checked against the file
+  bool sealed = false;       // true: SHRINK sealed, no guard is needed
+  bool writable = true;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  [[nodiscard]] virtual DeviceInfo Info() const = 0;
+
+  // ---- memory ----
+  // A segment of frames of `page_bytes`. `exported`: of a share domain. kOutOfMemory with the bytes.
+  [[nodiscard]] virtual wire::Result<DeviceSegment> AllocateSegment(std::uint32_t frames,
+                                                                    std::uint64_t page_bytes,
+                                                                    bool exported) = 0;
+  virtual void FreeSegment(std::uint32_t segment_id) = 0;
+  [[nodiscard]] virtual wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) = 0;
+  // Gives the physical memory of a host range back to the system; its content is lost.
+  virtual void DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
+
+  // Maps a client's memory. Errors: kInvalidArgument (not a memory file), kOutOfRange (shorter than said).
+  [[nodiscard]] virtual wire::Result<Import> ImportMemory(const ImportSource& source) = 0;
+  virtual void ReleaseImport(std::uint64_t import_id) = 0;
+  // True once a guarded import was found shrunk under us: its owner's session must be failed.
+  [[nodiscard]] virtual bool ImportFailed(std::uint64_t import_id) const = 0;
+
+  // ---- queues ----
+  virtual Event Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) = 0;
+  virtual Event Fill(Queue queue, void* at, int byte, std::uint64_t bytes) = 0;
+  // Work enqueued on `queue` from now on starts after `event`.
+  virtual void Wait(Queue queue, Event event) = 0;
+  [[nodiscard]] virtual bool Done(Event event) const = 0;
+  // Blocks until `event` is complete. For shutdown and tests; the daemon's loop never calls it.
+  virtual void Synchronize(Event event) = 0;
+  // An eventfd that becomes readable after any queue's progress since it was last read.
+  [[nodiscard]] virtual int progress_fd() const = 0;
+  // First error of any finished op since the last call; Ok when none. A fault is sticky.
+  [[nodiscard]] virtual wire::Status TakeFault() = 0;
+
+  // ---- ops, all on Queue::kCompute ----
+  virtual Event Step(StepArgs args) = 0;
+  virtual Event Dequantize(DequantizeArgs args) = 0;
+  virtual Event BlockAbsmax(BlockAbsmaxArgs args) = 0;
+  virtual Event NestAbsmax(NestAbsmaxArgs args) = 0;
+  virtual Event Quantize(QuantizeArgs args) = 0;
+  virtual Event MovePacked(PackedArgs args) = 0;
+  virtual Event MoveStates(StatePlanesArgs args) = 0;
+};
+
+struct DeviceOptions {
+  std::string kind = "cpu";
+  int index = 0;
+  int threads = 0;  // CPU device: compute threads; 0 = the processors this process may use
+};
+
+// The one place that opens a device.
+[[nodiscard]] wire::Result<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);
+
+}  // namespace bitpager::kernels

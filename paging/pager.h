@@ -1,0 +1,218 @@
+// The pager of one device: page table, budgets, shares, eviction. It only decides: no I/O, threads or clock;
+// the same calls give the same decisions. Called by the dispatcher thread alone. It hands out actions (loads,
+// stores, runs, revocations); the caller performs them and reports each completion.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/wire/ids.h"
+#include "client/wire/status.h"
+#include "client/wire/types.h"
+
+namespace bitpager::paging {
+
+// HostOnly -> Loading -> Resident -> Evicting -> HostOnly, plus dirty.
+enum class PageState : std::uint8_t { kHostOnly, kLoading, kResident, kEvicting };
+
+// A device frame: a slot of a segment that the caller allocated for a domain.
+struct FrameRef {
+  std::uint32_t segment = 0;
+  std::uint32_t slot = 0;
+  auto operator<=>(const FrameRef&) const = default;
+};
+
+// Frames of domain 0 are private to the daemon; any other domain's segments are mapped by its clients.
+using DomainId = std::uint32_t;
+inline constexpr DomainId kPrivateDomain = 0;
+
+enum class Policy : std::uint8_t { kScanAware, kLru, kClock };
+
+struct PagerConfig {
+  std::uint64_t page_bytes = 2U << 20;
+  std::uint64_t device_frames = 0;     // device budget
+  std::uint64_t host_frames = 0;       // host budget: committed at admission, one frame for each page
+  std::uint32_t segment_frames = 1;    // frames in a segment
+  std::uint32_t window_pages = 8;      // pages that one run touches at most
+  std::uint32_t windows_in_flight = 3; // load, step, write-back
+  Policy policy = Policy::kScanAware;
+  bool poison = false;                 // ask for given-up frames to be poisoned
+};
+
+// The least device frames a job keeps: one window, or all its pages if it has fewer.
+struct JobSpec {
+  std::string name;
+  double weight = 1.0;                    // share under contention
+  std::uint64_t device_quota_frames = 0;  // 0: none but the budget
+  std::uint64_t host_quota_frames = 0;
+};
+
+struct ExtentSpec {
+  wire::JobId job;
+  wire::ExtentKind kind = wire::ExtentKind::kOptimizerState;
+  std::uint64_t pages = 0;
+  bool evictable = true;             // false: device frames are committed at admission
+  DomainId domain = kPrivateDomain;
+};
+
+enum class Access : std::uint8_t {
+  kRead,       // loads; pages stay clean
+  kUpdate,     // loads; pages become dirty
+  kOverwrite,  // every byte is rewritten: no load; pages become dirty
+};
+
+struct PageRange {
+  wire::ExtentId extent;
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+};
+
+struct RequestSpec {
+  wire::JobId job;
+  Access access = Access::kUpdate;
+  std::vector<PageRange> ranges;  // visited in this order
+  bool prefetch = false;          // only makes resident what fits the job's share; no runs
+};
+
+struct PageRef {
+  wire::ExtentId extent;
+  std::uint64_t index = 0;
+  auto operator<=>(const PageRef&) const = default;
+};
+
+enum class Reason : std::uint8_t { kDemand, kPrefetch, kShare, kLimit, kCommand, kPressure, kClosing };
+
+struct LoadAction {
+  PageRef page;
+  FrameRef frame;
+  std::uint64_t host_frame = 0;
+  bool zero = false;  // never written: nothing to copy, the frame's content is undefined
+};
+struct StoreAction {
+  PageRef page;
+  FrameRef frame;
+  std::uint64_t host_frame = 0;
+  Reason reason = Reason::kDemand;
+};
+struct DropAction {  // a clean page left the device; no copy. Already done when reported.
+  PageRef page;
+  FrameRef frame;
+  Reason reason = Reason::kDemand;
+};
+struct RunPage {
+  PageRef page;
+  FrameRef frame;
+  bool zero = false;  // its content was never written: it reads as zero
+};
+struct RunAction {
+  wire::RequestId request;
+  std::uint64_t window = 0;      // counts from 0 within the request
+  std::vector<RunPage> pages;    // resident and pinned until RunDone
+  bool last = false;             // the request's last window
+};
+struct RevokeAction {  // ask the lease holders of this extent to let go; report with LeaseReleased
+  wire::ExtentId extent;
+};
+
+// Segments: the caller allocates or frees device memory and answers at once with SegmentReady / nothing.
+struct SegmentRequest {
+  std::uint32_t segment = 0;  // number chosen by the pager, reused after FreeSegment
+  DomainId domain = kPrivateDomain;
+};
+
+struct Actions {
+  std::vector<std::uint32_t> free_segments;  // first: give these back
+  std::vector<SegmentRequest> new_segments;  // then allocate these, before any load below
+  std::vector<DropAction> drops;
+  std::vector<FrameRef> poison;              // frames given up (when configured); fill before any reuse
+  std::vector<StoreAction> stores;
+  std::vector<LoadAction> loads;
+  std::vector<RunAction> runs;
+  std::vector<RevokeAction> revokes;
+  std::vector<wire::RequestId> finished;     // all runs done, reservation returned
+  [[nodiscard]] bool empty() const;
+};
+
+struct JobUsage {
+  std::string name;
+  std::uint64_t pages = 0;
+  std::uint64_t resident_frames = 0;   // device frames held, Loading and Evicting included
+  std::uint64_t leased_frames = 0;
+  std::uint64_t host_frames = 0;       // committed
+  std::uint64_t dirty_pages = 0;
+  std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
+  std::uint64_t pages_by_kind[2] = {0, 0};
+  std::uint64_t loaded_pages = 0;      // copies to the device since the job came
+  std::uint64_t stored_pages = 0;      // copies to the host
+  std::uint64_t dropped_pages = 0;
+  std::uint64_t share_frames = 0;      // fair share now
+};
+}  // namespace bitpager::paging
+
+namespace bitpager::paging {
+
+class Pager {
+ public:
+  explicit Pager(const PagerConfig& config);
+  ~Pager();
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
+
+  // ---- jobs. kBudgetExceeded when not every job could keep one window; kInvalidArgument for a quota under
+  // one window. Messages name the bytes missing.
+  [[nodiscard]] wire::Status AddJob(wire::JobId id, const JobSpec& spec);
+  [[nodiscard]] wire::Status SetJob(wire::JobId id, const JobSpec& spec);  // new limits; pages leave by Pump
+  void RemoveJob(wire::JobId id);  // its extents were removed before
+  [[nodiscard]] wire::Status SetDeviceFrames(std::uint64_t frames);  // new device budget (pressure)
+
+  // ---- extents. Admission commits host frames for every page (evictable), or device frames (not evictable).
+  [[nodiscard]] wire::Result<wire::ExtentId> AddExtent(const ExtentSpec& spec);
+  // Frees all its frames, when no run uses them; until then the extent is a zombie. Ends its requests
+  // (reported in `finished`).
+  void RemoveExtent(wire::ExtentId id);
+
+  // ---- requests. Always accepted (kNotFound / kOutOfRange for bad ranges); one request of a job runs at a
+  // time, in order of arrival. Prefetches run only behind no other request of the job.
+  [[nodiscard]] wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
+  // Ends a request: windows already run stay applied. A request that has not started is not applied at all.
+  void Cancel(wire::RequestId id);
+  [[nodiscard]] bool Started(wire::RequestId id) const;  // a run of it was handed out
+
+  // ---- leases: a leased extent's pages stay resident until released. kFull beyond the lease reserve (share
+  // less one window), kNotResident unless all its pages are resident now.
+  [[nodiscard]] wire::Status Lease(wire::ExtentId id);
+  void LeaseReleased(wire::ExtentId id);
+
+  // ---- commands. Evict: pages of the job (all, or `frames` of them) leave as soon as nothing pins them.
+  void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+
+  // Decides everything that can be decided now, appended to `out`.
+  void Pump(Actions& out);
+
+  // ---- completions.
+  void LoadDone(PageRef page);
+  void StoreDone(PageRef page);
+  void RunDone(wire::RequestId request, std::uint64_t window);
+  // The device refused a segment (kOutOfMemory): the budget shrinks to what exists; Pump goes on.
+  void SegmentRefused(std::uint32_t segment);
+
+  // ---- reading.
+  [[nodiscard]] std::optional<JobUsage> Usage(wire::JobId id) const;
+  [[nodiscard]] PageState StateOf(PageRef page) const;
+  [[nodiscard]] std::optional<FrameRef> FrameOf(PageRef page) const;   // when resident
+  [[nodiscard]] std::uint64_t HostFrameOf(PageRef page) const;
+  [[nodiscard]] std::uint64_t free_frames() const;
+  [[nodiscard]] std::uint64_t used_host_frames() const;
+  [[nodiscard]] const PagerConfig& config() const;
+  // Aborts, naming the broken invariant.
+  void CheckInvariants() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace bitpager::paging

@@ -36,13 +36,16 @@ struct DeviceInfo {
   std::string simd;                   // instruction set that the CPU kernels chose
 };
 
-// A run of `frames` page slots of device memory. `fd` is valid (owned by the device) for segments of a share
-// domain: clients map it to read leased weights in place. -1 for private segments.
+// A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
+// segments of a share domain: clients map that range to read leased weights in place. Several segments of one
+// domain may lie in one fd (the CPU device: one sparse memfd a domain, holes punched when a segment is freed;
+// CUDA: one fd a segment, offset 0). -1 for private segments.
 struct DeviceSegment {
   std::uint32_t id = 0;
   std::byte* base = nullptr;
   std::uint32_t frames = 0;
   int fd = -1;
+  std::uint64_t fd_offset = 0;
 };
 
 // Host memory for frames: one contiguous region, reserved at once and committed frame by frame. Pinned where
@@ -77,10 +80,11 @@ class Device {
   [[nodiscard]] virtual DeviceInfo Info() const = 0;
 
   // ---- memory ----
-  // A segment of frames of `page_bytes`. `exported`: of a share domain. kOutOfMemory with the bytes.
+  // A segment of frames of `page_bytes`. `domain` 0 is private; segments of any other share domain are
+  // exported. kOutOfMemory with the bytes.
   [[nodiscard]] virtual wire::Result<DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                     std::uint64_t page_bytes,
-                                                                    bool exported) = 0;
+                                                                    std::uint32_t domain) = 0;
   virtual void FreeSegment(std::uint32_t segment_id) = 0;
   [[nodiscard]] virtual wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) = 0;
   // Gives the physical memory of a host range back to the system; its content is lost.

@@ -1,5 +1,5 @@
 // Words that every folder shares: element types, optimizer rules, weight formats, and their sizes.
-// The values travel in records and through the C ABI: append only, never renumber.
+// Values travel in records and through the C ABI: append only, never renumber.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,9 @@ enum class Rule : std::uint8_t { kAdam = 0, kLion = 1 };
 // How states are stored: 8-bit codes and an absmax per 256 elements, or plain fp32.
 enum class StateBits : std::uint8_t { k8 = 8, k32 = 32 };
 // States per parameter element: Adam 2 (m, v), Lion 1 (m).
-[[nodiscard]] constexpr std::uint32_t StatesOf(Rule rule) { return rule == Rule::kAdam ? 2 : 1; }
+[[nodiscard]] constexpr std::uint32_t StatesOf(Rule rule) {
+  return rule == Rule::kAdam ? 2 : 1;
+}
 
 enum class QuantType : std::uint8_t { kNF4 = 0, kFP4 = 1 };
 

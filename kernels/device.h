@@ -4,6 +4,7 @@
 // only enqueue and complete asynchronously, on the CPU device too.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,14 +27,14 @@ struct Event {
 };
 
 struct DeviceInfo {
-  std::string kind;           // "cpu", "cuda"
-  std::string name;           // for people
-  std::string uuid;           // label of every figure; "cpu-0" for the CPU
+  std::string kind;  // "cpu", "cuda"
+  std::string name;  // for people
+  std::string uuid;  // label of every figure; "cpu-0" for the CPU
   std::uint64_t total_bytes = 0;
-  std::uint64_t free_bytes = 0;       // available to this process now
-  std::uint32_t segment_frames = 1;   // device frames are allocated and given back in such runs
-  bool synchronous_clients = true;    // step() waits on the CPU; false where streams wait on the timeline
-  std::string simd;                   // instruction set that the CPU kernels chose
+  std::uint64_t free_bytes = 0;      // available to this process now
+  std::uint32_t segment_frames = 1;  // device frames are allocated and given back in such runs
+  bool synchronous_clients = true;   // step() waits on the CPU; false where streams wait on the timeline
+  std::string simd;                  // instruction set that the CPU kernels chose
 };
 
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
@@ -64,9 +65,9 @@ struct Import {
 };
 
 struct ImportSource {
-  int fd = -1;               // memfd or shm_open file, duplicated by the device if it keeps it
-  std::uint64_t bytes = 0;   // expected size; checked against the file
-  bool sealed = false;       // true: SHRINK sealed, no guard is needed
+  int fd = -1;              // memfd or shm_open file, duplicated by the device if it keeps it
+  std::uint64_t bytes = 0;  // expected size; checked against the file
+  bool sealed = false;      // true: SHRINK sealed, no guard is needed
   bool writable = true;
 };
 
@@ -90,6 +91,11 @@ class Device {
   // Gives the physical memory of a host range back to the system; its content is lost.
   virtual void DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
 
+  // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
+  // is being quantized. Null when there is none left.
+  [[nodiscard]] virtual std::byte* AllocateScratch(std::uint64_t bytes) = 0;
+  virtual void FreeScratch(std::byte* at) = 0;
+
   // Maps a client's memory. Errors: kInvalidArgument (not a memory file), kOutOfRange (shorter than said).
   [[nodiscard]] virtual wire::Result<Import> ImportMemory(const ImportSource& source) = 0;
   virtual void ReleaseImport(std::uint64_t import_id) = 0;
@@ -99,6 +105,11 @@ class Device {
   // ---- queues ----
   virtual Event Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) = 0;
   virtual Event Fill(Queue queue, void* at, int byte, std::uint64_t bytes) = 0;
+  // Stores `value` (release) into a word of a session's shared segment, behind what `queue` holds. The segment
+  // was announced by ShareWords, which pins it where the device asks for it.
+  virtual Event Signal(Queue queue, std::atomic<std::uint64_t>* word, std::uint64_t value) = 0;
+  [[nodiscard]] virtual wire::Status ShareWords(void* at, std::uint64_t bytes) = 0;
+  virtual void UnshareWords(void* at) = 0;
   // Work enqueued on `queue` from now on starts after `event`.
   virtual void Wait(Queue queue, Event event) = 0;
   [[nodiscard]] virtual bool Done(Event event) const = 0;

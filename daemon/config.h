@@ -1,0 +1,105 @@
+// The daemon's settings: defaults, then the TOML file, then the flags; each overrides the one before.
+// Read once by main before any thread starts; constant from then on.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "client/wire/status.h"
+#include "kernels/device.h"
+#include "paging/pager.h"
+
+namespace bitpager::daemon {
+
+inline constexpr const char* kVersion = "0.1.0";
+inline constexpr const char* kSystemConfigPath = "/etc/bitpager/bitpagerd.toml";
+inline constexpr const char* kSystemSocketPath = "/run/bitpager/bitpager.sock";
+// Of the socket, so that ".status" and ".events" still fit sockaddr_un.
+inline constexpr std::size_t kMaxSocketPathBytes = 100;
+inline constexpr std::size_t kMaxIpcPathBytes = 107;
+
+// A size as people write it: not given, bytes, or a share of what it is resolved against (see
+// ResolveBudgets in machine.h).
+struct SizeSetting {
+  enum class Kind : std::uint8_t { kDefault, kBytes, kPercent };
+  Kind kind = Kind::kDefault;
+  std::uint64_t bytes = 0;  // kBytes
+  double percent = 0;       // kPercent: above 0, at most 100
+  bool operator==(const SizeSetting&) const = default;
+};
+
+struct Config {
+  // ---- socket
+  std::string socket_path;           // absolute; see DefaultSocketPath
+  std::uint32_t socket_mode = 0600;  // 0660 where a group is set
+  std::string socket_group;          // empty: the process's own
+  std::string status_endpoint;       // "ipc://<socket path>.status" unless set
+  std::string events_endpoint;       // "ipc://<socket path>.events" unless set
+
+  // ---- memory
+  SizeSetting device_budget;  // default: see ResolveBudgets
+  SizeSetting host_budget;
+  std::uint64_t page_bytes = 2U << 20;  // a power of two, 64 KiB to 64 MiB
+  std::uint32_t window_pages = 8;       // 1 to 1024
+  std::uint32_t windows_in_flight = 3;  // 1 to 16
+  paging::Policy policy = paging::Policy::kScanAware;
+  bool poison_frames = false;
+
+  // ---- device
+  std::string device_kind = "cpu";
+  int device_index = 0;
+  int device_threads = 0;  // 0: the processors this process may use
+
+  // ---- what a job gets when its client asks for nothing
+  double job_weight = 1.0;
+  SizeSetting job_device_quota;  // kDefault: none but the budget; kPercent: of the budget
+  SizeSetting job_host_quota;
+  std::int64_t linger_ms = 0;  // 0: pages are dropped when the job's last session ends
+
+  // ---- limits, life, log
+  std::uint32_t max_sessions = 256;
+  bool private_mode = false;                     // ends with its last client
+  std::int64_t private_grace_ms = 2000;          // after the last client has gone
+  std::int64_t private_first_client_ms = 30000;  // for the first client to come
+  std::string log_level = "info";                // trace debug info warn error off
+  std::string config_path;                       // file that was read; empty: none
+};
+
+struct LoadedConfig {
+  Config config;
+  std::string print_and_exit;  // not empty (--help, --version): print it to stdout and exit with 0
+};
+
+// Where the settings come from; tests replace them.
+struct ConfigSources {
+  std::string system_config_path = kSystemConfigPath;  // read if it exists and --config is not given
+};
+
+// Errors: kInvalidArgument (usage or a bad value: flag or file:line, the value, a hint), kNotFound and
+// kPermissionDenied (the file given by --config). ExitCodeOf maps them.
+[[nodiscard]] wire::Result<LoadedConfig> LoadConfig(int argc, const char* const* argv,
+                                                    const ConfigSources& sources = {});
+
+// 0 ok, 1 failure, 2 usage (kInvalidArgument).
+[[nodiscard]] int ExitCodeOf(const wire::Status& status);
+
+// BITPAGER_SOCKET; else, for root, kSystemSocketPath; else $XDG_RUNTIME_DIR/bitpager/bitpager.sock; else
+// /tmp/bitpager-<uid>/bitpager.sock.
+[[nodiscard]] std::string DefaultSocketPath();
+
+// "8GiB", "512MiB", "2M", "1.5g", "4096", "40%". K, M, G, T, with or without i and B, are powers of 1024.
+[[nodiscard]] wire::Result<SizeSetting> ParseSize(std::string_view text);
+// As ParseSize, without percent.
+[[nodiscard]] wire::Result<std::uint64_t> ParseBytes(std::string_view text);
+// "250ms", "30s", "10m", "2h", "0", in ms.
+[[nodiscard]] wire::Result<std::int64_t> ParseDurationMs(std::string_view text);
+// "8 GiB", "1.5 MiB", "17 B": for messages; at most one decimal.
+[[nodiscard]] std::string FormatBytes(std::uint64_t bytes);
+
+[[nodiscard]] wire::Result<paging::Policy> ParsePolicy(std::string_view text);  // scan, lru, clock
+[[nodiscard]] std::string_view PolicyName(paging::Policy policy);
+
+[[nodiscard]] kernels::DeviceOptions DeviceOptionsOf(const Config& config);
+
+}  // namespace bitpager::daemon

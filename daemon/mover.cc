@@ -1,0 +1,149 @@
+#include "daemon/mover.h"
+
+#include <algorithm>
+
+namespace bitpager::daemon {
+namespace {
+
+// Fills given-up frames, so that a use after eviction shows at once.
+constexpr int kPoisonByte = 0xA5;
+
+// The next action continues the copy that ends at (`device`, `host`).
+bool Continues(const std::byte* device_end, const std::byte* host_end, const std::byte* device,
+               const std::byte* host) {
+  return device_end == device && host_end == host;
+}
+
+}  // namespace
+
+Mover::~Mover() {
+  for (const Copy& copy : copies_) device_.Synchronize(copy.event);
+  for (const auto& [number, segment] : segments_) device_.FreeSegment(segment.memory.id);
+}
+
+wire::Status Mover::Start() {
+  wire::Result<kernels::HostRegion> region =
+      device_.ReserveHost(pager_.config().host_frames * pager_.config().page_bytes);
+  if (!region.ok()) return region.status();
+  host_ = *region;
+  return {};
+}
+
+void Mover::Apply(const paging::Actions& actions) {
+  for (const std::uint32_t number : actions.free_segments) {
+    const auto found = segments_.find(number);
+    if (found == segments_.end()) continue;
+    device_.FreeSegment(found->second.memory.id);
+    segments_.erase(found);
+  }
+  AllocateSegments(actions.new_segments);
+  Poison(actions.poison);
+  Store(actions.stores);
+  Load(actions.loads);
+}
+
+void Mover::AllocateSegments(const std::vector<paging::SegmentRequest>& wanted) {
+  const paging::PagerConfig& config = pager_.config();
+  for (const paging::SegmentRequest& want : wanted) {
+    wire::Result<kernels::DeviceSegment> made =
+        device_.AllocateSegment(config.segment_frames, config.page_bytes, want.domain);
+    if (made.ok()) {
+      segments_[want.segment] = Segment{*made, want.domain};
+    } else {
+      pager_.SegmentRefused(want.segment);
+    }
+  }
+}
+
+void Mover::Poison(const std::vector<paging::FrameRef>& frames) {
+  if (frames.empty()) return;
+  kernels::Event event;
+  for (const paging::FrameRef frame : frames) {
+    std::byte* at = AddressOf(frame);
+    if (at != nullptr) event = device_.Fill(kernels::Queue::kLoad, at, kPoisonByte, pager_.config().page_bytes);
+  }
+  // Loads queue behind it by themselves; a run on a frame that needs no load must not overtake it.
+  if (event.sequence != 0) device_.Wait(kernels::Queue::kCompute, event);
+}
+
+void Mover::Store(const std::vector<paging::StoreAction>& stores) {
+  const std::uint64_t page = pager_.config().page_bytes;
+  for (std::size_t i = 0; i < stores.size();) {
+    const std::byte* from = AddressOf(stores[i].frame);
+    std::byte* to = HostAddress(stores[i].host_frame);
+    Copy copy;
+    std::uint64_t bytes = 0;
+    do {
+      copy.pages.push_back(stores[i].page);
+      bytes += page;
+      ++i;
+    } while (i < stores.size() && Continues(from + bytes, to + bytes, AddressOf(stores[i].frame),
+                                            HostAddress(stores[i].host_frame)));
+    copy.event = device_.Copy(kernels::Queue::kStore, to, from, bytes);
+    copies_.push_back(std::move(copy));
+  }
+}
+
+void Mover::Load(const std::vector<paging::LoadAction>& loads) {
+  const std::uint64_t page = pager_.config().page_bytes;
+  for (std::size_t i = 0; i < loads.size();) {
+    Copy copy;
+    copy.load = true;
+    if (loads[i].zero) {  // nothing to copy: reported at the next Poll
+      copy.pages.push_back(loads[i++].page);
+      copies_.push_back(std::move(copy));
+      continue;
+    }
+    std::byte* to = AddressOf(loads[i].frame);
+    const std::byte* from = HostAddress(loads[i].host_frame);
+    std::uint64_t bytes = 0;
+    do {
+      copy.pages.push_back(loads[i].page);
+      bytes += page;
+      ++i;
+    } while (i < loads.size() && !loads[i].zero &&
+             Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
+    copy.event = device_.Copy(kernels::Queue::kLoad, to, from, bytes);
+    copies_.push_back(std::move(copy));
+  }
+}
+
+int Mover::Poll() {
+  int reported = 0;
+  const auto done = [&](const Copy& copy) {
+    if (copy.event.sequence != 0 && !device_.Done(copy.event)) return false;
+    for (const paging::PageRef page : copy.pages) {
+      copy.load ? pager_.LoadDone(page) : pager_.StoreDone(page);
+      ++reported;
+    }
+    return true;
+  };
+  copies_.erase(std::remove_if(copies_.begin(), copies_.end(), done), copies_.end());
+  return reported;
+}
+
+std::byte* Mover::AddressOf(paging::FrameRef frame) const {
+  const auto found = segments_.find(frame.segment);
+  if (found == segments_.end()) return nullptr;
+  return found->second.memory.base + frame.slot * pager_.config().page_bytes;
+}
+
+const kernels::DeviceSegment* Mover::SegmentOf(paging::FrameRef frame) const {
+  const auto found = segments_.find(frame.segment);
+  return found == segments_.end() ? nullptr : &found->second.memory;
+}
+
+const kernels::DeviceSegment* Mover::ExportedBy(int fd, paging::DomainId domain) const {
+  for (const auto& [number, segment] : segments_) {
+    if (segment.domain == domain && segment.domain != paging::kPrivateDomain && segment.memory.fd == fd) {
+      return &segment.memory;
+    }
+  }
+  return nullptr;
+}
+
+void Mover::DecommitHost(std::uint64_t first_frame, std::uint64_t frames) {
+  device_.DecommitHost(HostAddress(first_frame), frames * pager_.config().page_bytes);
+}
+
+}  // namespace bitpager::daemon

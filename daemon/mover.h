@@ -1,0 +1,66 @@
+// The mover: performs what the pager decided. Owns the device segments and the host region, issues copies on
+// the load and store queues, and reports each completion back. Dispatcher thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <unordered_map>
+#include <vector>
+
+#include "client/wire/status.h"
+#include "kernels/device.h"
+#include "paging/pager.h"
+
+namespace bitpager::daemon {
+
+class Mover {
+ public:
+  Mover(kernels::Device& device, paging::Pager& pager) : device_(device), pager_(pager) {}
+  ~Mover();
+  Mover(const Mover&) = delete;
+  Mover& operator=(const Mover&) = delete;
+
+  // Reserves host memory for every frame of the host budget; committed when first written.
+  [[nodiscard]] wire::Status Start();
+
+  // Issues segments, poison, stores and loads of `actions`. Runs are the caller's.
+  void Apply(const paging::Actions& actions);
+  // Reports finished copies to the pager. Returns how many.
+  int Poll();
+
+  [[nodiscard]] std::byte* AddressOf(paging::FrameRef frame) const;
+  [[nodiscard]] const kernels::DeviceSegment* SegmentOf(paging::FrameRef frame) const;
+  // The segment of a share domain whose exported fd is `fd`; null when there is none.
+  [[nodiscard]] const kernels::DeviceSegment* ExportedBy(int fd, paging::DomainId domain) const;
+  // The physical memory of these host frames goes back to the system; no copy may be using them.
+  void DecommitHost(std::uint64_t first_frame, std::uint64_t frames);
+  [[nodiscard]] bool idle() const { return copies_.empty(); }
+
+ private:
+  struct Segment {
+    kernels::DeviceSegment memory;
+    paging::DomainId domain = paging::kPrivateDomain;
+  };
+  struct Copy {
+    kernels::Event event;
+    bool load = false;
+    std::vector<paging::PageRef> pages;
+  };
+
+  void AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
+  void Poison(const std::vector<paging::FrameRef>& frames);
+  void Store(const std::vector<paging::StoreAction>& stores);
+  void Load(const std::vector<paging::LoadAction>& loads);
+  [[nodiscard]] std::byte* HostAddress(std::uint64_t frame) const {
+    return host_.base + frame * pager_.config().page_bytes;
+  }
+
+  kernels::Device& device_;
+  paging::Pager& pager_;
+  kernels::HostRegion host_;
+  std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number
+  std::deque<Copy> copies_;
+};
+
+}  // namespace bitpager::daemon

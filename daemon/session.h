@@ -1,0 +1,126 @@
+// One connected process of a job: its shared segment, rings, buffers, and the tickets it has outstanding.
+// Tickets are taken in order, one at a time. Dispatcher thread, but for the connection's fd, which the
+// listener reads.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "client/wire/ids.h"
+#include "client/wire/ring.h"
+#include "client/wire/segment.h"
+#include "client/wire/status.h"
+#include "client/wire/unique_fd.h"
+#include "daemon/admission.h"
+#include "kernels/device.h"
+
+namespace bitpager::daemon {
+
+// Who is at the other end of a socket, as the kernel says.
+struct Peer {
+  std::uint32_t uid = ~0U;
+  std::uint32_t gid = ~0U;
+  std::int64_t pid = 0;  // 0 where it is hidden
+};
+
+// A request that is being worked on.
+struct ActiveTask {
+  std::uint64_t ticket = 0;
+  wire::Op op = wire::Op::kNoop;
+  std::unique_ptr<Work> work;    // none for a lease
+  wire::RequestId request;
+  wire::ExtentId lease_extent;   // kLease: the extent that is made resident
+  kernels::Event prepared;       // of Work::Prepare
+  std::uint64_t admitted_ns = 0;
+  std::uint64_t idle_since_ns = 0;  // no run in flight since then
+  std::uint64_t stall_ns = 0;
+  std::uint32_t runs_in_flight = 0;
+  std::uint64_t loaded_before = 0;  // the job's counters when it was admitted
+  std::uint64_t stored_before = 0;
+};
+
+class Session final : public SessionScope {
+ public:
+  struct Identity {
+    wire::SessionId id;
+    wire::JobId job;
+    Peer peer;
+    std::uint32_t rank = 0;
+    std::string client;
+  };
+
+  // Makes the sealed segment and the bells. kOutOfMemory with the reason.
+  [[nodiscard]] static wire::Result<std::unique_ptr<Session>> Make(Identity identity,
+                                                                   kernels::Device& device);
+  ~Session() override;
+
+  [[nodiscard]] const Identity& identity() const { return identity_; }
+  [[nodiscard]] wire::SegmentView segment() const { return view_; }
+  [[nodiscard]] int segment_fd() const { return segment_fd_.get(); }
+  [[nodiscard]] int request_bell() const { return request_bell_.get(); }
+  [[nodiscard]] int completion_bell() const { return completion_bell_.get(); }
+
+  // ---- rings
+  // Takes new records into `pending`. False when the client wrote what no client writes.
+  [[nodiscard]] bool TakeRequests();
+  [[nodiscard]] bool HasRequests() const { return !requests_.Empty(); }
+  // Writes a completion and wakes the client. False when its ring is full or corrupt: end the session.
+  [[nodiscard]] bool Complete(const wire::CompletionRecord& completion);
+  // The head of `pending` may start: the client says that its inputs are ready.
+  [[nodiscard]] bool HeadReady() const;
+  // Tells the client that its session is over; later calls change nothing.
+  void Fail(wire::Code code);
+  [[nodiscard]] bool failed() const { return failed_; }
+
+  // Doorbell protocol: Sleep, look at the rings once more, wait on the bell, Wake.
+  void AnnounceSleep(bool sleeping);
+
+  // ---- memory
+  [[nodiscard]] BufferRef FindBuffer(wire::BufferId id) const override;
+  [[nodiscard]] Extent* FindExtent(wire::ExtentId id) const override;
+  wire::BufferId AddBuffer(const kernels::Import& import, bool writable, bool own);
+  // kNotFound.
+  [[nodiscard]] wire::Status RemoveBuffer(wire::BufferId id);
+  [[nodiscard]] std::uint64_t own_buffer_bytes() const { return own_buffer_bytes_; }
+  void AddExtent(Extent* extent) { extents_[extent->id] = extent; }
+  void RemoveExtent(wire::ExtentId id) { extents_.erase(id); }
+  [[nodiscard]] const std::unordered_map<wire::ExtentId, Extent*, wire::IdHash>& extents() const {
+    return extents_;
+  }
+  [[nodiscard]] std::size_t outstanding() const { return pending.size() + (active ? 1U : 0U); }
+
+  // ---- work, driven by the dispatcher
+  std::deque<wire::RequestRecord> pending;
+  std::optional<ActiveTask> active;
+  bool closing = false;   // its client is gone: finish what is ready, then tear down
+  bool detached = false;  // its client said goodbye
+  std::uint64_t heartbeat_seen = 0;
+  std::uint64_t heartbeat_ns = 0;   // when it last moved; 0: the client has a pidfd, none is wanted
+
+ private:
+  Session(Identity identity, kernels::Device& device) : identity_(std::move(identity)), device_(device) {}
+  [[nodiscard]] wire::Status MapSegment();
+
+  Identity identity_;
+  kernels::Device& device_;
+  wire::UniqueFd segment_fd_;
+  wire::UniqueFd request_bell_;
+  wire::UniqueFd completion_bell_;
+  wire::SegmentView view_;
+  wire::RingConsumer<wire::RequestRecord> requests_;
+  wire::RingProducer<wire::CompletionRecord> completions_;
+  std::uint64_t next_ticket_ = 1;
+  std::uint64_t next_buffer_ = 1;
+  std::uint64_t own_buffer_bytes_ = 0;
+  bool failed_ = false;
+  std::unordered_map<wire::BufferId, BufferRef, wire::IdHash> buffers_;
+  std::unordered_map<wire::ExtentId, Extent*, wire::IdHash> extents_;
+};
+
+}  // namespace bitpager::daemon

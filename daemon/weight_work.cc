@@ -1,0 +1,273 @@
+// Requests on quantized weights: admission, and launches over resident windows.
+#include <algorithm>
+#include <bit>
+#include <string>
+
+#include "daemon/admission.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using wire::Code;
+using wire::Status;
+
+// A run of blocks of a weight that a request touches.
+struct BlockRange {
+  std::uint64_t first = 0;
+  std::uint64_t end = 0;
+  std::uint64_t end_element = 0;  // elements past this are not touched
+};
+
+std::vector<paging::PageRange> Cover(const Extent& extent, const BlockRange& range) {
+  const std::uint64_t per_page = extent.weight()->format.layout.blocks_per_page;
+  const std::uint64_t first = range.first / per_page;
+  return {{extent.id, first, (range.end + per_page - 1) / per_page - first}};
+}
+
+// The part of `range` that lies in `page`.
+kernels::WeightSpan Cut(const Weight& weight, const BlockRange& range, const ResidentPage& page) {
+  const std::uint64_t per_page = weight.format.layout.blocks_per_page;
+  const std::uint64_t blocksize = weight.format.layout.blocksize;
+  const std::uint64_t page_first = page.index * per_page;
+  const std::uint64_t first = std::max(range.first, page_first);
+  const std::uint64_t end = std::min(range.end, page_first + per_page);
+  kernels::WeightSpan span;
+  span.page = page.at;
+  span.first_block = static_cast<std::uint32_t>(first - page_first);
+  span.blocks = static_cast<std::uint32_t>(end - first);
+  span.first_global_block = first;
+  span.page_global_block = page_first;
+  span.elements = std::min(end * blocksize, range.end_element) - first * blocksize;
+  return span;
+}
+
+BlockRange Whole(const Weight& weight) { return {0, weight.blocks(), weight.elements}; }
+
+class DequantizeWork final : public Work {
+ public:
+  DequantizeWork(Extent& extent, BlockRange range, Place out, wire::DType dtype)
+      : extent_(extent), range_(range), out_(out.at), dtype_(dtype) {
+    Hold(std::move(out.buffer));
+  }
+  [[nodiscard]] paging::RequestSpec Pages() const override {
+    return {extent_.job, paging::Access::kRead, Cover(extent_, range_), false};
+  }
+  kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
+    const Weight& weight = *extent_.weight();
+    kernels::DequantizeArgs args;
+    args.format = weight.format;
+    args.out_dtype = dtype_;
+    const std::uint64_t blocksize = weight.format.layout.blocksize;
+    for (const ResidentPage& page : window) {
+      const kernels::WeightSpan span = Cut(weight, range_, page);
+      const std::uint64_t element = (span.first_global_block - range_.first) * blocksize;
+      args.spans.push_back(span);
+      args.outs.push_back(out_ + element * wire::DTypeBytes(dtype_));
+    }
+    return device.Dequantize(std::move(args));
+  }
+  wire::Status Finish(wire::CompletionRecord&) override { return {}; }
+
+ private:
+  Extent& extent_;
+  BlockRange range_;
+  std::byte* out_;
+  wire::DType dtype_;
+};
+
+// Statistics of a whole weight while it is quantized.
+struct Statistics {
+  Scratch absmax;   // fp32 a block
+  Scratch codes;    // uint8 a block; nested only
+  Scratch absmax2;  // fp32 a group; nested only
+  Scratch offset;   // fp32; nested only
+};
+
+class QuantizeWork final : public Work {
+ public:
+  QuantizeWork(Extent& extent, Place in, wire::DType dtype, Statistics statistics)
+      : extent_(extent), in_(in.at), dtype_(dtype), statistics_(std::move(statistics)) {
+    Hold(std::move(in.buffer));
+  }
+  [[nodiscard]] paging::RequestSpec Pages() const override {
+    return {extent_.job, paging::Access::kOverwrite, Cover(extent_, Whole(*extent_.weight())), false};
+  }
+
+  kernels::Event Prepare(kernels::Device& device) override {
+    Weight& weight = *extent_.weight();
+    weight.filled = false;
+    float* absmax = reinterpret_cast<float*>(statistics_.absmax.get());
+    kernels::Event event = device.BlockAbsmax(
+        {in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
+    if (!weight.format.layout.nested) return event;
+    return device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
+  }
+
+  kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
+    const Weight& weight = *extent_.weight();
+    kernels::QuantizeArgs args;
+    args.format = weight.format;
+    args.in_dtype = dtype_;
+    args.absmax = reinterpret_cast<const float*>(statistics_.absmax.get());
+    args.nested_codes = codes();
+    args.absmax2 = absmax2();
+    for (const ResidentPage& page : window) {
+      const kernels::WeightSpan span = Cut(weight, Whole(weight), page);
+      const std::uint64_t element = span.first_global_block * weight.format.layout.blocksize;
+      args.spans.push_back(span);
+      args.ins.push_back(in_ + element * wire::DTypeBytes(dtype_));
+    }
+    return device.Quantize(std::move(args));
+  }
+
+  wire::Status Finish(wire::CompletionRecord& completion) override {
+    Weight& weight = *extent_.weight();
+    weight.format.offset = weight.format.layout.nested ? *offset() : 0.0F;
+    weight.filled = true;
+    completion.values[0] = std::bit_cast<std::uint32_t>(weight.format.offset);
+    return {};
+  }
+  void Abandon() override { extent_.weight()->filled = false; }
+
+ private:
+  [[nodiscard]] std::uint8_t* codes() const {
+    return reinterpret_cast<std::uint8_t*>(statistics_.codes.get());
+  }
+  [[nodiscard]] float* absmax2() const { return reinterpret_cast<float*>(statistics_.absmax2.get()); }
+  [[nodiscard]] float* offset() const { return reinterpret_cast<float*>(statistics_.offset.get()); }
+
+  Extent& extent_;
+  const std::byte* in_;
+  wire::DType dtype_;
+  Statistics statistics_;
+};
+
+class PackedWork final : public Work {
+ public:
+  PackedWork(Extent& extent, bool into_pages, float offset)
+      : extent_(extent), into_pages_(into_pages), offset_(offset) {
+    args_.format = extent.weight()->format;
+    args_.into_pages = into_pages;
+  }
+  void SetPlanes(Place packed, Place absmax, Place absmax2) {
+    args_.packed = packed.at;
+    if (args_.format.layout.nested) {
+      args_.nested_codes = reinterpret_cast<std::uint8_t*>(absmax.at);
+      args_.absmax2 = reinterpret_cast<float*>(absmax2.at);
+    } else {
+      args_.absmax = reinterpret_cast<float*>(absmax.at);
+    }
+    Hold(std::move(packed.buffer));
+    Hold(std::move(absmax.buffer));
+    if (absmax2.buffer != nullptr) Hold(std::move(absmax2.buffer));
+  }
+
+  [[nodiscard]] paging::RequestSpec Pages() const override {
+    return {extent_.job, into_pages_ ? paging::Access::kOverwrite : paging::Access::kRead,
+            Cover(extent_, Whole(*extent_.weight())), false};
+  }
+  kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
+    if (into_pages_) extent_.weight()->filled = false;
+    kernels::PackedArgs args = args_;
+    for (const ResidentPage& page : window) {
+      args.spans.push_back(Cut(*extent_.weight(), Whole(*extent_.weight()), page));
+    }
+    return device.MovePacked(std::move(args));
+  }
+  wire::Status Finish(wire::CompletionRecord& completion) override {
+    Weight& weight = *extent_.weight();
+    if (into_pages_) {
+      weight.format.offset = weight.format.layout.nested ? offset_ : 0.0F;
+      weight.filled = true;
+    }
+    completion.values[0] = std::bit_cast<std::uint32_t>(weight.format.offset);
+    return {};
+  }
+
+ private:
+  Extent& extent_;
+  bool into_pages_;
+  float offset_;
+  kernels::PackedArgs args_;
+};
+
+Status CheckFloat(wire::DType dtype, const char* what) {
+  if (IsFloat(dtype)) return {};
+  return {Code::kInvalidArgument, std::string(what) + " must be fp32, fp16 or bf16."};
+}
+
+}  // namespace
+
+AdmitResult AdmitDequantize(const SessionScope& scope, const wire::DequantizeBody& body) {
+  wire::Result<Extent*> extent = FindWeight(scope, body.extent, true);
+  if (!extent.ok()) return extent.status();
+  if (Status fine = CheckFloat(body.out_dtype, "the output of a dequantize request"); !fine.ok()) return fine;
+  const Weight& weight = *(*extent)->weight();
+  const std::uint64_t blocksize = weight.format.layout.blocksize;
+  if (body.first_element % blocksize != 0 || body.first_element >= weight.elements || body.elements == 0 ||
+      body.elements > weight.elements - body.first_element) {
+    return Status(Code::kOutOfRange, "elements " + std::to_string(body.first_element) + " + " +
+                                         std::to_string(body.elements) + " of a weight of " +
+                                         std::to_string(weight.elements) +
+                                         ": start at a multiple of the block size and end inside it.");
+  }
+  const std::uint64_t size = wire::DTypeBytes(body.out_dtype);
+  wire::Result<Place> out = Resolve(scope, body.out, body.elements * size, size, true, "output");
+  if (!out.ok()) return out.status();
+  const std::uint64_t end = body.first_element + body.elements;
+  const BlockRange range{body.first_element / blocksize, (end + blocksize - 1) / blocksize, end};
+  return std::unique_ptr<Work>(
+      std::make_unique<DequantizeWork>(**extent, range, std::move(*out), body.out_dtype));
+}
+
+AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& body, kernels::Device& device) {
+  wire::Result<Extent*> extent = FindWeight(scope, body.extent, false);
+  if (!extent.ok()) return extent.status();
+  if (Status fine = CheckFloat(body.in_dtype, "the input of a quantize request"); !fine.ok()) return fine;
+  const Weight& weight = *(*extent)->weight();
+  const std::uint64_t size = wire::DTypeBytes(body.in_dtype);
+  wire::Result<Place> in = Resolve(scope, body.in, weight.elements * size, size, false, "input");
+  if (!in.ok()) return in.status();
+  const std::uint64_t blocks = weight.blocks();
+  Statistics statistics;
+  statistics.absmax = Scratch(device, blocks * sizeof(float));
+  bool fits = static_cast<bool>(statistics.absmax);
+  if (weight.format.layout.nested) {
+    statistics.codes = Scratch(device, blocks);
+    statistics.absmax2 = Scratch(device, quant::BlocksOf(blocks, quant::kNestedBlock) * sizeof(float));
+    statistics.offset = Scratch(device, sizeof(float));
+    fits = fits && statistics.codes && statistics.absmax2 && statistics.offset;
+  }
+  if (!fits) {
+    return Status(Code::kOutOfMemory, "no memory for the absmaxes of " + std::to_string(blocks) +
+                                          " blocks while quantizing.");
+  }
+  return std::unique_ptr<Work>(
+      std::make_unique<QuantizeWork>(**extent, std::move(*in), body.in_dtype, std::move(statistics)));
+}
+
+AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& body) {
+  const bool into = body.into_pages == 1;
+  if (body.into_pages > 1) return Status(Code::kInvalidArgument, "into_pages is neither 0 nor 1.");
+  wire::Result<Extent*> extent = FindWeight(scope, body.extent, !into);
+  if (!extent.ok()) return extent.status();
+  const Weight& weight = *(*extent)->weight();
+  const bool nested = weight.format.layout.nested;
+  wire::Result<Place> packed =
+      Resolve(scope, body.packed, (weight.elements + 1) / 2, 1, !into, "packed codes");
+  if (!packed.ok()) return packed.status();
+  wire::Result<Place> absmax = Resolve(scope, body.absmax, weight.blocks() * (nested ? 1 : sizeof(float)),
+                                       nested ? 1 : sizeof(float), !into, "absmax");
+  if (!absmax.ok()) return absmax.status();
+  wire::Result<Place> absmax2 = Place{};
+  if (nested) {
+    const std::uint64_t groups = quant::BlocksOf(weight.blocks(), quant::kNestedBlock);
+    absmax2 = Resolve(scope, body.absmax2, groups * sizeof(float), sizeof(float), !into, "absmax2");
+    if (!absmax2.ok()) return absmax2.status();
+  }
+  auto work = std::make_unique<PackedWork>(**extent, into, body.offset);
+  work->SetPlanes(std::move(*packed), std::move(*absmax), std::move(*absmax2));
+  return std::unique_ptr<Work>(std::move(work));
+}
+
+}  // namespace bitpager::daemon

@@ -20,14 +20,14 @@ struct StepSpan {
   std::byte* page = nullptr;     // device frame
   std::uint32_t first_unit = 0;  // slot in the page
   std::uint32_t units = 0;
-  void* param = nullptr;         // first element of the run, param_dtype, updated in place
-  const void* grad = nullptr;    // first element of the run, grad_dtype
-  std::uint64_t elements = 0;    // 256 * (units - 1) < elements <= 256 * units
-  std::uint32_t tensor = 0;      // index reported with a non-finite block
-  std::uint32_t hyper = 0;       // index into StepArgs::hypers
+  void* param = nullptr;       // first element of the run, param_dtype, updated in place
+  const void* grad = nullptr;  // first element of the run, grad_dtype
+  std::uint64_t elements = 0;  // 256 * (units - 1) < elements <= 256 * units
+  std::uint32_t tensor = 0;    // index reported with a non-finite block
+  std::uint32_t hyper = 0;     // index into StepArgs::hypers
   wire::DType param_dtype = wire::DType::kF32;
   wire::DType grad_dtype = wire::DType::kF32;
-  bool zero_page = false;        // the page was never written: its states read as zero
+  bool zero_page = false;  // the page was never written: its states read as zero
 };
 
 // What a step found. Written by the device, read after the op's event.
@@ -50,7 +50,7 @@ struct StepArgs {
 // A run of consecutive blocks of one weight inside one resident page.
 struct WeightSpan {
   std::byte* page = nullptr;
-  std::uint32_t first_block = 0;         // slot in the page
+  std::uint32_t first_block = 0;  // slot in the page
   std::uint32_t blocks = 0;
   std::uint64_t first_global_block = 0;  // of the run, in the weight (nested groups are global)
   std::uint64_t page_global_block = 0;   // of slot 0 of this page
@@ -97,18 +97,18 @@ struct QuantizeArgs {
   WeightFormat format;
   wire::DType in_dtype = wire::DType::kF32;
   std::vector<WeightSpan> spans;
-  std::vector<const void*> ins;            // first element of each span
-  const float* absmax = nullptr;           // of all blocks
+  std::vector<const void*> ins;                // first element of each span
+  const float* absmax = nullptr;               // of all blocks
   const std::uint8_t* nested_codes = nullptr;  // of all blocks; null when not nested
-  const float* absmax2 = nullptr;          // of all groups; null when not nested
+  const float* absmax2 = nullptr;              // of all groups; null when not nested
 };
 
 // Moves a packed weight (interchange layout: packed codes, absmax planes) into or out of pages.
 struct PackedArgs {
   WeightFormat format;
   std::vector<WeightSpan> spans;
-  std::byte* packed = nullptr;        // of the whole weight, even element in the high nibble
-  float* absmax = nullptr;            // of all blocks; null when nested
+  std::byte* packed = nullptr;  // of the whole weight, even element in the high nibble
+  float* absmax = nullptr;      // of all blocks; null when nested
   std::uint8_t* nested_codes = nullptr;
   float* absmax2 = nullptr;
   bool into_pages = true;

@@ -14,11 +14,11 @@ namespace bitpager::optim8bit {
 struct Hyper {
   float beta1 = 0.9F;
   float beta2 = 0.999F;
-  float one_minus_beta1 = 0.1F;    // rounded from the double difference
+  float one_minus_beta1 = 0.1F;  // rounded from the double difference
   float one_minus_beta2 = 0.001F;
-  float step_size = 0.0F;          // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t). Lion: lr
-  float eps = 1e-8F;               // Adam: eps * sqrt(1 - beta2^t)
-  float decay = 1.0F;              // 1 - lr * weight_decay
+  float step_size = 0.0F;  // Adam: lr * sqrt(1 - beta2^t) / (1 - beta1^t). Lion: lr
+  float eps = 1e-8F;       // Adam: eps * sqrt(1 - beta2^t)
+  float decay = 1.0F;      // 1 - lr * weight_decay
 };
 
 // The user's settings, as they come in a request.

@@ -7,7 +7,6 @@
 #include <string_view>
 
 #include "client/wire/status.h"
-#include "kernels/device.h"
 #include "paging/pager.h"
 
 namespace bitpager::daemon {
@@ -99,7 +98,5 @@ struct ConfigSources {
 
 [[nodiscard]] wire::Result<paging::Policy> ParsePolicy(std::string_view text);  // scan, lru, clock
 [[nodiscard]] std::string_view PolicyName(paging::Policy policy);
-
-[[nodiscard]] kernels::DeviceOptions DeviceOptionsOf(const Config& config);
 
 }  // namespace bitpager::daemon

@@ -9,6 +9,7 @@
 
 #include "client/wire/status.h"
 #include "daemon/config.h"
+#include "kernels/device.h"
 
 namespace bitpager::daemon {
 
@@ -34,12 +35,12 @@ struct MachineFacts {
   std::vector<std::string> cpu_flags;
   std::string container;  // "docker", "podman", "kubernetes", "lxc", ...; empty: none seen
   bool wsl2 = false;
-  std::string nvidia_driver;  // version of the kernel module; empty: none loaded
-  int nvidia_devices = 0;     // /dev/nvidia<n>
+  std::string nvidia_driver;        // version of the kernel module; empty: none loaded
+  int nvidia_devices = 0;           // /dev/nvidia<n>
+  bool may_exceed_memlock = false;  // CAP_IPC_LOCK
 
   // ---- from system calls (ProbeProcess)
   std::optional<std::uint64_t> memlock_limit_bytes;  // none: unlimited
-  bool may_exceed_memlock = false;                   // CAP_IPC_LOCK
   std::uint64_t open_files_limit = 0;
   int affinity_processors = 0;
   int allowed_processors = 1;  // min of affinity and quota (rounded up), at least 1
@@ -61,6 +62,7 @@ struct MachineFacts {
 [[nodiscard]] MachineFacts ReadMachine();
 // The files below `root` ("" is the running system).
 void ReadMachineFiles(const std::string& root, MachineFacts& facts);
+// After ReadMachineFiles: allowed_processors follows cpu_quota.
 void ProbeProcess(MachineFacts& facts);
 
 // What the opened device says about memory.
@@ -87,5 +89,9 @@ struct Budgets {
 // budget under one window; kUnsupported when the machine's memory could not be read.
 [[nodiscard]] wire::Result<Budgets> ResolveBudgets(const Config& config, const MachineFacts& facts,
                                                    const DeviceMemory& device);
+
+// `threads` is the configured number or, where that is 0, the processors this process may use: a cgroup's CPU
+// quota counts, which the device does not see.
+[[nodiscard]] kernels::DeviceOptions DeviceOptionsOf(const Config& config, const MachineFacts& facts);
 
 }  // namespace bitpager::daemon

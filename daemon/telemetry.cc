@@ -1,0 +1,340 @@
+#include "daemon/telemetry.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+#include <vector>
+#include <zmq.hpp>
+
+#include "client/wire/unique_fd.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using nlohmann::json;
+using wire::Code;
+using wire::Result;
+using wire::Status;
+
+constexpr std::size_t kMaxQueuedEvents = 1024;
+constexpr std::size_t kMaxEnvelopeFrames = 8;
+constexpr std::int64_t kMaxQueryBytes = 4096;
+constexpr int kMaxQueriesAtOnce = 64;  // answered out of one snapshot
+constexpr int kSendQueue = 16;         // replies that wait for one asker; more are dropped
+constexpr std::string_view kScheme = "ipc://";
+
+std::int64_t UnixMs() {
+  using namespace std::chrono;
+  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+std::string Dump(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+std::string ErrorReply(Code code, const std::string& message) {
+  return Dump({{"schema_version", kSnapshotSchemaVersion},
+               {"error", {{"code", wire::CodeName(code)}, {"message", message}}}});
+}
+
+std::string ErrorReply(const Status& status) {
+  return ErrorReply(status.code(), status.message());
+}
+
+std::string BadQuery(const std::string& why) {
+  return ErrorReply(Code::kProtocol, why + R"(. Hint: send {"query":"status"} or {"query":"version"})");
+}
+
+struct Query {
+  std::vector<zmq::message_t> envelope;  // routing id and what stood before the body
+  std::string body;
+  bool too_many_frames = false;
+};
+
+// Reads one whole multipart message; nothing when none is waiting.
+std::optional<Query> ReceiveQuery(zmq::socket_t& router) {
+  std::vector<zmq::message_t> frames;
+  Query out;
+  bool more = true;
+  while (more) {
+    zmq::message_t frame;
+    if (!router.recv(frame, zmq::recv_flags::dontwait)) return std::nullopt;
+    more = frame.more();
+    if (frames.size() > kMaxEnvelopeFrames) {
+      out.too_many_frames = true;
+      frames.back() = std::move(frame);
+    } else {
+      frames.push_back(std::move(frame));
+    }
+  }
+  if (frames.size() > 1) {  // the first is the routing id
+    out.body = frames.back().to_string();
+    frames.pop_back();
+  }
+  out.envelope = std::move(frames);
+  return out;
+}
+
+// Drops the reply when the asker has gone or does not read.
+void SendReply(zmq::socket_t& router, Query& query, const std::string& reply) {
+  for (zmq::message_t& frame : query.envelope) {
+    if (!router.send(frame, zmq::send_flags::sndmore | zmq::send_flags::dontwait)) return;
+  }
+  router.send(zmq::buffer(reply), zmq::send_flags::dontwait);
+}
+
+Result<std::string> PathOf(const std::string& endpoint) {
+  if (endpoint.rfind(kScheme, 0) != 0 || endpoint.size() <= kScheme.size() + 1 ||
+      endpoint[kScheme.size()] != '/') {
+    return Status(Code::kInvalidArgument,
+                  "'" + endpoint + "' is no endpoint. Hint: ipc:// and an absolute path");
+  }
+  std::string path = endpoint.substr(kScheme.size());
+  if (path.size() > kMaxIpcPathBytes) {
+    return Status(Code::kInvalidArgument, "the endpoint's path " + path + " has " +
+                                              std::to_string(path.size()) + " bytes; a Unix socket takes " +
+                                              std::to_string(kMaxIpcPathBytes) +
+                                              ". Hint: a shorter --socket or endpoint path");
+  }
+  struct stat file {};
+  if (::lstat(path.c_str(), &file) == 0 && !S_ISSOCK(file.st_mode)) {
+    return Status(Code::kInvalidArgument, path +
+                                              " exists and is no socket. Hint: remove it, or choose "
+                                              "another endpoint");
+  }
+  return path;
+}
+
+struct GroupId {
+  bool given = false;
+  gid_t gid = 0;
+};
+
+Result<GroupId> FindGroup(const std::string& name) {
+  if (name.empty()) return GroupId{};
+  errno = 0;
+  const group* found = ::getgrnam(name.c_str());
+  if (found != nullptr) return GroupId{true, found->gr_gid};
+  return Status(Code::kInvalidArgument,
+                "there is no group '" + name + "'" +
+                    (errno != 0 ? std::string(" (") + std::strerror(errno) + ")" : "") +
+                    ". Hint: groupadd --system " + name);
+}
+
+Status CannotServe(const std::string& endpoint, int error) {
+  const Code code = error == EACCES || error == EPERM ? Code::kPermissionDenied : Code::kInternal;
+  return {code, "cannot serve " + endpoint + " (" + zmq_strerror(error) +
+                    "). Hint: its directory must exist and this user must be able to write in it"};
+}
+
+// Binds so that nobody but the owner can connect before the mode is set.
+Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& config, const GroupId& group) {
+  const Result<std::string> path = PathOf(endpoint);
+  if (!path.ok()) return path.status();
+  const mode_t before = ::umask(0177);
+  int error = 0;
+  try {
+    socket.bind(endpoint);
+  } catch (const zmq::error_t& failed) {
+    error = failed.num();
+  }
+  ::umask(before);
+  if (error != 0) return CannotServe(endpoint, error);
+  const bool owned = !group.given || ::chown(path->c_str(), static_cast<uid_t>(-1), group.gid) == 0;
+  if (owned && ::chmod(path->c_str(), config.socket_mode) == 0) return {};
+  return CannotServe(endpoint, errno);
+}
+
+}  // namespace
+
+// Constant after Start: take_snapshot, context and sockets (used by the thread alone). Guarded by `mutex`:
+// `events`. `stop` is stored by Stop before it rings `wake`, and loaded by the thread after it woke.
+struct Telemetry::Impl {
+  TakeSnapshot take_snapshot;
+  std::optional<zmq::context_t> context;
+  std::optional<zmq::socket_t> router;
+  std::optional<zmq::socket_t> publisher;
+  wire::UniqueFd wake;
+  std::thread thread;
+  std::atomic<bool> stop{false};
+  std::atomic<bool> started{false};  // release in Start pairs with acquire in Publish: `wake` is set
+  std::mutex mutex;
+  std::deque<Event> events;
+
+  Status Open(const Config& config);
+  void Close();
+  void Run();
+  void Serve();
+  void AnswerAll();
+  std::string Answer(const Query& query, std::optional<std::string>& status_reply);
+  void PublishAll();
+  void Ring() const;
+};
+
+Status Telemetry::Impl::Open(const Config& config) {
+  const Result<GroupId> group = FindGroup(config.socket_group);
+  if (!group.ok()) return group.status();
+  wake.Reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return {Code::kInternal, std::string("no eventfd (") + std::strerror(errno) + ")"};
+  try {
+    context.emplace(1);
+    router.emplace(*context, zmq::socket_type::router);
+    publisher.emplace(*context, zmq::socket_type::pub);
+    router->set(zmq::sockopt::maxmsgsize, kMaxQueryBytes);
+    router->set(zmq::sockopt::sndhwm, kSendQueue);
+    router->set(zmq::sockopt::rcvhwm, kMaxQueriesAtOnce);
+    publisher->set(zmq::sockopt::maxmsgsize, kMaxQueryBytes);
+    router->set(zmq::sockopt::linger, 100);
+    publisher->set(zmq::sockopt::linger, 100);
+  } catch (const zmq::error_t& error) {
+    return {Code::kInternal, std::string("telemetry cannot be set up (") + error.what() + ")"};
+  }
+  const Status bound = Bind(*router, config.status_endpoint, config, *group);
+  return bound.ok() ? Bind(*publisher, config.events_endpoint, config, *group) : bound;
+}
+
+// Closing the sockets removes their files.
+void Telemetry::Impl::Close() {
+  router.reset();
+  publisher.reset();
+  context.reset();
+}
+
+void Telemetry::Impl::Ring() const {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(wake.get(), &one, sizeof(one));  // full: it rings already
+}
+
+void Telemetry::Impl::Run() {
+  ::pthread_setname_np(::pthread_self(), "bp-telemetry");
+  while (!stop.load(std::memory_order_acquire)) {
+    try {
+      Serve();
+    } catch (const zmq::error_t& error) {
+      if (error.num() == ETERM || error.num() == ENOTSOCK) return;  // another asker may still be served
+    } catch (const std::exception&) {                               // no memory for this reply: it is dropped
+    }
+  }
+}
+
+void Telemetry::Impl::Serve() {
+  zmq_pollitem_t items[] = {{router->handle(), 0, ZMQ_POLLIN, 0}, {nullptr, wake.get(), ZMQ_POLLIN, 0}};
+  zmq::poll(items, 2, std::chrono::milliseconds(-1));
+  if ((items[1].revents & ZMQ_POLLIN) != 0) {
+    std::uint64_t rings = 0;
+    [[maybe_unused]] const ssize_t bytes = ::read(wake.get(), &rings, sizeof(rings));
+  }
+  if (stop.load(std::memory_order_acquire)) return;
+  PublishAll();
+  if ((items[0].revents & ZMQ_POLLIN) != 0) AnswerAll();
+}
+
+// Takes the waiting queries first and the snapshot after them, so that each reply is younger than its query
+// and a flood costs the dispatcher one snapshot a batch.
+void Telemetry::Impl::AnswerAll() {
+  std::vector<Query> queries;
+  while (queries.size() < kMaxQueriesAtOnce) {
+    auto query = ReceiveQuery(*router);
+    if (!query) break;
+    queries.push_back(std::move(*query));
+  }
+  std::optional<std::string> status_reply;
+  for (Query& query : queries) {
+    const std::string reply = Answer(query, status_reply);
+    try {
+      SendReply(*router, query, reply);
+    } catch (const zmq::error_t&) {  // this asker has gone; the others are still answered
+    }
+  }
+}
+
+std::string Telemetry::Impl::Answer(const Query& query, std::optional<std::string>& status_reply) {
+  if (query.too_many_frames) return BadQuery("the query has too many frames");
+  const json parsed = json::parse(query.body, nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_discarded() || !parsed.is_object()) return BadQuery("the query is not a JSON object");
+  const auto name = parsed.find("query");
+  if (name == parsed.end() || !name->is_string()) return BadQuery("the query names nothing");
+  if (*name == "version") return Dump({{"schema_version", kSnapshotSchemaVersion}, {"version", kVersion}});
+  if (*name != "status") return BadQuery("unknown query '" + name->get<std::string>() + "'");
+  if (!status_reply) {
+    const Result<Snapshot> snapshot = take_snapshot();
+    status_reply = snapshot.ok() ? ToJson(*snapshot) : ErrorReply(snapshot.status());
+  }
+  return *status_reply;
+}
+
+void Telemetry::Impl::PublishAll() {
+  std::deque<Event> ready;
+  {
+    const std::lock_guard lock(mutex);
+    ready.swap(events);
+  }
+  for (const Event& event : ready) {
+    json body = {
+        {"schema_version", kSnapshotSchemaVersion}, {"name", event.name}, {"time_unix_ms", UnixMs()}};
+    for (const auto& [key, value] : event.texts) body[key] = value;
+    for (const auto& [key, value] : event.numbers) body[key] = value;
+    publisher->send(zmq::buffer(event.name), zmq::send_flags::sndmore | zmq::send_flags::dontwait);
+    publisher->send(zmq::buffer(Dump(body)), zmq::send_flags::dontwait);
+  }
+}
+
+Telemetry::Telemetry() : impl_(std::make_unique<Impl>()) {}
+
+Telemetry::~Telemetry() {
+  Stop();
+}
+
+Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot) {
+  if (impl_->thread.joinable()) return {Code::kAlreadyExists, "telemetry has been started"};
+  impl_->take_snapshot = std::move(take_snapshot);
+  const Status opened = impl_->Open(config);
+  if (!opened.ok()) {
+    impl_->Close();
+    return opened;
+  }
+  sigset_t all;
+  sigset_t before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are main's; the thread inherits the mask
+  impl_->stop.store(false, std::memory_order_release);
+  impl_->thread = std::thread([impl = impl_.get()] { impl->Run(); });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  impl_->started.store(true, std::memory_order_release);
+  return {};
+}
+
+void Telemetry::Publish(Event event) {
+  if (!impl_->started.load(std::memory_order_acquire)) return;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->events.size() >= kMaxQueuedEvents) return;
+    impl_->events.push_back(std::move(event));
+  }
+  impl_->Ring();
+}
+
+void Telemetry::Stop() {
+  impl_->started.store(false, std::memory_order_release);
+  if (!impl_->thread.joinable()) return;
+  impl_->stop.store(true, std::memory_order_release);
+  impl_->Ring();
+  impl_->thread.join();
+  impl_->Close();
+}
+
+}  // namespace bitpager::daemon

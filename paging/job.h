@@ -1,0 +1,104 @@
+// A job's requests and counts, as the pager keeps them. Dispatcher thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "paging/eviction_order.h"
+#include "paging/page.h"
+#include "paging/pager.h"
+
+namespace bitpager::paging {
+
+// A place in a request's ranges.
+struct Cursor {
+  std::size_t range = 0;
+  std::uint64_t offset = 0;
+};
+
+// Pages of one run: acquired whole (every page held, and resident or promised a frame), then run, then let
+// go.
+struct Window {
+  std::uint64_t number = 0;
+  std::vector<Page*> pages;  // all of one pool
+  Cursor start;              // where the request goes back to when the window is given up before it runs
+  std::size_t arrived = 0;   // pages before this one are known to be resident
+  bool missing = false;      // needed frames when it was acquired
+  bool handed_out = false;
+};
+
+struct Request {
+  wire::RequestId id;
+  Job* job = nullptr;
+  RequestSpec spec;
+  std::uint64_t visits = 0;  // pages of all ranges together
+  Cursor cursor;             // first page not in any window yet
+  std::deque<Window> windows;
+  std::uint64_t next_window = 0;
+  std::vector<Page*> coming;  // prefetch: claimed or loading for it
+  bool started = false;
+  bool cancelled = false;
+
+  [[nodiscard]] bool at_end() const { return cursor.range >= spec.ranges.size(); }
+  void SkipEmptyRanges() {
+    while (!at_end() && cursor.offset >= spec.ranges[cursor.range].count) cursor = {cursor.range + 1, 0};
+  }
+  void Advance() {
+    ++cursor.offset;
+    SkipEmptyRanges();
+  }
+};
+
+struct Job {
+  wire::JobId id;
+  JobSpec spec;
+  bool closing = false;  // removed; lives until its zombies' frames are free
+  std::vector<Extent*> extents;
+  std::deque<Request*> queue;  // front: the one that may run
+
+  // Evictable pages and their frames.
+  std::uint64_t pages = 0;
+  std::vector<std::uint64_t> pages_in;  // by pool
+  std::uint64_t frames = 0;             // held: Loading, Resident, Evicting
+  std::uint64_t leaving = 0;            // of those, Evicting and not to stay
+  std::uint64_t claims = 0;             // frames promised
+  std::uint64_t held = 0;               // pages with holds
+  std::uint64_t leased = 0;             // pages of leased extents
+  std::uint64_t dirty = 0;
+  std::uint64_t share = 0;
+  std::vector<EvictionOrder> victims;  // by pool
+  // Pages that never leave.
+  std::uint64_t fixed_pages = 0;
+  std::uint64_t fixed_frames = 0;
+  std::uint64_t fixed_dirty = 0;
+
+  JobClock clock;
+  std::uint64_t waiting_since =
+      0;                       // decision count at which its first window found no frames; 0: it does not
+  std::uint64_t to_evict = 0;  // pages that a command wants out
+  Reason evict_reason = Reason::kCommand;
+
+  std::uint64_t host_frames = 0;
+  std::uint64_t frames_by_kind[2] = {0, 0};
+  std::uint64_t pages_by_kind[2] = {0, 0};
+  std::uint64_t loaded = 0;
+  std::uint64_t stored = 0;
+  std::uint64_t dropped = 0;
+
+  // Frames that it has or will have once every claim and every eviction under way is settled.
+  [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }
+  // Frames that its evictable pages may hold at most, by quota.
+  [[nodiscard]] std::uint64_t Cap() const {
+    return spec.device_quota_frames == 0 ? ~0ULL : spec.device_quota_frames - fixed_pages;
+  }
+  [[nodiscard]] std::uint64_t Listed() const {
+    std::uint64_t sum = 0;
+    for (const EvictionOrder& order : victims) sum += order.size();
+    return sum;
+  }
+  [[nodiscard]] bool Mixed() const { return dirty > 0 && dirty < frames; }
+};
+
+}  // namespace bitpager::paging

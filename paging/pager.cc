@@ -1,0 +1,188 @@
+#include "paging/pager.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+
+#include "paging/pager_impl.h"
+
+namespace bitpager::paging {
+namespace {
+
+template <typename T>
+void MoveTo(std::vector<T>& to, std::vector<T>& from) {
+  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+  from.clear();
+}
+
+}  // namespace
+
+void Broken(const char* what) {
+  std::fprintf(stderr, "<2>pager: broken invariant: %s\n", what);
+  std::abort();
+}
+
+bool Actions::empty() const {
+  return free_segments.empty() && new_segments.empty() && drops.empty() && poison.empty() && stores.empty() &&
+         loads.empty() && runs.empty() && revokes.empty() && finished.empty();
+}
+
+Pager::Impl::Impl(const PagerConfig& c)
+    : config(c), frames(std::max(1U, c.segment_frames), c.poison), host(c.host_frames) {
+  config.segment_frames = std::max(1U, c.segment_frames);
+  config.window_pages = std::max(1U, c.window_pages);
+  config.windows_in_flight = std::max(1U, c.windows_in_flight);
+  frames.SetBudget(c.device_frames / config.segment_frames);
+}
+
+void Pager::Impl::Pump(Actions& out) {
+  ++decisions;
+  if (shares_stale) RecomputeShares();
+  EnforceLimits();
+  Advance();
+  std::erase_if(jobs, [](const auto& entry) {
+    const Job& job = *entry.second;
+    return job.closing && job.extents.empty() && job.queue.empty();
+  });
+  MoveTo(out.free_segments, pending.free_segments);
+  MoveTo(out.new_segments, pending.new_segments);
+  MoveTo(out.drops, pending.drops);
+  MoveTo(out.poison, pending.poison);
+  MoveTo(out.stores, pending.stores);
+  MoveTo(out.loads, pending.loads);
+  MoveTo(out.runs, pending.runs);
+  MoveTo(out.revokes, pending.revokes);
+  MoveTo(out.finished, pending.finished);
+}
+
+Job* Pager::Impl::FindJob(wire::JobId id) const {
+  const auto it = jobs.find(id.value);
+  return it == jobs.end() ? nullptr : it->second.get();
+}
+
+Extent* Pager::Impl::FindExtent(wire::ExtentId id) const {
+  const auto it = extents.find(id.value);
+  return it == extents.end() ? nullptr : it->second.get();
+}
+
+Page* Pager::Impl::FindPage(PageRef ref) const {
+  Extent* extent = FindExtent(ref.extent);
+  return extent == nullptr || ref.index >= extent->pages.size() ? nullptr : &extent->pages[ref.index];
+}
+
+JobUsage Pager::Impl::UsageOf(const Job& job) const {
+  JobUsage usage;
+  usage.name = job.spec.name;
+  usage.pages = job.pages + job.fixed_pages;
+  usage.resident_frames = job.frames + job.fixed_frames;
+  usage.leased_frames = job.leased;
+  usage.host_frames = job.host_frames;
+  usage.dirty_pages = job.dirty + job.fixed_dirty;
+  for (int kind = 0; kind < 2; ++kind) {
+    usage.resident_by_kind[kind] = job.frames_by_kind[kind];
+    usage.pages_by_kind[kind] = job.pages_by_kind[kind];
+  }
+  usage.loaded_pages = job.loaded;
+  usage.stored_pages = job.stored;
+  usage.dropped_pages = job.dropped;
+  usage.share_frames = job.share + job.fixed_pages;
+  return usage;
+}
+
+Pager::Pager(const PagerConfig& config) : impl_(std::make_unique<Impl>(config)) {}
+Pager::~Pager() = default;
+
+wire::Status Pager::AddJob(wire::JobId id, const JobSpec& spec) {
+  return impl_->AddJob(id, spec);
+}
+wire::Status Pager::SetJob(wire::JobId id, const JobSpec& spec) {
+  return impl_->SetJob(id, spec);
+}
+void Pager::RemoveJob(wire::JobId id) {
+  impl_->RemoveJob(id);
+}
+wire::Status Pager::SetDeviceFrames(std::uint64_t frames) {
+  return impl_->SetDeviceFrames(frames);
+}
+wire::Result<wire::ExtentId> Pager::AddExtent(const ExtentSpec& spec) {
+  return impl_->AddExtent(spec);
+}
+void Pager::RemoveExtent(wire::ExtentId id) {
+  impl_->RemoveExtent(id);
+}
+wire::Result<wire::RequestId> Pager::Submit(const RequestSpec& spec) {
+  return impl_->Submit(spec);
+}
+void Pager::Cancel(wire::RequestId id) {
+  impl_->Cancel(id);
+}
+
+bool Pager::Started(wire::RequestId id) const {
+  const auto it = impl_->requests.find(id.value);
+  return it != impl_->requests.end() && it->second->started;
+}
+
+wire::Status Pager::Lease(wire::ExtentId id) {
+  return impl_->Lease(id);
+}
+void Pager::LeaseReleased(wire::ExtentId id) {
+  impl_->LeaseReleased(id);
+}
+void Pager::Evict(wire::JobId id, std::uint64_t frames, Reason reason) {
+  impl_->Evict(id, frames, reason);
+}
+void Pager::Pump(Actions& out) {
+  impl_->Pump(out);
+}
+void Pager::LoadDone(PageRef page) {
+  impl_->LoadDone(page);
+}
+void Pager::StoreDone(PageRef page) {
+  impl_->StoreDone(page);
+}
+void Pager::RunDone(wire::RequestId request, std::uint64_t window) {
+  impl_->RunDone(request, window);
+}
+void Pager::SegmentRefused(std::uint32_t segment) {
+  impl_->SegmentRefused(segment);
+}
+
+std::optional<JobUsage> Pager::Usage(wire::JobId id) const {
+  const Job* job = impl_->FindJob(id);
+  if (job == nullptr) return std::nullopt;
+  if (impl_->shares_stale) impl_->RecomputeShares();
+  return impl_->UsageOf(*job);
+}
+
+PageState Pager::StateOf(PageRef ref) const {
+  const Page* page = impl_->FindPage(ref);
+  return page == nullptr ? PageState::kHostOnly : page->state;
+}
+
+std::optional<FrameRef> Pager::FrameOf(PageRef ref) const {
+  const Page* page = impl_->FindPage(ref);
+  if (page == nullptr || page->state != PageState::kResident || page->undefined) return std::nullopt;
+  return impl_->frames.RefOf(page->frame);
+}
+
+std::uint64_t Pager::HostFrameOf(PageRef ref) const {
+  const Page* page = impl_->FindPage(ref);
+  return page == nullptr ? ~0ULL : page->host_frame;
+}
+
+std::uint64_t Pager::free_frames() const {
+  const std::uint64_t total = impl_->frames.budget() * impl_->config.segment_frames;
+  return total > impl_->frames.used_frames() ? total - impl_->frames.used_frames() : 0;
+}
+
+std::uint64_t Pager::used_host_frames() const {
+  return impl_->host.total() - impl_->host.free();
+}
+const PagerConfig& Pager::config() const {
+  return impl_->config;
+}
+void Pager::CheckInvariants() const {
+  impl_->CheckInvariants();
+}
+
+}  // namespace bitpager::paging

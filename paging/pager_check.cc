@@ -1,0 +1,139 @@
+// The pager's invariants, counted anew from the page table. Dispatcher thread; for tests and debug settings.
+#include <algorithm>
+
+#include "paging/pager_impl.h"
+
+namespace bitpager::paging {
+
+void Pager::Impl::CheckPage(const Page& page) const {
+  const Extent& extent = *page.extent;
+  const bool framed = page.state != PageState::kHostOnly;
+  Require(framed == (page.frame != kNone), "a page has a frame exactly when it is not HostOnly");
+  if (framed) Require(frames.owner(page.frame) == &page, "a page's frame is its own");
+  if (framed) {
+    const Segment& segment = frames.segments()[page.frame / config.segment_frames];
+    Require(segment.exists && segment.pool == extent.pool, "a page's frame is of its extent's domain");
+  }
+  Require(!page.dirty || (framed && !page.zero), "a dirty page was written and is on the device");
+  Require(page.state != PageState::kLoading || !page.dirty, "a loading page is clean");
+  Require(!page.rescued || page.state == PageState::kEvicting, "only an evicting page is rescued");
+  const bool may_leave = page.state == PageState::kResident && page.holds == 0 && extent.spec.evictable &&
+                         !extent.leased && !extent.zombie;
+  Require(page.listed == may_leave, "a page is among the victims exactly when it may leave");
+  Require(!page.claimed || !extent.zombie, "a zombie's page waits for nothing");
+  if (extent.leased) Require(page.state == PageState::kResident, "a leased page is resident");
+  Require(!page.undefined || page.holds > 0 || page.state == PageState::kLoading,
+          "a page of undefined content is to be overwritten or dropped");
+}
+
+void Pager::Impl::CheckFrames() const {
+  std::uint64_t framed = 0;
+  for (const auto& [id, extent] : extents) {
+    std::uint64_t count = 0;
+    for (const Page& page : extent->pages) {
+      CheckPage(page);
+      count += page.frame != kNone ? 1 : 0;
+    }
+    Require(count == extent->framed, "an extent counts its frames");
+    framed += count;
+  }
+  Require(framed == frames.used_frames(), "every used frame has a page");
+}
+
+void Pager::Impl::CheckPools() const {
+  std::vector<FramePool> seen(frames.pools());
+  std::uint64_t existing = 0;
+  std::uint64_t going = 0;
+  for (std::uint32_t i = 0; i < frames.segments().size(); ++i) {
+    const Segment& segment = frames.segments()[i];
+    if (!segment.exists) continue;
+    ++existing;
+    going += segment.draining && segment.promised == kNone ? 1 : 0;
+    if (segment.draining && segment.promised != kNone)
+      seen[segment.promised].incoming += config.segment_frames;
+    std::uint32_t used = 0;
+    for (std::uint32_t slot = 0; slot < config.segment_frames; ++slot) {
+      const Page* page = frames.owner(i * config.segment_frames + slot);
+      if (page == nullptr) continue;
+      ++used;
+      Require(page->frame == i * config.segment_frames + slot, "a frame's owner is in it");
+      const bool leaves = page->state == PageState::kEvicting && !page->rescued;
+      if (leaves && !segment.draining) ++seen[segment.pool].leaving;
+    }
+    Require(used == segment.used, "a segment counts its used frames");
+    Require(!segment.draining || used > 0, "a drained segment is gone");
+    if (!segment.draining)
+      seen[segment.pool].free.resize(seen[segment.pool].free.size() + config.segment_frames - used);
+  }
+  Require(existing == frames.existing(), "the segments add up");
+  Require(frames.used_frames() <= existing * config.segment_frames && going <= existing,
+          "frames are in segments");
+  for (PoolId id = 0; id < frames.pools(); ++id) {
+    const FramePool& pool = frames.pool(id);
+    Require(pool.free.size() == seen[id].free.size(), "a pool lists its free frames");
+    Require(pool.leaving == seen[id].leaving, "a pool counts the frames that will be free");
+    Require(pool.incoming == seen[id].incoming, "a pool counts the frames promised to it");
+    Require(pool.claims == claims[id].size(), "a pool counts its claims");
+    Require(pool.claims <= pool.free.size() + pool.leaving + pool.incoming,
+            "every claim is certain of a frame");
+    for (const Page* page : claims[id]) Require(page->claimed, "a waiting page knows it");
+  }
+}
+
+void Pager::Impl::CheckJobs() const {
+  for (const auto& [id, job] : jobs) {
+    std::uint64_t held = 0, leaving = 0, count = 0, fixed = 0, dirty = 0, open = 0, pages = 0, leased = 0;
+    for (const Extent* extent : job->extents) {
+      if (!extent->zombie && extent->spec.evictable) pages += extent->spec.pages;
+      if (extent->leased && extent->spec.evictable) leased += extent->spec.pages;
+      for (const Page& page : extent->pages) {
+        if (!extent->spec.evictable) {
+          fixed += page.frame != kNone ? 1 : 0;
+          continue;
+        }
+        held += page.holds > 0 ? 1 : 0;
+        count += page.frame != kNone ? 1 : 0;
+        leaving += page.state == PageState::kEvicting && !page.rescued ? 1 : 0;
+        dirty += page.dirty ? 1 : 0;
+        open += page.claimed ? 1 : 0;
+      }
+    }
+    Require(held == job->held && leaving == job->leaving && count == job->frames, "a job counts its frames");
+    Require(fixed == job->fixed_frames && pages == job->pages, "a job counts its pages");
+    Require(dirty == job->dirty && open == job->claims, "a job counts its dirty pages and claims");
+    Require(leased == job->leased, "a job counts its leased pages");
+    std::uint64_t holds = 0;
+    for (const Request* request : job->queue) {
+      Require(request == job->queue.front() || request->windows.empty(),
+              "one request of a job runs at a time");
+      for (const Window& window : request->windows) holds += window.pages.size();
+    }
+    for (const Extent* extent : job->extents) {
+      for (const Page& page : extent->pages) holds -= page.holds;
+    }
+    Require(holds == 0, "every hold is a window's");
+  }
+}
+
+void Pager::Impl::CheckHost() const {
+  std::vector<bool> taken(host.total(), false);
+  std::uint64_t count = 0;
+  for (const auto& [id, extent] : extents) {
+    if (!extent->spec.evictable) continue;
+    for (const Page& page : extent->pages) {
+      Require(page.host_frame < host.total() && !taken[page.host_frame], "every host frame has one owner");
+      taken[page.host_frame] = true;
+      ++count;
+    }
+  }
+  Require(count == host.total() - host.free(), "the host frames add up");
+}
+
+void Pager::Impl::CheckInvariants() const {
+  CheckFrames();
+  CheckPools();
+  CheckJobs();
+  CheckHost();
+}
+
+}  // namespace bitpager::paging

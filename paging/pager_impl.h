@@ -1,0 +1,150 @@
+// The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
+// (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_evict.cc (victims, limits,
+// leases), pager_events.cc (completions, refusals, endings), pager_check.cc (invariants).
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "paging/frame_pool.h"
+#include "paging/host_frames.h"
+#include "paging/job.h"
+#include "paging/page.h"
+#include "paging/pager.h"
+
+namespace bitpager::paging {
+
+// Broken invariant or a caller that broke the contract: says which and aborts.
+[[noreturn]] void Broken(const char* what);
+inline void Require(bool holds, const char* what) {
+  if (!holds) Broken(what);
+}
+
+struct Pager::Impl {
+  explicit Impl(const PagerConfig& c);
+
+  // ---- pager_admission.cc
+  wire::Status AddJob(wire::JobId id, const JobSpec& spec);
+  wire::Status SetJob(wire::JobId id, const JobSpec& spec);
+  void RemoveJob(wire::JobId id);
+  wire::Status SetDeviceFrames(std::uint64_t frames);
+  wire::Result<wire::ExtentId> AddExtent(const ExtentSpec& spec);
+  [[nodiscard]] wire::Status CheckJob(const JobSpec& spec, const Job* job) const;
+  [[nodiscard]] wire::Status CheckExtent(const ExtentSpec& spec, const Job* job) const;
+  // Frames that `segments` lack for every job's least and every page that stays, `newcomers` jobs without
+  // pages yet included.
+  [[nodiscard]] std::uint64_t MissingFrames(std::uint64_t segments, std::uint64_t newcomers) const;
+  void CountPages(Extent& extent, bool add);
+  void PlaceOnHost(Extent& extent);
+  [[nodiscard]] std::uint64_t EvictableFrames() const;  // of the budget, less what stays
+  void RecomputeShares();
+  [[nodiscard]] std::string Bytes(std::uint64_t frames) const;
+
+  // ---- pager_requests.cc
+  wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
+  void Advance();  // everything that requests can do now
+  void ServeFront(Job& job, bool may_acquire);
+  bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
+  bool AcquireWindow(Job& job, Request& request, std::uint64_t stride);
+  [[nodiscard]] Window CutWindow(const Job& job, Request& request, std::uint64_t stride, std::uint64_t* need);
+  void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
+  [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
+  [[nodiscard]] std::uint64_t Stride(const Job& job) const;  // pages a window may bring in
+  [[nodiscard]] bool NeedsFrame(const Page& page) const;
+  void Prefetch(Job& job, Request& request);
+  bool PrefetchPage(Job& job, Page& page);
+  void Claim(Page& page);
+  void Unclaim(Page& page);
+  void FillClaims(PoolId pool);
+  void StartLoad(Page& page, std::uint32_t frame);
+  void HandOutRuns(Request& request);
+  void HandOut(Request& request, Window& window);
+  void Visit(Job& job, Page& page, Access access);
+  void Hold(Page& page);
+  void Unhold(Page& page);
+  void GiveUpWindows(Request& request);  // those not handed out; the cursor goes back
+  void EndRequest(Request& request);     // nothing more of it starts
+  [[nodiscard]] Page* PageAt(const Request& request) const;
+
+  // ---- pager_evict.cc
+  // Makes sure that `need` frames of `pool` may be claimed for `job` now.
+  enum class Procured : std::uint8_t {
+    kYes,
+    kNotYet,  // the job waits for its own pages or for a lease to end
+    kShort,   // everything else is held by others' windows
+  };
+  Procured Procure(Job& job, PoolId pool, std::uint64_t need);
+  bool EvictFor(Job& job, PoolId pool, std::uint64_t need);
+  // Whose page goes: `job` itself when it would pass its share, else who is farthest over its own. Null:
+  // nobody has a page to give. A null `job` asks for room that no job gets.
+  [[nodiscard]] Job* VictimJob(Job* job, std::uint64_t need);
+  [[nodiscard]] Page* VictimOf(Job& job);
+  [[nodiscard]] bool LeavesBefore(const Page& a, const Page& b) const;  // of one job
+  bool EvictOwn(Job& job, Reason reason);
+  bool RevokeFor(Job* job);  // true while a revocation is out that may bring frames
+  [[nodiscard]] std::uint32_t CheapestSegment(PoolId but) const;
+  [[nodiscard]] std::uint64_t DrainCost(std::uint32_t segment) const;  // ~0: cannot be emptied now
+  void DrainSegment(std::uint32_t segment, PoolId promised, Reason reason);
+  void StartEvict(Page& page, Reason reason);
+  void Leave(Page& page);  // gives up the frame: HostOnly
+  void List(Page& page);
+  void Unlist(Page& page);
+  void EnforceLimits();
+  void TrimBudget();
+  void TrimJob(Job& job);
+  void ShrinkLeases(Job& job);
+  [[nodiscard]] Extent* OldestLease(const Job& job) const;  // not yet revoked
+  void Revoke(Extent& extent);
+
+  // ---- pager_events.cc
+  void LoadDone(PageRef ref);
+  void StoreDone(PageRef ref);
+  void RunDone(wire::RequestId id, std::uint64_t number);
+  void SegmentRefused(std::uint32_t segment);
+  void Cancel(wire::RequestId id);
+  void RemoveExtent(wire::ExtentId id);
+  void Discard(Page& page);  // of a zombie, when nothing uses it
+  void BuryIfDone(Extent& extent);
+  wire::Status Lease(wire::ExtentId id);
+  void LeaseReleased(wire::ExtentId id);
+  void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+
+  // ---- pager_check.cc
+  void CheckInvariants() const;
+  void CheckFrames() const;
+  void CheckPage(const Page& page) const;
+  void CheckJobs() const;
+  void CheckPools() const;
+  void CheckHost() const;
+
+  // ---- pager.cc
+  void Pump(Actions& out);
+  [[nodiscard]] Job* FindJob(wire::JobId id) const;
+  [[nodiscard]] Extent* FindExtent(wire::ExtentId id) const;
+  [[nodiscard]] Page* FindPage(PageRef ref) const;
+  [[nodiscard]] JobUsage UsageOf(const Job& job) const;
+
+  PagerConfig config;
+  FramePools frames;
+  HostFrames host;
+  std::map<std::uint64_t, std::unique_ptr<Job>> jobs;  // in order of id: decisions must not depend on hashing
+  std::unordered_map<std::uint64_t, std::unique_ptr<Extent>> extents;
+  std::unordered_map<std::uint64_t, std::unique_ptr<Request>> requests;
+  std::vector<std::deque<Page*>> claims;  // by pool, oldest first
+  std::uint64_t claims_open = 0;          // of all pools
+  Actions pending;                        // decided, not handed out yet
+  std::vector<Job*> order;                // scratch of Advance
+  std::uint64_t last_extent = 0;
+  std::uint64_t last_request = 0;
+  std::uint64_t decisions = 0;  // Pumps so far, from 1
+  std::uint64_t leases = 0;     // granted so far: which was leased longest ago
+  std::uint32_t last_mark = 0;
+  bool shares_stale = true;
+  bool short_of_least = false;  // refused segments left less than every job's least
+};
+
+}  // namespace bitpager::paging

@@ -1,0 +1,386 @@
+// Requests: cut into windows, acquired whole, loaded, handed out to run, let go. Dispatcher thread.
+//
+// A window is acquired whole or not at all: its resident pages are held and its missing ones get claims,
+// which are certain to become frames (frame_pool.h). A job's windows run in order and a window that is
+// complete needs nothing more, so no mix of jobs can wait in a circle. Windows ahead of the one that runs are
+// acquired early: their loads, and the stores of the pages that make room for them, overlap with it.
+#include <algorithm>
+
+#include "paging/pager_impl.h"
+
+namespace bitpager::paging {
+
+using wire::Code;
+using wire::Status;
+
+wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
+  Job* job = FindJob(spec.job);
+  if (job == nullptr || job->closing) return Status(Code::kNotFound, "no such job");
+  auto request = std::make_unique<Request>();
+  for (const PageRange& range : spec.ranges) {
+    const Extent* extent = FindExtent(range.extent);
+    if (extent == nullptr || extent->zombie || extent->job != job) {
+      return Status(Code::kNotFound,
+                    "job '" + job->spec.name + "' has no extent " + std::to_string(range.extent.value));
+    }
+    const std::uint64_t pages = extent->spec.pages;
+    if (range.first > pages || range.count > pages - range.first) {
+      return Status(Code::kOutOfRange, "pages " + std::to_string(range.first) + " + " +
+                                           std::to_string(range.count) + " of an extent of " +
+                                           std::to_string(pages));
+    }
+    request->visits += range.count;
+  }
+  request->id = {++last_request};
+  request->job = job;
+  request->spec = spec;
+  request->SkipEmptyRanges();
+  job->queue.push_back(request.get());
+  const wire::RequestId id = request->id;
+  requests.emplace(id.value, std::move(request));
+  return id;
+}
+
+// ---- whose turn it is
+
+// The job that has the least of its share goes first. A job whose first window found everything held by
+// others' windows goes before all, and the others acquire nothing until it could: their windows end by
+// themselves, so it waits for at most those.
+void Pager::Impl::Advance() {
+  order.clear();
+  for (auto& [id, job] : jobs) {
+    if (!job->queue.empty()) order.push_back(job.get());
+  }
+  const auto before = [](const Job* a, const Job* b) {
+    if ((a->waiting_since != 0) != (b->waiting_since != 0)) return a->waiting_since != 0;
+    if (a->waiting_since != b->waiting_since) return a->waiting_since < b->waiting_since;
+    return a->Settled() * std::max<std::uint64_t>(1, b->share) <
+           b->Settled() * std::max<std::uint64_t>(1, a->share);
+  };
+  std::stable_sort(order.begin(), order.end(), before);
+  bool may_acquire = true;
+  for (Job* job : order) {
+    ServeFront(*job, may_acquire);
+    if (job->waiting_since != 0) may_acquire = false;
+  }
+  for (PoolId pool = 0; claims_open > 0 && pool < frames.pools(); ++pool) FillClaims(pool);
+}
+
+void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
+  while (!job.queue.empty()) {
+    Request& request = *job.queue.front();
+    if (request.spec.prefetch) {
+      if (job.queue.size() > 1) EndRequest(request);
+      if (may_acquire) Prefetch(job, request);
+    } else {
+      HandOutRuns(request);
+      while (may_acquire && AcquireWindow(job, request, Stride(job))) HandOutRuns(request);
+    }
+    if (!RetireFront(job)) return;
+  }
+}
+
+bool Pager::Impl::RetireFront(Job& job) {
+  Request& request = *job.queue.front();
+  if (!request.at_end() || !request.windows.empty() || !request.coming.empty()) return false;
+  pending.finished.push_back(request.id);
+  job.queue.pop_front();
+  job.waiting_since = 0;
+  requests.erase(request.id.value);
+  return true;
+}
+
+// ---- windows
+
+Page* Pager::Impl::PageAt(const Request& request) const {
+  const PageRange& range = request.spec.ranges[request.cursor.range];
+  return &FindExtent(range.extent)->pages[range.first + request.cursor.offset];
+}
+
+// Frames that the pages of further windows may add to what is held: a job never holds more than its share, so
+// everybody else's share can be evicted. Its first window may always have a page.
+std::uint64_t Pager::Impl::Room(const Job& job, const Request& request) const {
+  const std::uint64_t kept = job.held + job.leased;
+  const std::uint64_t room = job.share > kept ? job.share - kept : 0;
+  return request.windows.empty() ? std::max<std::uint64_t>(1, room) : room;
+}
+
+// Pages that one window may bring in. While a job streams, `windows_in_flight` windows of this size are on
+// their way in, running, or on their way out, and keep nothing for the next step. Of P pages visited in turn
+// with C frames, a step moves about (P - C) P / (P - d) pages in when d frames are on their way: so d is
+// chosen such that streaming costs at most one window more than the optimum, P - C.
+std::uint64_t Pager::Impl::Stride(const Job& job) const {
+  const std::uint64_t window = config.window_pages;
+  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
+  if (job.pages <= frames_had) return window;
+  const std::uint64_t in_flight = config.windows_in_flight;
+  const std::uint64_t affordable = window * job.pages / (job.pages - frames_had);
+  const std::uint64_t on_their_way = std::min({affordable, in_flight * window, frames_had});
+  return std::clamp<std::uint64_t>(on_their_way / in_flight, 1, window);
+}
+
+// Whether holding `page` takes a frame more than its job has settled for.
+bool Pager::Impl::NeedsFrame(const Page& page) const {
+  if (page.claimed) return false;
+  switch (page.state) {
+    case PageState::kHostOnly:
+      return true;
+    case PageState::kEvicting:
+      return !page.rescued;
+    case PageState::kLoading:
+    case PageState::kResident:
+      break;
+  }
+  return page.holds == 0 &&
+         (page.undefined || frames.segments()[page.frame / config.segment_frames].draining);
+}
+
+// The next pages in order that make up a window: of one pool, none twice, at most `stride` missing. Empty:
+// nothing may be acquired now.
+Window Pager::Impl::CutWindow(const Job& job, Request& request, std::uint64_t stride, std::uint64_t* need) {
+  Window window;
+  window.start = request.cursor;
+  window.number = request.next_window;
+  const bool first = request.windows.empty();
+  const bool streams = job.pages > job.share;
+  const std::uint64_t room = Room(job, request);
+  const std::uint64_t most =
+      streams ? std::clamp<std::uint64_t>(job.share / config.windows_in_flight, stride, config.window_pages)
+              : config.window_pages;
+  std::uint64_t newly_held = 0;
+  const std::uint32_t mark = ++last_mark;
+  while (!request.at_end() && window.pages.size() < most) {
+    Page& page = *PageAt(request);
+    if (page.mark == mark) break;
+    if (!window.pages.empty() && page.extent->pool != window.pages.front()->extent->pool) break;
+    const bool counts = page.extent->spec.evictable && page.holds == 0;
+    const bool missing = NeedsFrame(page);
+    if (missing && *need >= stride) break;
+    if ((counts && newly_held >= room) || (missing && request.windows.size() >= config.windows_in_flight)) {
+      if (first) break;
+      request.cursor = window.start;
+      window.pages.clear();
+      return window;
+    }
+    page.mark = mark;
+    newly_held += counts ? 1 : 0;
+    *need += missing ? 1 : 0;
+    window.missing |= missing || page.state != PageState::kResident;
+    window.pages.push_back(&page);
+    request.Advance();
+  }
+  return window;
+}
+
+bool Pager::Impl::AcquireWindow(Job& job, Request& request, std::uint64_t stride) {
+  if (request.at_end()) return false;
+  std::uint64_t need = 0;
+  Window window = CutWindow(job, request, stride, &need);
+  if (window.pages.empty()) return false;
+  const std::vector<Page*> lacking = [&] {
+    std::vector<Page*> pages;
+    if (need > 0)
+      std::copy_if(window.pages.begin(), window.pages.end(), std::back_inserter(pages),
+                   [&](const Page* page) { return NeedsFrame(*page); });
+    return pages;
+  }();
+  for (Page* page : window.pages) Hold(*page);
+  const Procured got = need == 0 ? Procured::kYes : Procure(job, window.pages.front()->extent->pool, need);
+  if (got != Procured::kYes) {
+    for (Page* page : window.pages) Unhold(*page);
+    request.cursor = window.start;
+    const bool first = request.windows.empty();
+    if (first && stride > 1 && short_of_least) return AcquireWindow(job, request, 1);
+    if (first && got == Procured::kShort && job.waiting_since == 0) job.waiting_since = decisions;
+    return false;
+  }
+  job.waiting_since = 0;
+  for (Page* page : lacking) Promise(*page);
+  ++request.next_window;
+  request.windows.push_back(std::move(window));
+  return true;
+}
+
+void Pager::Impl::Promise(Page& page) {
+  const bool may_stay = page.state == PageState::kEvicting && !frames.SegmentOf(page.frame).draining;
+  if (!may_stay) {
+    Claim(page);
+    return;
+  }
+  page.rescued = true;
+  --page.extent->job->leaving;
+  --frames.pool(page.extent->pool).leaving;
+}
+
+void Pager::Impl::Hold(Page& page) {
+  if (page.holds++ > 0) return;
+  if (page.listed) Unlist(page);
+  if (page.extent->spec.evictable) ++page.extent->job->held;
+}
+
+void Pager::Impl::Unhold(Page& page) {
+  if (--page.holds > 0) return;
+  if (page.extent->spec.evictable) --page.extent->job->held;
+  if (page.claimed) Unclaim(page);
+  if (page.state != PageState::kResident) return;
+  if (page.extent->zombie) {
+    Discard(page);
+  } else if (page.undefined) {
+    StartEvict(page, Reason::kDemand);
+  } else {
+    List(page);
+  }
+}
+
+void Pager::Impl::GiveUpWindows(Request& request) {
+  while (!request.windows.empty() && !request.windows.back().handed_out) {
+    Window& window = request.windows.back();
+    for (Page* page : window.pages) Unhold(*page);
+    request.cursor = window.start;
+    request.next_window = window.number;
+    request.windows.pop_back();
+  }
+}
+
+void Pager::Impl::EndRequest(Request& request) {
+  request.cancelled = true;
+  if (request.job->queue.front() == &request) request.job->waiting_since = 0;
+  GiveUpWindows(request);
+  for (Page* page : request.coming) {
+    if (page->claimed && page->holds == 0) Unclaim(*page);
+  }
+  request.coming.clear();
+  request.cursor = {request.spec.ranges.size(), 0};
+}
+
+// ---- runs
+
+void Pager::Impl::HandOutRuns(Request& request) {
+  for (Window& window : request.windows) {
+    if (window.handed_out) continue;
+    while (window.arrived < window.pages.size()) {
+      const Page& page = *window.pages[window.arrived];
+      if (page.state != PageState::kResident || page.claimed) return;
+      ++window.arrived;
+    }
+    HandOut(request, window);
+  }
+}
+
+void Pager::Impl::HandOut(Request& request, Window& window) {
+  RunAction run;
+  run.request = request.id;
+  run.window = window.number;
+  run.last = request.at_end() && &window == &request.windows.back();
+  run.pages.reserve(window.pages.size());
+  for (Page* page : window.pages) {
+    run.pages.push_back({RefOf(*page), frames.RefOf(page->frame), page->zero});
+    Visit(*request.job, *page, request.spec.access);
+  }
+  window.handed_out = true;
+  request.started = true;
+  pending.runs.push_back(std::move(run));
+}
+
+void Pager::Impl::Visit(Job& job, Page& page, Access access) {
+  const std::uint64_t now = ++job.clock.now;
+  if (page.last_use != 0) page.history.Record(now - page.last_use);
+  page.last_use = now;
+  page.referenced = true;
+  if (access == Access::kRead) return;
+  if (!page.dirty) ++(page.extent->spec.evictable ? job.dirty : job.fixed_dirty);
+  page.dirty = true;
+  page.zero = false;
+  page.undefined = false;
+}
+
+// ---- claims and loads
+
+void Pager::Impl::Claim(Page& page) {
+  page.claimed = true;
+  claims[page.extent->pool].push_back(&page);
+  ++frames.pool(page.extent->pool).claims;
+  ++claims_open;
+  if (page.extent->spec.evictable) ++page.extent->job->claims;
+}
+
+void Pager::Impl::Unclaim(Page& page) {
+  std::erase(claims[page.extent->pool], &page);
+  page.claimed = false;
+  --frames.pool(page.extent->pool).claims;
+  --claims_open;
+  if (page.extent->spec.evictable) --page.extent->job->claims;
+}
+
+// Oldest first; a page that has not left its old frame yet, or whose job is at its quota until a store is
+// done, is passed over.
+void Pager::Impl::FillClaims(PoolId pool) {
+  std::deque<Page*>& queue = claims[pool];
+  for (auto it = queue.begin(); it != queue.end() && frames.HasFree(pool);) {
+    Page& page = **it;
+    Job& job = *page.extent->job;
+    const bool evictable = page.extent->spec.evictable;
+    if (page.state != PageState::kHostOnly || (evictable && job.frames >= job.Cap())) {
+      ++it;
+      continue;
+    }
+    it = queue.erase(it);
+    page.claimed = false;
+    --frames.pool(pool).claims;
+    --claims_open;
+    if (evictable) --job.claims;
+    StartLoad(page, frames.Take(pool, page));
+  }
+}
+
+void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
+  Extent& extent = *page.extent;
+  Job& job = *extent.job;
+  const bool overwrite =
+      page.holds > 0 && !job.queue.empty() && job.queue.front()->spec.access == Access::kOverwrite;
+  page.state = PageState::kLoading;
+  page.frame = frame;
+  page.arrived = job.clock.now;
+  page.undefined = overwrite && !page.zero;
+  ++extent.framed;
+  ++job.frames_by_kind[static_cast<int>(extent.spec.kind)];
+  ++(extent.spec.evictable ? job.frames : job.fixed_frames);
+  const bool empty = page.zero || overwrite;
+  if (!empty) ++job.loaded;
+  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, empty});
+}
+
+// ---- prefetch
+
+void Pager::Impl::Prefetch(Job& job, Request& request) {
+  const std::uint64_t most = static_cast<std::uint64_t>(config.window_pages) * config.windows_in_flight;
+  std::erase_if(request.coming,
+                [](const Page* page) { return !page->claimed && page->state != PageState::kLoading; });
+  while (!request.at_end() && request.coming.size() < most) {
+    Page& page = *PageAt(request);
+    if (page.state == PageState::kHostOnly && !page.claimed) {
+      if (!PrefetchPage(job, page)) {
+        request.cursor = {request.spec.ranges.size(), 0};
+        return;
+      }
+      request.coming.push_back(&page);
+    }
+    request.Advance();
+  }
+}
+
+// Into a free frame up to the job's share; beyond it only in place of an own page that is expected later.
+bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
+  const PoolId pool = page.extent->pool;
+  if (page.extent->spec.evictable && job.Settled() >= std::min(job.share, job.Cap())) {
+    Page* victim = VictimOf(job);
+    if (victim == nullptr || victim->extent->pool != pool || page.history.empty()) return false;
+    if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;
+    StartEvict(*victim, Reason::kPrefetch);
+  }
+  if (frames.Available(pool) == 0 && !frames.Grow(pool, pending)) return false;
+  Claim(page);
+  return true;
+}
+
+}  // namespace bitpager::paging

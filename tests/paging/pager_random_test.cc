@@ -1,0 +1,176 @@
+// Random operations against a naive model: the content of every frame (driver.h) and the pager's invariants.
+#include "tests/paging/driver.h"
+
+namespace bitpager::paging {
+namespace {
+
+struct Machine {
+  const char* name;
+  std::uint32_t segment_frames;
+  std::uint64_t frames;
+  std::uint32_t window;
+  Policy policy;
+  int domains;
+  int refusals;
+};
+
+class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>> {
+ protected:
+  static constexpr std::uint64_t kJobs = 5;
+  RandomOperations()
+      : machine(std::get<0>(GetParam())),
+        d(Config(machine), static_cast<std::uint64_t>(std::get<1>(GetParam()))) {
+    d.refusals = machine.refusals;
+  }
+  static PagerConfig Config(const Machine& s) {
+    PagerConfig config;
+    config.device_frames = s.frames;
+    config.host_frames = 400;
+    config.segment_frames = s.segment_frames;
+    config.window_pages = s.window;
+    config.policy = s.policy;
+    config.poison = true;
+    return config;
+  }
+  std::uint64_t Below(std::uint64_t n) { return d.rng()() % n; }
+
+  void AddSomething() {
+    const std::uint64_t job = 1 + Below(kJobs);
+    if (!d.pager.Usage({job})) {
+      JobSpec spec;
+      spec.name = "job" + std::to_string(job);
+      spec.weight = 1.0 + static_cast<double>(Below(3));
+      if (Below(3) == 0) spec.device_quota_frames = machine.window + 4 + Below(machine.frames);
+      if (d.pager.AddJob({job}, spec).ok()) d.Adopt(job, spec.device_quota_frames);
+      return;
+    }
+    const ExtentSpec spec{{job},
+                          wire::ExtentKind::kOptimizerState,
+                          1 + Below(60),
+                          Below(8) != 0,
+                          static_cast<DomainId>(Below(static_cast<std::uint64_t>(machine.domains)))};
+    ExtentSpec small = spec;
+    if (!small.evictable) small.pages = 1 + Below(2);
+    if (auto id = d.pager.AddExtent(small); id.ok()) {
+      d.Adopt(*id, small);
+      extents.push_back({*id, job, small.pages});
+    }
+  }
+  void SubmitSomething() {
+    if (extents.empty()) return;
+    const std::uint64_t job = extents[Below(extents.size())].job;
+    std::vector<PageRange> ranges;
+    for (std::uint64_t i = 1 + Below(3); i-- > 0;) {
+      const Known& known = extents[Below(extents.size())];
+      if (known.job != job) continue;
+      const std::uint64_t first = Below(known.pages);
+      ranges.push_back({known.id, first, Below(known.pages - first + 1)});
+    }
+    const auto access = static_cast<Access>(Below(3));
+    const bool prefetch = Below(5) == 0;
+    requests.push_back(d.Ask({job}, ranges, access, prefetch));
+  }
+  void ChangeSomething() {
+    const std::uint64_t job = 1 + Below(kJobs);
+    switch (Below(7)) {
+      case 0:
+        if (!extents.empty()) {
+          const std::size_t i = Below(extents.size());
+          d.Remove(extents[i].id);
+          extents.erase(extents.begin() + static_cast<std::ptrdiff_t>(i));
+        }
+        break;
+      case 1:
+        if (!requests.empty()) d.pager.Cancel(requests[Below(requests.size())]);
+        break;
+      case 2:
+        d.pager.Evict({job}, Below(20), Reason::kCommand);
+        break;
+      case 3:
+        d.SetBudget(machine.frames / 2 + Below(machine.frames));
+        break;
+      case 4:
+        if (d.pager.Usage({job}))
+          d.SetQuota(job, Below(2) == 0 ? 0 : machine.window + 4 + Below(machine.frames));
+        break;
+      case 5:
+        if (!extents.empty()) (void)d.pager.Lease(extents[Below(extents.size())].id);
+        break;
+      case 6:
+        if (Below(6) == 0) RemoveJob(job);
+        break;
+    }
+  }
+  void RemoveJob(std::uint64_t job) {
+    d.pager.RemoveJob({job});
+    std::erase_if(extents, [&](const Known& known) { return known.job == job; });
+  }
+  void ReleaseOne() {
+    if (d.revoked.empty()) return;
+    d.pager.LeaseReleased(d.revoked.back());
+    d.revoked.pop_back();
+  }
+
+  struct Known {
+    wire::ExtentId id;
+    std::uint64_t job;
+    std::uint64_t pages;
+  };
+  Machine machine;
+  Driver d;
+  std::vector<Known> extents;
+  std::vector<wire::RequestId> requests;
+};
+
+TEST_P(RandomOperations, KeepContentAndInvariants) {
+  d.check_budget = false;
+  for (int i = 0; i < 6000 && !HasFailure(); ++i) {
+    const std::uint64_t what = Below(100);
+    if (what < 3) {
+      AddSomething();
+    } else if (what < 8) {
+      SubmitSomething();
+    } else if (what < 10) {
+      ChangeSomething();
+    } else if (what < 14) {
+      ReleaseOne();
+    } else if (what < 50) {
+      d.Pump();
+    } else {
+      d.CompleteOne();
+    }
+    d.pager.CheckInvariants();
+  }
+  for (int round = 0; round < 50 && !HasFailure(); ++round) {
+    d.Settle();
+    while (!d.revoked.empty()) ReleaseOne();
+  }
+  if (machine.refusals == 0) {
+    for (const wire::RequestId id : requests)
+      EXPECT_TRUE(d.finished.count(id.value)) << "request " << id.value;
+  }
+  EXPECT_GT(d.visits.size(), 100U);
+  for (std::uint64_t job = 1; job <= kJobs; ++job) RemoveJob(job);
+  d.Settle();
+  while (!d.revoked.empty()) ReleaseOne();
+  d.Settle();
+  EXPECT_EQ(d.pager.used_host_frames(), 0U);
+  for (std::uint64_t job = 1; job <= kJobs; ++job) EXPECT_FALSE(d.pager.Usage({job}));
+}
+
+constexpr Machine kMachines[] = {
+    {"Frames", 1, 48, 4, Policy::kScanAware, 1, 0},   {"Tiny", 1, 10, 2, Policy::kScanAware, 1, 0},
+    {"Domains", 1, 48, 4, Policy::kScanAware, 3, 0},  {"Segments", 4, 96, 4, Policy::kScanAware, 3, 0},
+    {"Refusing", 4, 96, 4, Policy::kScanAware, 2, 9}, {"Lru", 1, 48, 4, Policy::kLru, 2, 0},
+    {"Clock", 2, 48, 4, Policy::kClock, 2, 0},        {"RefusingFrames", 1, 40, 4, Policy::kScanAware, 2, 9},
+};
+
+INSTANTIATE_TEST_SUITE_P(Machines, RandomOperations,
+                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 7)),
+                         [](const auto& at) {
+                           return std::string(std::get<0>(at.param).name) + "Seed" +
+                                  std::to_string(std::get<1>(at.param));
+                         });
+
+}  // namespace
+}  // namespace bitpager::paging

@@ -1,0 +1,1 @@
+#include "tests/paging/driver.h"

@@ -39,7 +39,7 @@ struct Config {
   // ---- memory
   SizeSetting device_budget;  // default: see ResolveBudgets
   SizeSetting host_budget;
-  std::uint64_t page_bytes = 2U << 20;  // a power of two, 64 KiB to 64 MiB
+  std::uint64_t page_bytes = 2U << 20;  // a power of two, 16 KiB to 64 MiB
   std::uint32_t window_pages = 8;       // 1 to 1024
   std::uint32_t windows_in_flight = 3;  // 1 to 16
   paging::Policy policy = paging::Policy::kScanAware;

@@ -48,9 +48,9 @@ Status SetSize(SizeSetting& out, const std::string& text) {
 Status SetPageBytes(Config& config, const std::string& text) {
   const auto bytes = ParseBytes(text);
   if (!bytes.ok()) return bytes.status();
-  if (!std::has_single_bit(*bytes) || *bytes < (64U << 10) || *bytes > (64U << 20)) {
+  if (!std::has_single_bit(*bytes) || *bytes < (16U << 10) || *bytes > (64U << 20)) {
     return Bad(text,
-               "is no page size. Hint: a power of two from 64KiB to 64MiB; 2MiB unless you know better");
+               "is no page size. Hint: a power of two from 16KiB to 64MiB; 2MiB unless you know better");
   }
   config.page_bytes = *bytes;
   return {};

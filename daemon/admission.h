@@ -52,9 +52,12 @@ using AdmitResult = wire::Result<std::unique_ptr<Work>>;
 
 // Finders with errors that name the extent and what it should have been.
 [[nodiscard]] wire::Result<Extent*> FindArena(const SessionScope& scope, std::uint64_t id);
-[[nodiscard]] wire::Result<Extent*> FindWeight(const SessionScope& scope, std::uint64_t id, bool must_be_filled);
+[[nodiscard]] wire::Result<Extent*> FindWeight(const SessionScope& scope, std::uint64_t id,
+                                               bool must_be_filled);
 
-[[nodiscard]] constexpr bool IsFloat(wire::DType t) { return t <= wire::DType::kBF16; }
+[[nodiscard]] constexpr bool IsFloat(wire::DType t) {
+  return t <= wire::DType::kBF16;
+}
 
 template <typename Body>
 [[nodiscard]] Body BodyOf(const wire::RequestRecord& record) {

@@ -40,9 +40,7 @@ struct Weight {
   kernels::WeightFormat format;
   std::uint64_t elements = 0;
   bool filled = false;  // quantized or imported: may be read
-  [[nodiscard]] std::uint64_t blocks() const {
-    return quant::BlocksOf(elements, format.layout.blocksize);
-  }
+  [[nodiscard]] std::uint64_t blocks() const { return quant::BlocksOf(elements, format.layout.blocksize); }
 };
 
 struct Extent {

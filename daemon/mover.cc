@@ -60,7 +60,8 @@ void Mover::Poison(const std::vector<paging::FrameRef>& frames) {
   kernels::Event event;
   for (const paging::FrameRef frame : frames) {
     std::byte* at = AddressOf(frame);
-    if (at != nullptr) event = device_.Fill(kernels::Queue::kLoad, at, kPoisonByte, pager_.config().page_bytes);
+    if (at != nullptr)
+      event = device_.Fill(kernels::Queue::kLoad, at, kPoisonByte, pager_.config().page_bytes);
   }
   // Loads queue behind it by themselves; a run on a frame that needs no load must not overtake it.
   if (event.sequence != 0) device_.Wait(kernels::Queue::kCompute, event);
@@ -101,8 +102,9 @@ void Mover::Load(const std::vector<paging::LoadAction>& loads) {
       copy.pages.push_back(loads[i].page);
       bytes += page;
       ++i;
-    } while (i < loads.size() && !loads[i].zero &&
-             Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
+    } while (
+        i < loads.size() && !loads[i].zero &&
+        Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
     copy.event = device_.Copy(kernels::Queue::kLoad, to, from, bytes);
     copies_.push_back(std::move(copy));
   }

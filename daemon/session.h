@@ -33,10 +33,10 @@ struct Peer {
 struct ActiveTask {
   std::uint64_t ticket = 0;
   wire::Op op = wire::Op::kNoop;
-  std::unique_ptr<Work> work;    // none for a lease
+  std::unique_ptr<Work> work;  // none for a lease
   wire::RequestId request;
-  wire::ExtentId lease_extent;   // kLease: the extent that is made resident
-  kernels::Event prepared;       // of Work::Prepare
+  wire::ExtentId lease_extent;  // kLease: the extent that is made resident
+  kernels::Event prepared;      // of Work::Prepare
   std::uint64_t admitted_ns = 0;
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;
@@ -101,7 +101,7 @@ class Session final : public SessionScope {
   bool closing = false;   // its client is gone: finish what is ready, then tear down
   bool detached = false;  // its client said goodbye
   std::uint64_t heartbeat_seen = 0;
-  std::uint64_t heartbeat_ns = 0;   // when it last moved; 0: the client has a pidfd, none is wanted
+  std::uint64_t heartbeat_ns = 0;  // when it last moved; 0: the client has a pidfd, none is wanted
 
  private:
   Session(Identity identity, kernels::Device& device) : identity_(std::move(identity)), device_(device) {}

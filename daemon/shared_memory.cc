@@ -15,8 +15,9 @@ wire::Result<wire::UniqueFd> MakeSealedMemory(const char* name, std::uint64_t by
   wire::UniqueFd fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0 ||
       ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-    return wire::Status(wire::Code::kOutOfMemory, "cannot make " + std::to_string(bytes) +
-                                                      " bytes of shared memory: " + std::strerror(errno) + ".");
+    return wire::Status(
+        wire::Code::kOutOfMemory,
+        "cannot make " + std::to_string(bytes) + " bytes of shared memory: " + std::strerror(errno) + ".");
   }
   return fd;
 }
@@ -24,9 +25,9 @@ wire::Result<wire::UniqueFd> MakeSealedMemory(const char* name, std::uint64_t by
 wire::Result<wire::UniqueFd> MakeBell() {
   wire::UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!fd) {
-    return wire::Status(wire::Code::kOutOfMemory,
-                        std::string("cannot make an eventfd: ") + std::strerror(errno) +
-                            ". Hint: raise the limit of open files (ulimit -n).");
+    return wire::Status(wire::Code::kOutOfMemory, std::string("cannot make an eventfd: ") +
+                                                      std::strerror(errno) +
+                                                      ". Hint: raise the limit of open files (ulimit -n).");
   }
   return fd;
 }

@@ -186,8 +186,9 @@ Status CheckGroup(const wire::GroupRecord& g, std::size_t index) {
                       std::isfinite(g.eps) && std::isfinite(g.weight_decay);
   const bool ranges = g.beta1 >= 0 && g.beta1 < 1 && g.beta2 >= 0 && g.beta2 < 1 && g.eps >= 0;
   if (finite && ranges) return {};
-  return {Code::kInvalidArgument, "parameter group " + std::to_string(index) +
-                                      ": lr and weight_decay must be finite, betas in [0, 1), eps not negative."};
+  return {Code::kInvalidArgument,
+          "parameter group " + std::to_string(index) +
+              ": lr and weight_decay must be finite, betas in [0, 1), eps not negative."};
 }
 
 Status CheckEntry(const wire::StepEntry& e, const Arena& arena, std::uint32_t groups, std::int64_t previous) {
@@ -198,8 +199,8 @@ Status CheckEntry(const wire::StepEntry& e, const Arena& arena, std::uint32_t gr
   }
   if (e.group >= groups || e.step == 0) {
     return {Code::kInvalidArgument, "tensor " + std::to_string(e.tensor) + " in a step: group " +
-                                        std::to_string(e.group) + " of " + std::to_string(groups) + ", step " +
-                                        std::to_string(e.step) + " (steps count from 1)."};
+                                        std::to_string(e.group) + " of " + std::to_string(groups) +
+                                        ", step " + std::to_string(e.step) + " (steps count from 1)."};
   }
   if (!IsFloat(e.param_dtype) || !IsFloat(e.grad_dtype)) {
     return {Code::kInvalidArgument, "tensor " + std::to_string(e.tensor) +
@@ -218,8 +219,7 @@ class HyperTable {
     const auto [it, fresh] = index_.try_emplace(last_, static_cast<std::uint32_t>(hypers_.size()));
     if (fresh) {
       const wire::GroupRecord& g = groups_[group];
-      hypers_.push_back(
-          optim8bit::DeriveHyper(rule_, {g.lr, g.beta1, g.beta2, g.eps, g.weight_decay}, step));
+      hypers_.push_back(optim8bit::DeriveHyper(rule_, {g.lr, g.beta1, g.beta2, g.eps, g.weight_decay}, step));
     }
     return last_index_ = it->second;
   }
@@ -272,8 +272,9 @@ AdmitResult AdmitStep(const SessionScope& scope, const wire::StepBody& body, ker
     return Status(Code::kInvalidArgument, "on_nonfinite is neither skip nor propagate.");
   }
   if (arena.torn) {
-    return Status(Code::kDeviceFault, "the states of this arena were left half written by a device fault. "
-                                      "Hint: load a checkpoint.");
+    return Status(Code::kDeviceFault,
+                  "the states of this arena were left half written by a device fault. "
+                  "Hint: load a checkpoint.");
   }
   wire::Result<StepTable> table = CopyTable(scope, body, arena.elements.size());
   if (!table.ok()) return table.status();

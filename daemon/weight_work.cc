@@ -41,7 +41,9 @@ kernels::WeightSpan Cut(const Weight& weight, const BlockRange& range, const Res
   return span;
 }
 
-BlockRange Whole(const Weight& weight) { return {0, weight.blocks(), weight.elements}; }
+BlockRange Whole(const Weight& weight) {
+  return {0, weight.blocks(), weight.elements};
+}
 
 class DequantizeWork final : public Work {
  public:
@@ -97,8 +99,8 @@ class QuantizeWork final : public Work {
     Weight& weight = *extent_.weight();
     weight.filled = false;
     float* absmax = reinterpret_cast<float*>(statistics_.absmax.get());
-    kernels::Event event = device.BlockAbsmax(
-        {in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
+    kernels::Event event =
+        device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
     if (!weight.format.layout.nested) return event;
     return device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
   }
@@ -220,7 +222,8 @@ AdmitResult AdmitDequantize(const SessionScope& scope, const wire::DequantizeBod
       std::make_unique<DequantizeWork>(**extent, range, std::move(*out), body.out_dtype));
 }
 
-AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& body, kernels::Device& device) {
+AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& body,
+                          kernels::Device& device) {
   wire::Result<Extent*> extent = FindWeight(scope, body.extent, false);
   if (!extent.ok()) return extent.status();
   if (Status fine = CheckFloat(body.in_dtype, "the input of a quantize request"); !fine.ok()) return fine;
@@ -239,8 +242,8 @@ AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& b
     fits = fits && statistics.codes && statistics.absmax2 && statistics.offset;
   }
   if (!fits) {
-    return Status(Code::kOutOfMemory, "no memory for the absmaxes of " + std::to_string(blocks) +
-                                          " blocks while quantizing.");
+    return Status(Code::kOutOfMemory,
+                  "no memory for the absmaxes of " + std::to_string(blocks) + " blocks while quantizing.");
   }
   return std::unique_ptr<Work>(
       std::make_unique<QuantizeWork>(**extent, std::move(*in), body.in_dtype, std::move(statistics)));

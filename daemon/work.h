@@ -21,14 +21,15 @@ namespace bitpager::daemon {
 struct ResidentPage {
   std::uint64_t index = 0;  // in its extent
   std::byte* at = nullptr;
-  bool zero = false;        // never written: undefined memory that reads as zero
+  bool zero = false;  // never written: undefined memory that reads as zero
 };
 
 // Scratch of a device, freed with its owner.
 class Scratch {
  public:
   Scratch() = default;
-  Scratch(kernels::Device& device, std::uint64_t bytes) : device_(&device), at_(device.AllocateScratch(bytes)) {}
+  Scratch(kernels::Device& device, std::uint64_t bytes)
+      : device_(&device), at_(device.AllocateScratch(bytes)) {}
   ~Scratch() {
     if (at_ != nullptr) device_->FreeScratch(at_);
   }

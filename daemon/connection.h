@@ -1,0 +1,30 @@
+// One accepted socket. The listener thread reads it; the dispatcher thread answers on it; it is closed when
+// both have let go.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "client/wire/ids.h"
+#include "client/wire/unique_fd.h"
+#include "daemon/session.h"
+
+namespace bitpager::daemon {
+
+struct Connection {
+  Connection(wire::UniqueFd socket_in, const Peer& peer_in) : socket(std::move(socket_in)), peer(peer_in) {}
+
+  const wire::UniqueFd socket;
+  const Peer peer;
+  wire::SessionId session;  // dispatcher thread; none before hello and after the end
+  wire::UniqueFd pidfd;     // dispatcher thread hands it over before it is watched
+
+  // Both threads: no more traffic; the listener then sees the hang-up.
+  void HangUp() const { ::shutdown(socket.get(), SHUT_RDWR); }
+};
+
+using ConnectionRef = std::shared_ptr<Connection>;
+
+}  // namespace bitpager::daemon

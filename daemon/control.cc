@@ -1,0 +1,247 @@
+#include "daemon/control.h"
+
+#include <sys/stat.h>
+
+#include "client/wire/text.h"
+#include "daemon/pidfd.h"
+#include "daemon/shared_memory.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::MessageType;
+using wire::Status;
+
+namespace {
+
+Status WrongSize() {
+  return {Code::kProtocol,
+          "a message whose body has the wrong size. Hint: client and daemon are of different "
+          "versions; use the library that came with the daemon."};
+}
+
+bool NeedsSession(MessageType type) {
+  switch (type) {
+    case MessageType::kHello:
+    case MessageType::kLimit:
+    case MessageType::kEvict:
+    case MessageType::kDrain:
+      return false;
+    default:
+      return true;
+  }
+}
+
+}  // namespace
+
+void Control::Handle(const ConnectionRef& connection, wire::Packet& packet) {
+  Answer answer;
+  Call call{connection, packet, core_.registry.FindSession(connection->session), answer};
+  Status status = wire::CheckPacket(packet);
+  // Without a whole header there is nothing to answer.
+  if (status.code() == Code::kProtocol) {
+    ++core_.counters.errors[Code::kProtocol];
+    connection->HangUp();
+    return;
+  }
+  if (status.ok()) status = Answered(call);
+  answer.body.code = static_cast<std::uint32_t>(status.code());
+  wire::CopyText(answer.body.message, status.message());
+  if (!status.ok()) {
+    ++core_.counters.errors[status.code()];
+    answer.fd_count = 0;
+  }
+  const wire::MessageHeader header = packet.header();
+  const Status sent = wire::SendBody(connection->socket.get(), header.type, header.sequence, answer.body,
+                                     {answer.fds.data(), answer.fd_count});
+  if (!sent.ok() || status.code() == Code::kProtocol) connection->HangUp();
+}
+
+Status Control::Answered(Call& call) {
+  const MessageType type = call.packet.header().type;
+  if (NeedsSession(type) && call.session == nullptr) {
+    return {Code::kProtocol, "this message needs a session: say hello first."};
+  }
+  switch (type) {
+    case MessageType::kHello:
+      return Hello(call);
+    case MessageType::kDetach:
+      return Detach(call);
+    case MessageType::kCreateBuffer:
+      return CreateBuffer(call);
+    case MessageType::kRegisterBuffer:
+      return RegisterBuffer(call);
+    case MessageType::kReleaseBuffer:
+      return ReleaseBuffer(call);
+    case MessageType::kCreateArena:
+      return CreateArena(call);
+    case MessageType::kCreateWeight:
+      return CreateWeight(call);
+    case MessageType::kDropExtent:
+      return DropExtent(call);
+    case MessageType::kMapDomain:
+      return MapDomain(call);
+    case MessageType::kUsage:
+      return Usage(call);
+    case MessageType::kLimit:
+      return Limit(call);
+    case MessageType::kEvict:
+      return Evict(call);
+    case MessageType::kDrain:
+      return Drain(call);
+  }
+  return {Code::kProtocol, "unknown message type " + std::to_string(static_cast<unsigned>(type)) + "."};
+}
+
+Status Control::Hello(Call& call) {
+  wire::HelloBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  if (call.session != nullptr || call.connection->session) {
+    return {Code::kAlreadyExists, "this connection has said hello already."};
+  }
+  if (call.packet.fd_count > 1) return {Code::kInvalidArgument, "hello carries at most one fd, the pidfd."};
+  wire::Result<Session*> opened = lifecycle_.Open(call.connection->peer, body);
+  if (!opened.ok()) return opened.status();
+  Session& session = **opened;
+  Status watched = TakePidfd(call, session);
+  if (!watched.ok()) {
+    session.detached = true;
+    lifecycle_.Close(session.identity().id, true);
+    return watched;
+  }
+  call.connection->session = session.identity().id;
+  const Job& job = *core_.registry.FindJob(session.identity().job);
+  wire::ReplyBody& reply = call.answer.body;
+  reply.values[0] = session.identity().id.value;
+  reply.values[1] = job.id.value;
+  reply.values[2] = core_.page_bytes();
+  reply.values[3] = session.heartbeat_ns != 0 ? core_.settings.heartbeat_interval_ms : 0;
+  reply.values[4] = static_cast<std::uint64_t>(job.linger_ms);
+  session.segment().header().page_bytes = core_.page_bytes();
+  call.answer.AddFd(session.segment_fd());
+  call.answer.AddFd(session.request_bell());
+  call.answer.AddFd(session.completion_bell());
+  return {};
+}
+
+Status Control::TakePidfd(Call& call, Session& session) {
+  if (call.packet.fd_count == 0) {
+    session.heartbeat_ns = core_.clock.NowNs();
+    return {};
+  }
+  if (!IsPidfd(call.packet.fds[0].get())) {
+    return {Code::kInvalidArgument, "the fd that came with hello is not a pidfd."};
+  }
+  call.connection->pidfd = std::move(call.packet.fds[0]);
+  return hooks_.watch(call.connection);
+}
+
+Status Control::Detach(Call& call) {
+  lifecycle_.Close(call.session->identity().id, true);
+  call.connection->session = {};
+  return {};
+}
+
+Status Control::CreateBuffer(Call& call) {
+  wire::CreateBufferBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 46;
+  if (body.bytes == 0 || body.bytes > kMost) {
+    return {Code::kInvalidArgument, "a buffer has 1 byte to 64 TiB, not " + std::to_string(body.bytes) + "."};
+  }
+  Job& job = *core_.registry.FindJob(call.session->identity().job);
+  Status room = lifecycle_.CheckHostRoom(job, body.bytes, "a shared buffer");
+  if (!room.ok()) return room;
+  wire::Result<wire::UniqueFd> memory = MakeSealedMemory("bitpager-buffer", body.bytes);
+  if (!memory.ok()) return memory.status();
+  wire::Result<kernels::Import> import = core_.device.ImportMemory({memory->get(), body.bytes, true, true});
+  if (!import.ok()) return import.status();
+  const wire::BufferId id = call.session->AddBuffer(*import, true, true);
+  job.buffer_bytes += body.bytes;
+  call.answer.body.values[0] = id.value;
+  call.answer.body.values[1] = body.bytes;
+  call.answer.own = std::move(*memory);
+  call.answer.AddFd(call.answer.own.get());
+  return {};
+}
+
+Status Control::RegisterBuffer(Call& call) {
+  wire::RegisterBufferBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  if (call.packet.fd_count != 1)
+    return {Code::kInvalidArgument, "registering a buffer takes exactly one fd."};
+  if (body.bytes == 0 || body.writable > 1 || body.sealed > 1) {
+    return {Code::kInvalidArgument, "registering a buffer takes a size above 0 and flags of 0 or 1."};
+  }
+  wire::Result<kernels::Import> import =
+      core_.device.ImportMemory({call.packet.fds[0].get(), body.bytes, body.sealed == 1, body.writable == 1});
+  if (!import.ok()) return import.status();
+  call.answer.body.values[0] = call.session->AddBuffer(*import, body.writable == 1, false).value;
+  call.answer.body.values[1] = body.bytes;
+  return {};
+}
+
+Status Control::ReleaseBuffer(Call& call) {
+  wire::ReleaseBufferBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  const std::uint64_t before = call.session->own_buffer_bytes();
+  Status released = call.session->RemoveBuffer(wire::BufferId{body.buffer});
+  core_.registry.FindJob(call.session->identity().job)->buffer_bytes -=
+      before - call.session->own_buffer_bytes();
+  return released;
+}
+
+Status Control::CreateArena(Call& call) {
+  wire::CreateArenaBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  wire::Result<Extent*> extent = lifecycle_.CreateArena(*call.session, body);
+  if (!extent.ok()) return extent.status();
+  const Arena& arena = *(*extent)->arena();
+  wire::ReplyBody& reply = call.answer.body;
+  reply.values[0] = (*extent)->id.value;
+  reply.values[1] = (*extent)->pages;
+  reply.values[2] = arena.units();
+  reply.values[3] = arena.applied_step;
+  reply.values[4] = arena.layout.units_per_page;
+  tasks_.Touch();
+  return {};
+}
+
+Status Control::CreateWeight(Call& call) {
+  wire::CreateWeightBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  wire::Result<Extent*> extent = lifecycle_.CreateWeight(*call.session, body);
+  if (!extent.ok()) return extent.status();
+  call.answer.body.values[0] = (*extent)->id.value;
+  call.answer.body.values[1] = (*extent)->pages;
+  call.answer.body.values[2] = (*extent)->weight()->format.layout.blocks_per_page;
+  tasks_.Touch();
+  return {};
+}
+
+Status Control::DropExtent(Call& call) {
+  wire::DropExtentBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  tasks_.Touch();
+  return lifecycle_.Drop(*call.session, wire::ExtentId{body.extent});
+}
+
+Status Control::MapDomain(Call& call) {
+  wire::MapDomainBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  const Job& job = *core_.registry.FindJob(call.session->identity().job);
+  const int fd = static_cast<int>(body.mapping) - 1;
+  if (body.mapping == 0 || body.mapping > 0x7FFFFFFFU || core_.mover.ExportedBy(fd, job.domain) == nullptr) {
+    return {Code::kNotFound, "no mapping " + std::to_string(body.mapping) + " in this job's share domain."};
+  }
+  wire::Result<wire::UniqueFd> read_only = ReopenReadOnly(fd);
+  if (!read_only.ok()) return read_only.status();
+  struct stat info {};
+  if (::fstat(read_only->get(), &info) != 0) return {Code::kInternal, "cannot size a mapping."};
+  call.answer.body.values[0] = static_cast<std::uint64_t>(info.st_size);
+  call.answer.own = std::move(*read_only);
+  call.answer.AddFd(call.answer.own.get());
+  return {};
+}
+
+}  // namespace bitpager::daemon

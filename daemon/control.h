@@ -1,0 +1,76 @@
+// Answers the messages of the socket: attach, memory, extents, administration. One small function for each
+// type. Dispatcher thread.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "client/wire/fd_socket.h"
+#include "client/wire/messages.h"
+#include "daemon/connection.h"
+#include "daemon/core.h"
+#include "daemon/leases.h"
+#include "daemon/lifecycle.h"
+#include "daemon/tasks.h"
+
+namespace bitpager::daemon {
+
+class Control {
+ public:
+  // What happens outside: the listener watches a client's pidfd; the daemon drains.
+  struct Hooks {
+    std::function<wire::Status(const ConnectionRef&)> watch = [](const ConnectionRef&) {
+      return wire::Status();
+    };
+    std::function<void()> drain = [] {};
+  };
+
+  Control(Core& core, Leases& leases, Lifecycle& lifecycle, Tasks& tasks)
+      : core_(core), leases_(leases), lifecycle_(lifecycle), tasks_(tasks) {}
+  void SetHooks(Hooks hooks) { hooks_ = std::move(hooks); }
+
+  // Handles one message and answers it. The connection is hung up when it breaks the protocol.
+  void Handle(const ConnectionRef& connection, wire::Packet& packet);
+
+ private:
+  // A reply in the making, with the fds that go beside it.
+  struct Answer {
+    wire::ReplyBody body;
+    std::array<int, wire::kMaxMessageFds> fds{};
+    std::size_t fd_count = 0;
+    wire::UniqueFd own;  // an fd made for this reply alone
+    void AddFd(int fd) { fds[fd_count++] = fd; }
+  };
+  struct Call {
+    const ConnectionRef& connection;
+    wire::Packet& packet;
+    Session* session;  // null before hello
+    Answer& answer;
+  };
+
+  [[nodiscard]] wire::Status Answered(Call& call);
+  [[nodiscard]] wire::Status Hello(Call& call);
+  [[nodiscard]] wire::Status TakePidfd(Call& call, Session& session);
+  [[nodiscard]] wire::Status Detach(Call& call);
+  [[nodiscard]] wire::Status CreateBuffer(Call& call);
+  [[nodiscard]] wire::Status RegisterBuffer(Call& call);
+  [[nodiscard]] wire::Status ReleaseBuffer(Call& call);
+  [[nodiscard]] wire::Status CreateArena(Call& call);
+  [[nodiscard]] wire::Status CreateWeight(Call& call);
+  [[nodiscard]] wire::Status DropExtent(Call& call);
+  [[nodiscard]] wire::Status MapDomain(Call& call);
+  [[nodiscard]] wire::Status Usage(Call& call);
+  [[nodiscard]] wire::Status Limit(Call& call);
+  [[nodiscard]] wire::Status Evict(Call& call);
+  [[nodiscard]] wire::Status Drain(Call& call);
+  // The job that a command names, when the caller may command it.
+  [[nodiscard]] wire::Result<Job*> CommandedJob(const Peer& peer, std::string_view name, std::uint32_t uid);
+
+  Core& core_;
+  Leases& leases_;
+  Lifecycle& lifecycle_;
+  Tasks& tasks_;
+  Hooks hooks_;
+};
+
+}  // namespace bitpager::daemon

@@ -1,0 +1,109 @@
+// The half of Control that reads and commands jobs: usage, limit, evict, drain.
+#include <cmath>
+#include <string>
+
+#include "client/wire/text.h"
+#include "daemon/control.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::Status;
+using wire::UsageValue;
+
+Status Control::Usage(Call& call) {
+  const Job& job = *core_.registry.FindJob(call.session->identity().job);
+  const auto usage = core_.pager.Usage(job.id);
+  if (!usage) return {Code::kNotFound, "job '" + job.name + "' is gone."};
+  const std::uint64_t page = core_.page_bytes();
+  const auto set = [&](UsageValue which, std::uint64_t value) {
+    call.answer.body.values[static_cast<std::size_t>(which)] = value;
+  };
+  set(UsageValue::kResidentBytes, usage->resident_frames * page);
+  set(UsageValue::kHostBytes, usage->host_frames * page);
+  set(UsageValue::kStateBytes, usage->pages_by_kind[0] * page);
+  set(UsageValue::kWeightBytes, usage->pages_by_kind[1] * page);
+  set(UsageValue::kResidentStateBytes, usage->resident_by_kind[0] * page);
+  set(UsageValue::kResidentWeightBytes, usage->resident_by_kind[1] * page);
+  set(UsageValue::kLeasedBytes, usage->leased_frames * page);
+  set(UsageValue::kLoadedBytes, usage->loaded_pages * page);
+  set(UsageValue::kStoredBytes, usage->stored_pages * page);
+  set(UsageValue::kDroppedBytes, usage->dropped_pages * page);
+  set(UsageValue::kPages, usage->pages);
+  set(UsageValue::kShareBytes, usage->share_frames * page);
+  set(UsageValue::kStallNs, job.stall_ns);
+  set(UsageValue::kSteps, job.steps);
+  set(UsageValue::kNonFiniteBlocks, job.nonfinite_blocks);
+  set(UsageValue::kDeviceBudgetBytes, core_.pager.config().device_frames * page);
+  set(UsageValue::kBufferBytes, job.buffer_bytes);
+  return {};
+}
+
+wire::Result<Job*> Control::CommandedJob(const Peer& peer, std::string_view name, std::uint32_t uid) {
+  const std::uint32_t owner = uid == ~0U ? peer.uid : uid;
+  if (peer.uid != 0 && owner != peer.uid) {
+    return Status(Code::kPermissionDenied, "uid " + std::to_string(peer.uid) +
+                                               " may not command jobs of uid " + std::to_string(owner) +
+                                               ". Hint: ask root or the owner.");
+  }
+  Job* job = core_.registry.FindJob(owner, std::string(name));
+  if (job == nullptr) {
+    return Status(Code::kNotFound,
+                  "uid " + std::to_string(owner) + " has no job '" + std::string(name) +
+                      "' here. Hint: bitpager status lists them; root names an owner by --uid.");
+  }
+  return job;
+}
+
+Status Control::Limit(Call& call) {
+  wire::LimitBody body;
+  if (!wire::ReadBody(call.packet, body)) return {Code::kProtocol, "a limit message of the wrong size."};
+  wire::Result<Job*> job = CommandedJob(call.connection->peer, wire::TextOf(body.job), body.uid);
+  if (!job.ok()) return job.status();
+  if (!std::isfinite(body.weight) || body.weight < 0 || body.weight > 1e6) {
+    return {Code::kInvalidArgument, "a job's weight is a number above 0 and at most 1e6."};
+  }
+  const std::uint64_t page = core_.page_bytes();
+  const auto frames = [&](std::uint64_t bytes, std::uint64_t now) {
+    if (bytes == 0) return now;
+    return bytes == ~std::uint64_t{0} ? 0 : std::max<std::uint64_t>(1, bytes / page);
+  };
+  paging::JobSpec spec = (*job)->spec;
+  spec.device_quota_frames = frames(body.device_quota_bytes, spec.device_quota_frames);
+  spec.host_quota_frames = frames(body.host_quota_bytes, spec.host_quota_frames);
+  if (body.weight > 0) spec.weight = body.weight;
+  Status taken = core_.pager.SetJob((*job)->id, spec);
+  if (!taken.ok()) return taken;
+  (*job)->spec = spec;
+  core_.notify({"job_limited", (*job)->name, spec.device_quota_frames * page, ""});
+  tasks_.Touch();
+  return {};
+}
+
+Status Control::Evict(Call& call) {
+  wire::EvictBody body;
+  if (!wire::ReadBody(call.packet, body)) return {Code::kProtocol, "an evict message of the wrong size."};
+  wire::Result<Job*> job = CommandedJob(call.connection->peer, wire::TextOf(body.job), body.uid);
+  if (!job.ok()) return job.status();
+  const std::uint64_t page = core_.page_bytes();
+  const std::uint64_t resident = core_.pager.Usage((*job)->id)->resident_frames;
+  const std::uint64_t wanted = body.bytes == 0 ? resident : (body.bytes + page - 1) / page;
+  const std::uint64_t frames = std::min(resident, wanted);
+  if (frames > 0) core_.pager.Evict((*job)->id, frames, paging::Reason::kCommand);
+  call.answer.body.values[0] = frames * page;
+  core_.notify({"job_evicted", (*job)->name, frames * page, "command"});
+  tasks_.Touch();
+  return {};
+}
+
+Status Control::Drain(Call& call) {
+  const std::uint32_t uid = call.connection->peer.uid;
+  if (uid != 0 && uid != core_.settings.owner_uid) {
+    return {Code::kPermissionDenied,
+            "only root and the daemon's own user may drain it; you are uid " + std::to_string(uid) + "."};
+  }
+  hooks_.drain();
+  return {};
+}
+
+}  // namespace bitpager::daemon

@@ -1,0 +1,173 @@
+#include "daemon/dispatcher.h"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+
+#include "daemon/shared_memory.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using wire::Code;
+using wire::Status;
+
+// A session that ends with the daemon has so long to finish what it had ready.
+constexpr std::uint64_t kStopGraceNs = 10'000'000'000;
+
+bool AddToEpoll(int epoll, int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+void Pause() {
+  __builtin_ia32_pause();
+}
+
+}  // namespace
+
+wire::Result<std::unique_ptr<Dispatcher>> Dispatcher::Make(const Settings& settings, kernels::Device& device,
+                                                           const Clock& clock) {
+  wire::Result<wire::UniqueFd> bell = MakeBell();
+  if (!bell.ok()) return bell.status();
+  wire::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll || !AddToEpoll(epoll.get(), bell->get()) || !AddToEpoll(epoll.get(), device.progress_fd())) {
+    return Status(Code::kOutOfMemory, "cannot make the dispatcher's epoll. Hint: raise ulimit -n.");
+  }
+  std::unique_ptr<Dispatcher> made(
+      new Dispatcher(settings, device, clock, std::move(*bell), std::move(epoll)));
+  Status started = made->core_.mover.Start();
+  if (!started.ok()) return started;
+  return made;
+}
+
+void Dispatcher::RequestStop() {
+  stopping_.store(true, std::memory_order_release);
+  mailbox_.Post([] {});
+}
+
+void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet) {
+  const bool fresh = !connection->session;
+  control_.Handle(connection, packet);
+  if (!fresh || !connection->session) return;
+  Session* session = core_.registry.FindSession(connection->session);
+  if (session == nullptr) return;
+  connections_[connection->session] = connection;
+  static_cast<void>(AddToEpoll(epoll_.get(), session->request_bell()));
+  next_expiry_ns_ = 0;
+  sessions_changed_(core_.registry.sessions().size());
+}
+
+void Dispatcher::OnLost(const ConnectionRef& connection) {
+  if (connection->session) lifecycle_.Close(connection->session, false);
+}
+
+int Dispatcher::ServeSessions() {
+  int work = 0;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (!session->closing && !session->TakeRequests()) {
+      tasks_.FailSession(*session, {Code::kProtocol, "the request ring holds what no client writes."});
+    }
+    if (!session->pending.empty()) work += tasks_.Advance(*session);
+  }
+  return work;
+}
+
+void Dispatcher::ReapSessions() {
+  std::erase_if(connections_, [&](const auto& entry) {
+    const Session* session = core_.registry.FindSession(entry.first);
+    return session == nullptr || (session->closing && session->failed() && (entry.second->HangUp(), true));
+  });
+  if (lifecycle_.Reap() == 0) return;
+  tasks_.Touch();
+  next_expiry_ns_ = 0;
+  sessions_changed_(core_.registry.sessions().size());
+}
+
+void Dispatcher::CheckDevice() {
+  const Status fault = core_.device.TakeFault();
+  if (fault.ok()) return;
+  tasks_.FailAll({Code::kDeviceFault, fault.message()});
+  core_.notify({"device_fault", "", 0, fault.message()});
+  RequestStop();
+}
+
+int Dispatcher::DoWork() {
+  int work = mailbox_.Drain();
+  work += ServeSessions();
+  const int moved = core_.mover.Poll() + tasks_.PollRuns() + (leases_.revoking() ? leases_.Poll() : 0);
+  if (moved > 0) {
+    tasks_.Touch();
+    CheckDevice();
+  }
+  work += moved + tasks_.PumpPager();
+  ReapSessions();
+  const std::uint64_t now_ns = core_.clock.NowNs();
+  if (next_expiry_ns_ <= now_ns) {
+    lifecycle_.Expire(now_ns);
+    for (const wire::SessionId dead : lifecycle_.TakeDead()) lifecycle_.Close(dead, false);
+    next_expiry_ns_ = lifecycle_.NextDeadlineNs().value_or(~std::uint64_t{0});
+  }
+  return work;
+}
+
+void Dispatcher::Run() {
+  std::uint64_t last_work_ns = core_.clock.NowNs();
+  while (!stopping_.load(std::memory_order_acquire)) {
+    if (DoWork() > 0) {
+      last_work_ns = core_.clock.NowNs();
+    } else if (core_.clock.NowNs() - last_work_ns < core_.settings.spin_ns) {
+      Pause();
+    } else if (core_.draining && core_.registry.sessions().empty()) {
+      break;
+    } else {
+      Sleep();
+    }
+  }
+  EndSessions();
+}
+
+void Dispatcher::Sleep() {
+  for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(true);
+  // Pairs with the client's fence between its push and its look at daemon_sleeps.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  bool work = false;
+  for (const auto& [id, session] : core_.registry.sessions()) work = work || session->HasRequests();
+  std::array<epoll_event, 32> events{};
+  const int timeout_ms = work ? 0 : SleepMs(core_.clock.NowNs());
+  const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+  for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(false);
+  for (int i = 0; i < count; ++i) Quiet(events[static_cast<std::size_t>(i)].data.fd);
+}
+
+int Dispatcher::SleepMs(std::uint64_t now_ns) const {
+  if (leases_.revoking()) return 1;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    // A stream stores `ready` without ringing a bell.
+    if (!session->active && !session->pending.empty()) return 1;
+  }
+  if (next_expiry_ns_ == ~std::uint64_t{0}) return -1;
+  const std::uint64_t left_ns = next_expiry_ns_ > now_ns ? next_expiry_ns_ - now_ns : 0;
+  return static_cast<int>(std::min<std::uint64_t>(left_ns / 1'000'000 + 1, 60'000));
+}
+
+void Dispatcher::EndSessions() {
+  core_.draining = true;
+  const std::uint64_t give_up_ns = core_.clock.NowNs() + kStopGraceNs;
+  const auto busy = [&] {
+    for (const auto& [id, session] : core_.registry.sessions()) {
+      if (session->active || session->HeadReady()) return true;
+    }
+    return !tasks_.idle();
+  };
+  while (busy() && core_.clock.NowNs() < give_up_ns) {
+    if (DoWork() == 0) Sleep();
+  }
+  for (const auto& [id, session] : core_.registry.sessions()) session->Fail(Code::kDraining);
+  for (const auto& [id, connection] : connections_) connection->HangUp();
+}
+
+}  // namespace bitpager::daemon

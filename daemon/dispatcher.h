@@ -1,0 +1,77 @@
+// The dispatcher: one thread that owns sessions, page tables and the pager, and makes the device's calls. It
+// only loops over the roles' work and idles; DoWork is what tests single-step.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+
+#include "client/wire/fd_socket.h"
+#include "client/wire/status.h"
+#include "client/wire/unique_fd.h"
+#include "daemon/connection.h"
+#include "daemon/control.h"
+#include "daemon/core.h"
+#include "daemon/leases.h"
+#include "daemon/lifecycle.h"
+#include "daemon/mailbox.h"
+#include "daemon/tasks.h"
+
+namespace bitpager::daemon {
+
+class Dispatcher {
+ public:
+  // Reserves the host region, makes the bells.
+  [[nodiscard]] static wire::Result<std::unique_ptr<Dispatcher>> Make(const Settings& settings,
+                                                                      kernels::Device& device,
+                                                                      const Clock& clock);
+
+  // ---- any thread
+  void Post(Mailbox::Call call) { mailbox_.Post(std::move(call)); }
+  // Ends Run: finishes what is under way, tells the clients, returns.
+  void RequestStop();
+
+  // ---- dispatcher thread
+  void OnMessage(const ConnectionRef& connection, wire::Packet& packet);
+  void OnLost(const ConnectionRef& connection);
+  // Everything that can be done now. Returns how much there was.
+  int DoWork();
+  // Until RequestStop, and then until what was ready is done.
+  void Run();
+  // No new sessions; Run returns when the last one is gone.
+  void Drain() { core_.draining = true; }
+
+  [[nodiscard]] Core& core() { return core_; }
+  [[nodiscard]] Control& control() { return control_; }
+  // Called on this thread whenever the number of sessions changed.
+  void SetSessionsChanged(std::function<void(std::size_t)> call) { sessions_changed_ = std::move(call); }
+
+ private:
+  Dispatcher(const Settings& settings, kernels::Device& device, const Clock& clock, wire::UniqueFd bell,
+             wire::UniqueFd epoll)
+      : core_(settings, device, clock), mailbox_(std::move(bell)), epoll_(std::move(epoll)) {}
+
+  int ServeSessions();
+  void ReapSessions();
+  void Sleep();
+  [[nodiscard]] int SleepMs(std::uint64_t now_ns) const;
+  void WatchBells();
+  void CheckDevice();
+  void EndSessions();
+
+  Core core_;
+  Leases leases_{core_};
+  Lifecycle lifecycle_{core_, leases_};
+  Tasks tasks_{core_, leases_};
+  Control control_{core_, leases_, lifecycle_, tasks_};
+  Mailbox mailbox_;
+  wire::UniqueFd epoll_;
+  std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
+  std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
+  std::uint64_t next_expiry_ns_ = 0;
+  std::function<void(std::size_t)> sessions_changed_ = [](std::size_t) {};
+};
+
+}  // namespace bitpager::daemon

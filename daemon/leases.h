@@ -1,0 +1,64 @@
+// Leases: frames that clients read in place until they are revoked. Owns every session's lease slots and
+// frame table; speaks the in_use / revoke protocol of client/wire/segment.h. Dispatcher thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "client/wire/ids.h"
+#include "client/wire/records.h"
+#include "client/wire/status.h"
+#include "daemon/core.h"
+
+namespace bitpager::daemon {
+
+class Leases {
+ public:
+  explicit Leases(Core& core) : core_(core) {}
+
+  // Grants a lease on a weight whose pages are resident; fills values[0] and [1]. kFull beyond the reserve or
+  // without a free slot, kNotResident when pages must be loaded first.
+  [[nodiscard]] wire::Status Grant(Session& session, const Extent& extent,
+                                   wire::CompletionRecord& completion);
+  // Asks every holder to let go.
+  void Revoke(wire::ExtentId extent);
+  // Looks at holders that were asked; reports extents that nobody holds any more. Returns how many.
+  int Poll();
+  [[nodiscard]] bool revoking() const { return !revoking_.empty(); }
+  // Its client is gone: whatever it held is free.
+  void DropSession(wire::SessionId session);
+  // The extent goes away: holders are told, and nothing waits for them longer than their next look.
+  void DropExtent(wire::ExtentId extent);
+
+ private:
+  struct Hold {
+    wire::SessionId session;
+    std::uint32_t slot = 0;
+    std::uint64_t first_frame = 0;
+    std::uint64_t frames = 0;
+    std::uint64_t generation = 0;
+    bool revoked = false;
+  };
+  // Lease slots and frame-table room of one session.
+  struct Table {
+    std::vector<std::uint32_t> free_slots;
+    std::uint32_t used_slots = 0;
+    std::map<std::uint64_t, std::uint64_t> free_frames;  // first -> count
+    bool ready = false;
+  };
+
+  [[nodiscard]] bool TakeRoom(Table& table, std::uint64_t frames, Hold& hold);
+  void GiveRoom(const Hold& hold);
+  void Publish(Session& session, const Extent& extent, const Hold& hold);
+  [[nodiscard]] bool StillUsed(const Hold& hold);
+  void Released(wire::ExtentId extent);
+
+  Core& core_;
+  std::uint64_t last_generation_ = 0;
+  std::map<wire::ExtentId, std::vector<Hold>> holds_;
+  std::map<wire::SessionId, Table> tables_;
+  std::vector<wire::ExtentId> revoking_;
+};
+
+}  // namespace bitpager::daemon

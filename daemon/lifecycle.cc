@@ -1,0 +1,178 @@
+#include "daemon/lifecycle.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "client/wire/text.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::Status;
+
+Status Lifecycle::CheckHello(const wire::HelloBody& hello) const {
+  if (core_.draining) {
+    return {Code::kDraining,
+            "the daemon is draining and takes no new sessions. Hint: wait for its successor."};
+  }
+  if (core_.registry.sessions().size() >= core_.settings.max_sessions) {
+    return {Code::kBudgetExceeded, "the daemon serves " + std::to_string(core_.settings.max_sessions) +
+                                       " sessions already. Hint: raise max_sessions."};
+  }
+  if (!wire::IsTerminated(hello.job) || !wire::IsPlainName(wire::TextOf(hello.job))) {
+    return {Code::kInvalidArgument,
+            "a job's name has 1 to 63 characters, of letters, digits, '.', '_' and '-'."};
+  }
+  if (!wire::IsTerminated(hello.client))
+    return {Code::kInvalidArgument, "the client's name is not terminated."};
+  if (!std::isfinite(hello.weight) || hello.weight < 0 || hello.weight > 1e6) {
+    return {Code::kInvalidArgument, "a job's weight is a number above 0 and at most 1e6 (0: the default)."};
+  }
+  return {};
+}
+
+wire::Result<Job*> Lifecycle::JoinJob(const Peer& peer, const wire::HelloBody& hello) {
+  const std::string name(wire::TextOf(hello.job));
+  const std::uint64_t page = core_.page_bytes();
+  Job* job = core_.registry.FindJob(peer.uid, name);
+  const bool fresh = job == nullptr;
+  paging::JobSpec spec;
+  if (!fresh) spec = job->spec;
+  const Settings& settings = core_.settings;
+  if (fresh) {
+    spec.name = name;
+    spec.weight = settings.job_weight;
+    spec.device_quota_frames = settings.job_device_quota_bytes / page;
+    spec.host_quota_frames = settings.job_host_quota_bytes / page;
+  }
+  if (hello.weight > 0) spec.weight = hello.weight;
+  if (hello.device_quota_bytes > 0)
+    spec.device_quota_frames = std::max<std::uint64_t>(1, hello.device_quota_bytes / page);
+  if (hello.host_quota_bytes > 0)
+    spec.host_quota_frames = std::max<std::uint64_t>(1, hello.host_quota_bytes / page);
+  if (fresh) job = &core_.registry.AddJob(peer.uid, name);
+  Status taken = fresh ? core_.pager.AddJob(job->id, spec) : core_.pager.SetJob(job->id, spec);
+  if (!taken.ok()) {
+    if (fresh) core_.registry.RemoveJob(job->id);
+    return taken;
+  }
+  job->spec = spec;
+  if (fresh) job->linger_ms = settings.linger_ms;
+  if (hello.linger_ms >= 0) job->linger_ms = hello.linger_ms;
+  return job;
+}
+
+wire::Result<Session*> Lifecycle::Open(const Peer& peer, const wire::HelloBody& hello) {
+  Status fine = CheckHello(hello);
+  if (!fine.ok()) return fine;
+  wire::Result<Job*> job = JoinJob(peer, hello);
+  if (!job.ok()) return job.status();
+  Session::Identity identity{core_.registry.NextSessionId(), (*job)->id, peer, hello.rank,
+                             std::string(wire::TextOf(hello.client))};
+  wire::Result<std::unique_ptr<Session>> session = Session::Make(std::move(identity), core_.device);
+  if (!session.ok()) {
+    RemoveJobIfEmpty((*job)->id);
+    return session.status();
+  }
+  ++core_.counters.sessions_opened;
+  (*job)->linger_until_ns = 0;
+  Session& added = core_.registry.AddSession(std::move(*session));
+  core_.notify({"session_opened", (*job)->name, 0, added.identity().client});
+  return &added;
+}
+
+void Lifecycle::Close(wire::SessionId id, bool detached) {
+  Session* session = core_.registry.FindSession(id);
+  if (session == nullptr || (session->closing && !session->failed())) return;
+  session->closing = true;
+  session->detached = detached;
+  // Records that were pushed with their inputs ready are applied, whoever is left to see it.
+  static_cast<void>(session->TakeRequests());
+}
+
+int Lifecycle::Reap() {
+  std::vector<Session*> gone;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (session->closing && !session->active && !session->HeadReady()) gone.push_back(session.get());
+  }
+  for (Session* session : gone) TearDown(*session);
+  return static_cast<int>(gone.size());
+}
+
+void Lifecycle::TearDown(Session& session) {
+  const wire::JobId job_id = session.identity().job;
+  Job& job = *core_.registry.FindJob(job_id);
+  const bool lost = !session.detached;
+  if (lost) ++core_.counters.sessions_lost;
+  std::uint64_t freed_bytes = 0;
+  leases_.DropSession(session.identity().id);
+  const auto extents = session.extents();
+  for (const auto& [id, extent] : extents) {
+    if (extent->arena() != nullptr && job.linger_ms > 0) {
+      extent->owner = {};
+      continue;
+    }
+    freed_bytes += extent->pages * core_.page_bytes();
+    DropExtent(*extent);
+  }
+  job.buffer_bytes -= session.own_buffer_bytes();
+  core_.notify({lost ? "session_lost" : "session_closed", job.name, freed_bytes, session.identity().client});
+  core_.registry.RemoveSession(session.identity().id);
+  if (job.sessions.empty() && !job.extents.empty()) {
+    job.linger_until_ns = core_.clock.NowNs() + static_cast<std::uint64_t>(job.linger_ms) * 1'000'000;
+  }
+  RemoveJobIfEmpty(job_id);
+}
+
+void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {
+  Job* job = core_.registry.FindJob(id);
+  if (job == nullptr || !job->sessions.empty() || !job->extents.empty()) return;
+  if (const auto usage = core_.pager.Usage(id); usage) {
+    core_.counters.past_loaded_pages += usage->loaded_pages;
+    core_.counters.past_stored_pages += usage->stored_pages;
+    core_.counters.past_dropped_pages += usage->dropped_pages;
+  }
+  core_.pager.RemoveJob(id);
+  core_.registry.RemoveJob(id);
+}
+
+void Lifecycle::Expire(std::uint64_t now_ns) {
+  std::vector<wire::JobId> over;
+  for (const auto& [id, job] : core_.registry.jobs()) {
+    if (job.linger_until_ns != 0 && job.linger_until_ns <= now_ns) over.push_back(id);
+  }
+  for (const wire::JobId id : over) {
+    Job& job = *core_.registry.FindJob(id);
+    const std::set<wire::ExtentId> extents = job.extents;
+    for (const wire::ExtentId extent : extents) DropExtent(*core_.registry.FindExtent(extent));
+    core_.notify({"job_expired", job.name, 0, "kept states were dropped"});
+    RemoveJobIfEmpty(id);
+  }
+  const std::uint64_t timeout_ns = core_.settings.heartbeat_timeout_ms * 1'000'000;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (session->heartbeat_ns == 0 || session->closing) continue;
+    const std::uint64_t beat = session->segment().header().heartbeat.word.load(std::memory_order_relaxed);
+    if (beat != session->heartbeat_seen) {
+      session->heartbeat_seen = beat;
+      session->heartbeat_ns = now_ns;
+    } else if (now_ns - session->heartbeat_ns > timeout_ns) {
+      dead_.push_back(id);
+    }
+  }
+}
+
+std::optional<std::uint64_t> Lifecycle::NextDeadlineNs() const {
+  std::optional<std::uint64_t> next;
+  const auto earlier = [&](std::uint64_t at) { next = next ? std::min(*next, at) : at; };
+  for (const auto& [id, job] : core_.registry.jobs()) {
+    if (job.linger_until_ns != 0) earlier(job.linger_until_ns);
+  }
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (session->heartbeat_ns != 0 && !session->closing) {
+      earlier(session->heartbeat_ns + core_.settings.heartbeat_timeout_ms * 1'000'000 + 1);
+    }
+  }
+  return next;
+}
+
+}  // namespace bitpager::daemon

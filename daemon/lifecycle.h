@@ -1,0 +1,61 @@
+// Comings and goings: jobs, sessions, extents. Checks limits at each coming and gives everything back at each
+// going. Dispatcher thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/wire/messages.h"
+#include "client/wire/status.h"
+#include "daemon/core.h"
+#include "daemon/leases.h"
+
+namespace bitpager::daemon {
+
+class Lifecycle {
+ public:
+  Lifecycle(Core& core, Leases& leases) : core_(core), leases_(leases) {}
+
+  // ---- sessions
+  [[nodiscard]] wire::Result<Session*> Open(const Peer& peer, const wire::HelloBody& hello);
+  // Its client is gone (or said goodbye): what is ready is still applied, then Reap takes it down.
+  void Close(wire::SessionId id, bool detached);
+  // Takes down sessions that have nothing left to do. Returns how many.
+  int Reap();
+
+  // ---- extents
+  [[nodiscard]] wire::Result<Extent*> CreateArena(Session& session, const wire::CreateArenaBody& body);
+  [[nodiscard]] wire::Result<Extent*> CreateWeight(Session& session, const wire::CreateWeightBody& body);
+  [[nodiscard]] wire::Status Drop(Session& session, wire::ExtentId id);
+
+  // ---- memory: kQuotaExceeded or kBudgetExceeded, with the bytes, when `bytes` more of host memory for this
+  // job would pass a limit.
+  [[nodiscard]] wire::Status CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const;
+
+  // ---- time. Kept arenas whose time is over go; clients without a pidfd whose heartbeat stopped are dead.
+  void Expire(std::uint64_t now_ns);
+  // When Expire should be called next; none when nothing waits for time.
+  [[nodiscard]] std::optional<std::uint64_t> NextDeadlineNs() const;
+  // Sessions that Expire found dead since the last call.
+  [[nodiscard]] std::vector<wire::SessionId> TakeDead() { return std::move(dead_); }
+
+ private:
+  [[nodiscard]] wire::Status CheckHello(const wire::HelloBody& hello) const;
+  [[nodiscard]] wire::Result<Job*> JoinJob(const Peer& peer, const wire::HelloBody& hello);
+  [[nodiscard]] wire::Result<Arena> MakeArena(Session& session, const wire::CreateArenaBody& body);
+  [[nodiscard]] wire::Result<Extent*> Continue(Session& session, Extent* kept, const ArenaKey& key,
+                                               const wire::CreateArenaBody& body);
+  [[nodiscard]] wire::Result<Extent*> Admit(Session& session, Extent extent, const paging::ExtentSpec& spec,
+                                            const char* what);
+  void TearDown(Session& session);
+  void DropExtent(Extent& extent);
+  void RemoveJobIfEmpty(wire::JobId id);
+
+  Core& core_;
+  Leases& leases_;
+  std::vector<wire::SessionId> dead_;
+};
+
+}  // namespace bitpager::daemon

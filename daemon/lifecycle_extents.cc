@@ -1,0 +1,193 @@
+// The half of Lifecycle that makes, continues and drops extents.
+#include <limits>
+#include <string>
+
+#include "client/wire/text.h"
+#include "daemon/lifecycle.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::Status;
+
+Status Lifecycle::CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const {
+  const std::uint64_t page = core_.page_bytes();
+  const auto usage = core_.pager.Usage(job.id);
+  const std::uint64_t mine = (usage ? usage->host_frames * page : 0) + job.buffer_bytes;
+  const std::uint64_t quota = job.spec.host_quota_frames * page;
+  if (quota != 0 && (mine > quota || bytes > quota - mine)) {
+    return {Code::kQuotaExceeded,
+            std::string(what) + " needs " + std::to_string(bytes) + " bytes of host memory; job '" +
+                job.name + "' has " + std::to_string(quota > mine ? quota - mine : 0) + " of its quota of " +
+                std::to_string(quota) + " left. Hint: bitpager limit " + job.name + " --host SIZE."};
+  }
+  const std::uint64_t used = core_.pager.used_host_frames() * page + core_.registry.buffer_bytes();
+  const std::uint64_t budget = core_.settings.host_budget_bytes;
+  if (used > budget || bytes > budget - used) {
+    return {Code::kBudgetExceeded,
+            std::string(what) + " needs " + std::to_string(bytes) + " bytes of host memory; the daemon has " +
+                std::to_string(budget > used ? budget - used : 0) + " of its host budget of " +
+                std::to_string(budget) + " left. Hint: raise --host-budget."};
+  }
+  return {};
+}
+
+wire::Result<Arena> Lifecycle::MakeArena(Session& session, const wire::CreateArenaBody& body) {
+  const bool known = body.rule <= wire::Rule::kLion &&
+                     (body.bits == wire::StateBits::k8 || body.bits == wire::StateBits::k32) &&
+                     body.evictable <= 1 && body.resume <= wire::Resume::kContinue;
+  if (!known || !wire::IsTerminated(body.optimizer) || body.optimizer[0] == '\0') {
+    return Status(Code::kInvalidArgument,
+                  "an arena needs a known rule, 8 or 32 bits, and a named optimizer.");
+  }
+  if (body.tensors == 0 || body.tensors > wire::kMaxTensors) {
+    return Status(Code::kInvalidArgument, "an arena holds 1 to " + std::to_string(wire::kMaxTensors) +
+                                              " tensors, not " + std::to_string(body.tensors) + ".");
+  }
+  wire::Result<optim8bit::StateLayout> layout =
+      optim8bit::MakeStateLayout(body.rule, body.bits, core_.page_bytes());
+  if (!layout.ok()) return layout.status();
+  wire::Result<Place> table =
+      Resolve(session, body.table, std::uint64_t{body.tensors} * 8, 8, false, "table of element counts");
+  if (!table.ok()) return table.status();
+  Arena arena;
+  arena.key = {session.identity().job, session.identity().rank, std::string(wire::TextOf(body.optimizer)),
+               body.bits};
+  arena.layout = *layout;
+  arena.layout_hash = body.layout_hash;
+  arena.elements.resize(body.tensors);
+  std::memcpy(arena.elements.data(), table->at, std::size_t{body.tensors} * 8);
+  arena.first_unit.reserve(body.tensors + std::size_t{1});
+  arena.first_unit.push_back(0);
+  constexpr std::uint64_t kMostElements = std::uint64_t{1} << 48;  // all tensors together
+  std::uint64_t sum = 0;
+  for (const std::uint64_t n : arena.elements) {
+    if (n == 0 || n > kMostElements - sum) {
+      return Status(Code::kInvalidArgument, "tensor " + std::to_string(arena.first_unit.size() - 1) +
+                                                " has " + std::to_string(n) +
+                                                " elements: give 1 or more, 2^48 in all.");
+    }
+    sum += n;
+    arena.first_unit.push_back(arena.first_unit.back() + optim8bit::UnitsOf(n));
+  }
+  return arena;
+}
+
+wire::Result<Extent*> Lifecycle::Continue(Session& session, Extent* kept, const ArenaKey& key,
+                                          const wire::CreateArenaBody& body) {
+  if (kept == nullptr) {
+    return Status(Code::kNotFound, "no states of optimizer '" + key.optimizer + "' of this job and rank " +
+                                       std::to_string(key.rank) +
+                                       " were kept. Hint: set a linger time, or load a checkpoint.");
+  }
+  Arena& arena = *kept->arena();
+  if (arena.layout_hash != body.layout_hash || arena.elements.size() != body.tensors ||
+      arena.layout.rule != body.rule) {
+    return Status(Code::kLayoutMismatch, "the kept states of optimizer '" + key.optimizer +
+                                             "' are of other parameters or of another rule (" +
+                                             std::to_string(arena.elements.size()) + " tensors kept, " +
+                                             std::to_string(body.tensors) + " given).");
+  }
+  if (arena.torn) {
+    return Status(Code::kDeviceFault, "the kept states were left half written by a device fault.");
+  }
+  if (arena.applied_step != body.step) {
+    return Status(Code::kStepMismatch, "the kept states are at step " + std::to_string(arena.applied_step) +
+                                           ", the client's parameters at step " + std::to_string(body.step) +
+                                           ". Hint: load parameters of step " +
+                                           std::to_string(arena.applied_step) +
+                                           ", or start the states anew.");
+  }
+  kept->owner = session.identity().id;
+  session.AddExtent(kept);
+  return kept;
+}
+
+wire::Result<Extent*> Lifecycle::CreateArena(Session& session, const wire::CreateArenaBody& body) {
+  wire::Result<Arena> arena = MakeArena(session, body);
+  if (!arena.ok()) return arena.status();
+  Extent* kept = core_.registry.FindArena(arena->key);
+  if (kept != nullptr && kept->owner) {
+    return Status(Code::kAlreadyExists, "optimizer '" + arena->key.optimizer + "' of this job and rank " +
+                                            std::to_string(arena->key.rank) + " is in use by session " +
+                                            std::to_string(kept->owner.value) +
+                                            ". Hint: name the optimizer, or give each process its rank.");
+  }
+  if (body.resume == wire::Resume::kContinue) return Continue(session, kept, arena->key, body);
+  if (kept != nullptr) DropExtent(*kept);
+  Extent extent;
+  extent.pages = (arena->units() + arena->layout.units_per_page - 1) / arena->layout.units_per_page;
+  extent.body = std::move(*arena);
+  paging::ExtentSpec spec;
+  spec.kind = wire::ExtentKind::kOptimizerState;
+  spec.evictable = body.evictable == 1;
+  return Admit(session, std::move(extent), spec, "an optimizer arena");
+}
+
+wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::CreateWeightBody& body) {
+  if (body.type > wire::QuantType::kFP4 || body.nested > 1 || !wire::IsTerminated(body.name)) {
+    return Status(Code::kInvalidArgument, "a weight is NF4 or FP4, nested or not, with a terminated name.");
+  }
+  if (body.elements == 0 || body.elements > (std::uint64_t{1} << 48)) {
+    return Status(Code::kInvalidArgument,
+                  "a weight has 1 to 2^48 elements, not " + std::to_string(body.elements) + ".");
+  }
+  wire::Result<quant::WeightLayout> layout =
+      quant::MakeWeightLayout(body.blocksize, body.nested == 1, core_.page_bytes());
+  if (!layout.ok()) return layout.status();
+  Weight weight;
+  weight.name = std::string(wire::TextOf(body.name));
+  weight.format.type = body.type;
+  weight.format.layout = *layout;
+  weight.elements = body.elements;
+  Extent extent;
+  extent.pages = quant::PagesOf(*layout, body.elements);
+  extent.body = std::move(weight);
+  paging::ExtentSpec spec;
+  spec.kind = wire::ExtentKind::kQuantizedWeight;
+  spec.domain = core_.registry.FindJob(session.identity().job)->domain;
+  return Admit(session, std::move(extent), spec, "a quantized weight");
+}
+
+wire::Result<Extent*> Lifecycle::Admit(Session& session, Extent extent, const paging::ExtentSpec& spec_in,
+                                       const char* what) {
+  Job& job = *core_.registry.FindJob(session.identity().job);
+  paging::ExtentSpec spec = spec_in;
+  spec.job = job.id;
+  spec.pages = extent.pages;
+  if (spec.evictable) {
+    Status room = CheckHostRoom(job, extent.pages * core_.page_bytes(), what);
+    if (!room.ok()) return room;
+  }
+  wire::Result<wire::ExtentId> id = core_.pager.AddExtent(spec);
+  if (!id.ok()) return id.status();
+  extent.id = *id;
+  extent.job = job.id;
+  extent.owner = session.identity().id;
+  Extent& added = core_.registry.AddExtent(std::move(extent));
+  session.AddExtent(&added);
+  return &added;
+}
+
+Status Lifecycle::Drop(Session& session, wire::ExtentId id) {
+  Extent* extent = session.FindExtent(id);
+  if (extent == nullptr) {
+    return {Code::kNotFound, "no extent " + std::to_string(id.value) + " in this session to drop."};
+  }
+  if (session.active || !session.pending.empty() || session.HasRequests()) {
+    return {Code::kInvalidArgument,
+            "extent " + std::to_string(id.value) +
+                " cannot be dropped while requests are outstanding. Hint: wait first."};
+  }
+  session.RemoveExtent(id);
+  DropExtent(*extent);
+  return {};
+}
+
+void Lifecycle::DropExtent(Extent& extent) {
+  leases_.DropExtent(extent.id);
+  core_.pager.RemoveExtent(extent.id);
+  core_.registry.RemoveExtent(extent.id);
+}
+
+}  // namespace bitpager::daemon

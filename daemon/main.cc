@@ -1,0 +1,211 @@
+// bitpagerd: reads its settings, opens the device, and runs three threads: the listener, the dispatcher (this
+// one hands over to it), and telemetry. Ends on SIGTERM or SIGINT, on drain, or (private) with its last
+// client.
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <future>
+#include <thread>
+
+#include "daemon/config.h"
+#include "daemon/dispatcher.h"
+#include "daemon/listener.h"
+#include "daemon/log.h"
+#include "daemon/machine.h"
+#include "daemon/notify.h"
+#include "daemon/observe.h"
+#include "daemon/private_life.h"
+#include "daemon/shared_memory.h"
+#include "daemon/telemetry.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using wire::Code;
+using wire::Status;
+
+int Refuse(const Status& status) {
+  std::fprintf(stderr, "bitpagerd: %s\n", status.message().c_str());
+  return ExitCodeOf(status);
+}
+
+Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels::DeviceInfo& device) {
+  Settings out;
+  out.pager.page_bytes = config.page_bytes;
+  out.pager.device_frames = budgets.device_bytes / config.page_bytes;
+  out.pager.host_frames = budgets.host_bytes / config.page_bytes;
+  out.pager.segment_frames = device.segment_frames;
+  out.pager.window_pages = config.window_pages;
+  out.pager.windows_in_flight = config.windows_in_flight;
+  out.pager.policy = config.policy;
+  out.pager.poison = config.poison_frames;
+  out.job_weight = config.job_weight;
+  out.job_device_quota_bytes = budgets.job_device_quota_bytes;
+  out.job_host_quota_bytes = budgets.job_host_quota_bytes;
+  out.linger_ms = config.linger_ms;
+  out.max_sessions = config.max_sessions;
+  out.host_budget_bytes = budgets.host_bytes;
+  out.owner_uid = ::getuid();
+  return out;
+}
+
+// Runs `call` on the dispatcher thread and waits for it.
+wire::Result<Snapshot> AskDispatcher(Dispatcher& dispatcher, const Config& config, std::uint64_t started_ns) {
+  auto promise = std::make_shared<std::promise<Snapshot>>();
+  std::future<Snapshot> future = promise->get_future();
+  dispatcher.Post([promise, &dispatcher] { promise->set_value(Observe(dispatcher.core())); });
+  if (future.wait_for(std::chrono::seconds(2)) != std::future_status::ready) {
+    return Status(Code::kUnreachable, "the dispatcher did not answer within 2 s.");
+  }
+  Snapshot snapshot = future.get();
+  snapshot.version = kVersion;
+  snapshot.pid = ::getpid();
+  snapshot.uptime_ms = (Clock().NowNs() - started_ns) / 1'000'000;
+  snapshot.private_mode = config.private_mode;
+  snapshot.socket_path = config.socket_path;
+  return snapshot;
+}
+
+// Everything that runs, in the order in which it ends.
+class Daemon {
+ public:
+  explicit Daemon(const Config& config) : config_(config) {}
+
+  Status Start() {
+    const MachineFacts machine = ReadMachine();
+    wire::Result<std::unique_ptr<kernels::Device>> device =
+        kernels::OpenDevice(DeviceOptionsOf(config_, machine));
+    if (!device.ok()) return device.status();
+    device_ = std::move(*device);
+    const kernels::DeviceInfo info = device_->Info();
+    wire::Result<Budgets> budgets =
+        ResolveBudgets(config_, machine, {true, false, info.free_bytes, info.total_bytes});
+    if (!budgets.ok()) return budgets.status();
+    wire::Result<std::unique_ptr<Dispatcher>> made =
+        Dispatcher::Make(SettingsOf(config_, *budgets, info), *device_, clock_);
+    if (!made.ok()) return made.status();
+    dispatcher_ = std::move(*made);
+    Status connected = Connect();
+    if (!connected.ok()) return connected;
+    spdlog::info("serving {} on {} ({}): device budget {}, host budget {} (of {}: {}), page {}",
+                 config_.socket_path, info.name, info.simd, FormatBytes(budgets->device_bytes),
+                 FormatBytes(budgets->host_bytes), budgets->room_source, FormatBytes(budgets->room_bytes),
+                 FormatBytes(config_.page_bytes));
+    return {};
+  }
+
+  // Until the dispatcher ends.
+  void Run(int signals) {
+    std::thread watcher([this, signals] { WatchSignals(signals); });
+    dispatcher_->Run();
+    static_cast<void>(NotifyStopping().ok());
+    Ring(done_bell_.get());
+    watcher.join();
+    listener_->Stop();
+    telemetry_.Stop();
+    spdlog::info("ended: every session was told");
+  }
+
+ private:
+  Status Connect() {
+    wire::Result<wire::UniqueFd> bell = MakeBell();
+    if (!bell.ok()) return bell.status();
+    done_bell_ = std::move(*bell);
+    wire::Result<std::optional<int>> activated = TakeActivatedSocket();
+    if (!activated.ok()) return activated.status();
+    Dispatcher* dispatcher = dispatcher_.get();
+    ListenerEvents events;
+    events.message = [dispatcher](ConnectionRef connection, std::shared_ptr<wire::Packet> packet) {
+      dispatcher->Post([dispatcher, connection, packet] { dispatcher->OnMessage(connection, *packet); });
+    };
+    events.lost = [dispatcher](ConnectionRef connection) {
+      dispatcher->Post([dispatcher, connection] { dispatcher->OnLost(connection); });
+    };
+    wire::Result<std::unique_ptr<Listener>> listener = Listener::Start(
+        {config_.socket_path, config_.socket_mode, config_.socket_group, activated->value_or(-1)},
+        std::move(events));
+    if (!listener.ok()) return listener.status();
+    listener_ = std::move(*listener);
+    const std::uint64_t started_ns = clock_.NowNs();
+    Status telemetry = telemetry_.Start(
+        config_, [this, started_ns] { return AskDispatcher(*dispatcher_, config_, started_ns); });
+    if (!telemetry.ok()) return telemetry;
+    SetHooks();
+    return NotifyReady("serving");
+  }
+
+  void SetHooks() {
+    Dispatcher* dispatcher = dispatcher_.get();
+    Listener* listener = listener_.get();
+    dispatcher->control().SetHooks({[listener](const ConnectionRef& c) { return listener->Watch(c); },
+                                    [dispatcher] {
+                                      spdlog::info("draining: no new sessions");
+                                      dispatcher->Drain();
+                                    }});
+    dispatcher->core().notify = [this](const Notice& notice) {
+      spdlog::log(
+          notice.name.find("lost") != std::string::npos || notice.name.find("fail") != std::string::npos
+              ? spdlog::level::warn
+              : spdlog::level::info,
+          "{} job={} bytes={} {}", notice.name, notice.job, notice.bytes, notice.text);
+      telemetry_.Publish(
+          {notice.name, {{"job", notice.job}, {"text", notice.text}}, {{"bytes", notice.bytes}}});
+    };
+    if (!config_.private_mode) return;
+    private_life_.Start(config_.private_first_client_ms, config_.private_grace_ms,
+                        [dispatcher] { dispatcher->RequestStop(); });
+    dispatcher->SetSessionsChanged([this](std::size_t sessions) { private_life_.SetSessions(sessions); });
+  }
+
+  void WatchSignals(int signals) {
+    if (WaitEither(signals, done_bell_.get())) {
+      spdlog::info("told to stop: finishing what is ready");
+      dispatcher_->RequestStop();
+    }
+  }
+
+  const Config config_;
+  const Clock clock_;
+  std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  Telemetry telemetry_;
+  wire::UniqueFd done_bell_;
+  std::unique_ptr<Listener> listener_;
+  PrivateLife private_life_;
+};
+
+int Main(int argc, char** argv) {
+  wire::Result<LoadedConfig> loaded = LoadConfig(argc, argv);
+  if (!loaded.ok()) return Refuse(loaded.status());
+  if (!loaded->print_and_exit.empty()) {
+    std::fputs(loaded->print_and_exit.c_str(), stdout);
+    return 0;
+  }
+  if (Status logging = StartLog(loaded->config.log_level); !logging.ok()) return Refuse(logging);
+  if (Status cores = ForbidCoreDumps(); !cores.ok()) spdlog::warn("{}", cores.message());
+  // Blocked before any thread exists, so that only the signal watcher sees them.
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGTERM);
+  sigaddset(&mask, SIGINT);
+  ::pthread_sigmask(SIG_BLOCK, &mask, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  const wire::UniqueFd signals(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  Daemon daemon(loaded->config);
+  if (Status started = daemon.Start(); !started.ok()) {
+    spdlog::error("{}", started.message());
+    return ExitCodeOf(started);
+  }
+  daemon.Run(signals.get());
+  return 0;
+}
+
+}  // namespace
+}  // namespace bitpager::daemon
+
+int main(int argc, char** argv) {
+  return bitpager::daemon::Main(argc, argv);
+}

@@ -1,0 +1,26 @@
+// What the dispatcher needs to know, resolved: bytes and frames, no defaults left open. Made by main from the
+// configuration and the machine; constant afterwards.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "paging/pager.h"
+
+namespace bitpager::daemon {
+
+struct Settings {
+  paging::PagerConfig pager;
+  double job_weight = 1.0;
+  std::uint64_t job_device_quota_bytes = 0;  // 0: none but the budget
+  std::uint64_t job_host_quota_bytes = 0;
+  std::int64_t linger_ms = 0;
+  std::uint32_t max_sessions = 256;
+  std::uint64_t host_budget_bytes = 0;
+  std::uint64_t heartbeat_interval_ms = 200;  // asked of clients that pass no pidfd
+  std::uint64_t heartbeat_timeout_ms = 900;   // without a beat for so long, such a client is taken for dead
+  std::uint64_t spin_ns = 30'000;             // looked for work before sleeping
+  std::uint32_t owner_uid = 0;                // the daemon's own uid: may drain, like root
+};
+
+}  // namespace bitpager::daemon

@@ -1,0 +1,289 @@
+#include "daemon/tasks.h"
+
+#include <algorithm>
+#include <string>
+
+#include "client/wire/text.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::Op;
+using wire::Status;
+
+int Tasks::Advance(Session& session) {
+  int taken = 0;
+  // A client that is gone has nobody to tell; a failed one still gets what it had ready applied.
+  while (!session.active && session.HeadReady()) {
+    const wire::RequestRecord record = session.pending.front();
+    session.pending.pop_front();
+    ++taken;
+    ++core_.counters.requests;
+    Start(session, record);
+  }
+  return taken;
+}
+
+void Tasks::Start(Session& session, const wire::RequestRecord& record) {
+  wire::CompletionRecord completion;
+  completion.ticket = record.ticket;
+  completion.op = record.op;
+  if (record.version != wire::kWireVersion) {
+    Complete(session, completion,
+             {Code::kUnknownVersion, "a record of version " + std::to_string(record.version) +
+                                         "; this daemon speaks " + std::to_string(wire::kWireVersion) +
+                                         ". Hint: use the client library that came with the daemon."});
+    return;
+  }
+  switch (record.op) {
+    case Op::kNoop:
+      return Complete(session, completion, {});
+    case Op::kPrefetch:
+      return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)));
+    case Op::kPhase:
+      return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)));
+    case Op::kLease:
+      return StartLease(session, record);
+    default:
+      return StartWork(session, record);
+  }
+}
+
+void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
+  AdmitResult admitted = Admit(session, record, core_.device);
+  if (!admitted.ok()) {
+    wire::CompletionRecord completion;
+    completion.ticket = record.ticket;
+    completion.op = record.op;
+    return Complete(session, completion, admitted.status());
+  }
+  ActiveTask& task = session.active.emplace();
+  task.ticket = record.ticket;
+  task.op = record.op;
+  task.work = std::move(*admitted);
+  Submit(session, task.work->Pages());
+}
+
+void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
+  wire::CompletionRecord completion;
+  completion.ticket = record.ticket;
+  completion.op = record.op;
+  const std::uint64_t id = BodyOf<wire::LeaseBody>(record).extent;
+  wire::Result<Extent*> extent = FindWeight(session, id, true);
+  if (!extent.ok()) return Complete(session, completion, extent.status());
+  Status granted = leases_.Grant(session, **extent, completion);
+  if (granted.code() != Code::kNotResident) return Complete(session, completion, granted);
+  // Made resident by a read that does nothing, then tried once more.
+  ActiveTask& task = session.active.emplace();
+  task.ticket = record.ticket;
+  task.op = record.op;
+  task.lease_extent = (*extent)->id;
+  Submit(session, {(*extent)->job, paging::Access::kRead, {{(*extent)->id, 0, (*extent)->pages}}, false});
+}
+
+void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
+  ActiveTask& task = *session.active;
+  task.admitted_ns = core_.clock.NowNs();
+  task.idle_since_ns = task.admitted_ns;
+  if (const auto usage = core_.pager.Usage(spec.job); usage) {
+    task.loaded_before = usage->loaded_pages;
+    task.stored_before = usage->stored_pages;
+  }
+  wire::Result<wire::RequestId> request = core_.pager.Submit(spec);
+  touched_ = true;
+  if (request.ok()) {
+    task.request = *request;
+    requests_[*request] = session.identity().id;
+    if (task.work != nullptr) task.prepared = task.work->Prepare(core_.device);
+    return;
+  }
+  wire::CompletionRecord completion;
+  completion.ticket = task.ticket;
+  completion.op = task.op;
+  session.active.reset();
+  Complete(session, completion, request.status());
+}
+
+Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
+  const Extent* extent = session.FindExtent(wire::ExtentId{body.extent});
+  if (extent == nullptr) {
+    return {Code::kNotFound, "no extent " + std::to_string(body.extent) + " in this session to prefetch."};
+  }
+  if (body.first_page >= extent->pages || body.pages > extent->pages - body.first_page) {
+    return {Code::kOutOfRange, "prefetch of pages past the end of extent " + std::to_string(body.extent) +
+                                   " (" + std::to_string(extent->pages) + " pages)."};
+  }
+  const std::uint64_t pages = body.pages == 0 ? extent->pages - body.first_page : body.pages;
+  wire::Result<wire::RequestId> request =
+      core_.pager.Submit({extent->job, paging::Access::kRead, {{extent->id, body.first_page, pages}}, true});
+  touched_ = true;
+  return request.status();
+}
+
+Status Tasks::SetPhase(Session& session, const wire::PhaseBody& body) {
+  if (body.phase > wire::Phase::kStep) return {Code::kInvalidArgument, "unknown phase."};
+  Job* job = core_.registry.FindJob(session.identity().job);
+  job->phase = body.phase;
+  // States are wanted at the step: as far as there is room, they come back while backward still computes.
+  if (body.phase == wire::Phase::kBackward || body.phase == wire::Phase::kStep) PrefetchArenas(*job);
+  return {};
+}
+
+void Tasks::PrefetchArenas(const Job& job) {
+  paging::RequestSpec spec{job.id, paging::Access::kRead, {}, true};
+  for (const wire::ExtentId id : job.extents) {
+    const Extent* extent = core_.registry.FindExtent(id);
+    if (extent->arena() != nullptr) spec.ranges.push_back({id, 0, extent->pages});
+  }
+  if (spec.ranges.empty()) return;
+  // A hint: what cannot be prefetched now is loaded by the step.
+  static_cast<void>(core_.pager.Submit(spec).ok());
+  touched_ = true;
+}
+
+ActiveTask* Tasks::TaskOf(wire::RequestId request, Session** session) {
+  const auto found = requests_.find(request);
+  if (found == requests_.end()) return nullptr;
+  *session = core_.registry.FindSession(found->second);
+  if (*session == nullptr || !(*session)->active || (*session)->active->request != request) return nullptr;
+  return &*(*session)->active;
+}
+
+int Tasks::PumpPager() {
+  if (!touched_) return 0;
+  touched_ = false;
+  actions_ = {};
+  core_.pager.Pump(actions_);
+  if (actions_.empty()) return 0;
+  core_.mover.Apply(actions_);
+  for (const paging::RunAction& run : actions_.runs) Launch(run);
+  for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
+  for (const wire::RequestId request : actions_.finished) Finished(request);
+  return 1;
+}
+
+void Tasks::Launch(const paging::RunAction& run) {
+  Session* session = nullptr;
+  ActiveTask* task = TaskOf(run.request, &session);
+  Run launched{{}, run.request, run.window};
+  if (task != nullptr) {
+    if (task->runs_in_flight++ == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
+    if (task->work != nullptr) {
+      std::vector<ResidentPage> window;
+      window.reserve(run.pages.size());
+      for (const paging::RunPage& page : run.pages) {
+        window.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
+      }
+      launched.event = task->work->Launch(core_.device, window);
+    }
+    if (run.last) {
+      launched.event =
+          core_.device.Signal(kernels::Queue::kCompute, &session->segment().header().done.word, task->ticket);
+    }
+  }
+  runs_.push_back(launched);
+}
+
+int Tasks::PollRuns() {
+  int ended = 0;
+  while (!runs_.empty() && (runs_.front().event.sequence == 0 || core_.device.Done(runs_.front().event))) {
+    const Run run = runs_.front();
+    runs_.pop_front();
+    RunEnded(run);
+    ++ended;
+  }
+  return ended;
+}
+
+void Tasks::RunEnded(const Run& run) {
+  Session* session = nullptr;
+  if (ActiveTask* task = TaskOf(run.request, &session); task != nullptr && --task->runs_in_flight == 0) {
+    task->idle_since_ns = core_.clock.NowNs();
+  }
+  core_.pager.RunDone(run.request, run.window);
+  touched_ = true;
+}
+
+void Tasks::Finished(wire::RequestId request) {
+  Session* session = nullptr;
+  ActiveTask* task = TaskOf(request, &session);
+  requests_.erase(request);
+  if (task == nullptr) return;
+  wire::CompletionRecord completion;
+  completion.ticket = task->ticket;
+  completion.op = task->op;
+  if (task->work != nullptr) {
+    FinishWork(*session, *task, completion);
+    return;
+  }
+  const Extent* extent = core_.registry.FindExtent(task->lease_extent);
+  session->active.reset();
+  if (extent == nullptr) {
+    Complete(*session, completion, {Code::kNotFound, "the weight was dropped while a lease was asked for."});
+  } else {
+    Status granted = leases_.Grant(*session, *extent, completion);
+    Complete(*session, completion, granted);
+  }
+}
+
+void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion) {
+  Job* job = core_.registry.FindJob(session.identity().job);
+  Status status = task.work->Finish(completion);
+  const bool input_lost = task.work->InputLost();
+  const std::uint64_t now = core_.clock.NowNs();
+  if (const auto usage = core_.pager.Usage(job->id); usage) {
+    completion.values[2] = usage->loaded_pages - task.loaded_before;
+    completion.values[3] = usage->stored_pages - task.stored_before;
+  }
+  completion.values[4] = now - task.admitted_ns;
+  completion.values[5] = task.stall_ns;
+  job->stall_ns += task.stall_ns;
+  core_.counters.stall_ns += task.stall_ns;
+  if (task.op == Op::kStep) {
+    ++job->steps;
+    ++core_.counters.steps;
+    job->nonfinite_blocks += completion.values[0];
+    core_.counters.nonfinite_blocks += completion.values[0];
+    // Pairs with an acquire load by whoever asks which step was applied last.
+    session.segment().header().applied_step.word.store(task.ticket, std::memory_order_release);
+  }
+  session.active.reset();
+  if (input_lost) {
+    status = {Code::kOutOfRange, "a registered buffer was shrunk while it was used; the session ends."};
+  }
+  Complete(session, completion, status);
+  if (input_lost) FailSession(session, status);
+}
+
+void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status) {
+  completion.code = static_cast<std::uint32_t>(status.code());
+  wire::CopyText(completion.message, status.message());
+  if (!status.ok()) ++core_.counters.errors[status.code()];
+  if (session.failed() || session.closing) return;
+  wire::Word& done = session.segment().header().done.word;
+  // Pairs with the client's wait on `done`. The device stores it for works; here for all others.
+  if (done.load(std::memory_order_relaxed) < completion.ticket) {
+    done.store(completion.ticket, std::memory_order_release);
+  }
+  if (!session.Complete(completion)) {
+    FailSession(session, {Code::kProtocol, "the completion ring is full or its cursor was overwritten."});
+  }
+}
+
+void Tasks::FailSession(Session& session, const Status& why) {
+  if (session.failed()) return;
+  ++core_.counters.errors[why.code()];
+  session.Fail(why.code());
+  session.closing = true;
+  const Job* job = core_.registry.FindJob(session.identity().job);
+  core_.notify({"session_failed", job->name, 0, why.message()});
+}
+
+void Tasks::FailAll(const Status& fault) {
+  for (auto& [id, session] : core_.registry.sessions()) {
+    if (session->active && session->active->work != nullptr) session->active->work->Abandon();
+    FailSession(*session, fault);
+  }
+}
+
+}  // namespace bitpager::daemon

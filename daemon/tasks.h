@@ -1,0 +1,63 @@
+// Takes tickets from sessions, admits them, follows them through the pager and the device, and completes
+// them. One ticket of a session is worked on at a time, in order. Dispatcher thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+
+#include "client/wire/ids.h"
+#include "daemon/core.h"
+#include "daemon/leases.h"
+
+namespace bitpager::daemon {
+
+class Tasks {
+ public:
+  Tasks(Core& core, Leases& leases) : core_(core), leases_(leases) {}
+
+  // Starts the session's next tickets as far as they can go now. Returns how many records it took.
+  int Advance(Session& session);
+  // Reports finished runs to the pager. Returns how many.
+  int PollRuns();
+  // Lets the pager decide, performs it, completes what finished. Returns how much there was to do.
+  int PumpPager();
+  // Something may have changed what the pager would decide.
+  void Touch() { touched_ = true; }
+  [[nodiscard]] bool idle() const { return runs_.empty() && core_.mover.idle(); }
+  // The device failed: nothing that is under way will be whole. Ends every session with kDeviceFault.
+  void FailAll(const wire::Status& fault);
+  // Ends a session that broke the protocol; its active ticket still finishes.
+  void FailSession(Session& session, const wire::Status& why);
+
+ private:
+  struct Run {
+    kernels::Event event;
+    wire::RequestId request;
+    std::uint64_t window = 0;
+  };
+
+  void Start(Session& session, const wire::RequestRecord& record);
+  void StartWork(Session& session, const wire::RequestRecord& record);
+  void StartLease(Session& session, const wire::RequestRecord& record);
+  void Submit(Session& session, const paging::RequestSpec& spec);
+  [[nodiscard]] wire::Status Prefetch(Session& session, const wire::PrefetchBody& body);
+  [[nodiscard]] wire::Status SetPhase(Session& session, const wire::PhaseBody& body);
+  void PrefetchArenas(const Job& job);
+
+  void Launch(const paging::RunAction& run);
+  void RunEnded(const Run& run);
+  void Finished(wire::RequestId request);
+  void FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion);
+  void Complete(Session& session, wire::CompletionRecord& completion, const wire::Status& status);
+  [[nodiscard]] ActiveTask* TaskOf(wire::RequestId request, Session** session);
+
+  Core& core_;
+  Leases& leases_;
+  bool touched_ = false;
+  paging::Actions actions_;  // kept for its memory
+  std::deque<Run> runs_;     // in launch order: one compute queue, so they end in order
+  std::unordered_map<wire::RequestId, wire::SessionId, wire::IdHash> requests_;
+};
+
+}  // namespace bitpager::daemon

@@ -1,0 +1,49 @@
+// The commands of `bitpager`. Each prints its result on stdout, its error on stderr, and returns the exit
+// code (reach.h). One thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "client/wire/status.h"
+#include "tools/cli/reach.h"
+
+namespace bitpager::cli {
+
+struct StatusOptions {
+  bool json = false;
+};
+[[nodiscard]] int RunStatus(const Target& target, const StatusOptions& options);
+
+struct LimitOptions {
+  std::string job;
+  std::string device;  // size, "none" (no limit but the budget), or empty (no change)
+  std::string host;
+  double weight = 0;  // 0: no change
+  std::string owner;  // uid or user name; empty: the caller
+};
+[[nodiscard]] int RunLimit(const Target& target, const LimitOptions& options);
+
+struct EvictOptions {
+  std::string job;
+  std::string size;  // empty: all
+  std::string owner;
+};
+[[nodiscard]] int RunEvict(const Target& target, const EvictOptions& options);
+[[nodiscard]] int RunDrain(const Target& target);
+[[nodiscard]] int RunVersion(const Target& target);
+
+struct DoctorOptions {
+  bool json = false;
+};
+[[nodiscard]] int RunDoctor(const Target& target, const DoctorOptions& options);
+
+// ---- shared by the commands
+// Prints "bitpager: <message>" on stderr, in red where that is wanted.
+void PrintError(const std::string& message);
+// Colours for this stream: a terminal, and NO_COLOR not set.
+[[nodiscard]] bool WantsColor(int fd);
+// For failures while reaching the daemon or asking it.
+[[nodiscard]] int ExitCodeOf(const wire::Status& status);
+
+}  // namespace bitpager::cli

@@ -1,0 +1,103 @@
+// bitpager: the operator's command. Parses the command line and runs one command.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <exception>
+
+#include "daemon/config.h"
+#include "tools/cli/commands.h"
+
+namespace {
+
+using namespace bitpager::cli;
+
+constexpr const char* kFooter =
+    "Without --socket: BITPAGER_SOCKET, /run/bitpager/bitpager.sock, this user's daemon, this user's private "
+    "one.\nSizes: bytes, or 8GiB, 512MiB, 2M. Exit codes: 0 ok, 1 failure, 2 usage, 3 daemon unreachable.";
+
+struct Options {
+  Target target;
+  StatusOptions status;
+  LimitOptions limit;
+  EvictOptions evict;
+  DoctorOptions doctor;
+};
+
+void AddTarget(CLI::App& command, Target& target) {
+  command.add_option("--socket", target.socket, "the daemon's Unix socket")->type_name("PATH");
+  command.add_option("--timeout", target.timeout_ms, "how long to wait for an answer (3000)")
+      ->type_name("MS")
+      ->check(CLI::Range(1, 600000));
+}
+
+void AddStatusEndpoint(CLI::App& command, Target& target) {
+  command.add_option("--status-endpoint", target.status_endpoint, "where to ask (ipc://SOCKET.status)")
+      ->type_name("ENDPOINT");
+}
+
+void AddCommands(CLI::App& app, Options& options) {
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  CLI::App& status = *app.add_subcommand("status", "show jobs, memory and sessions");
+  status.add_flag("--json", options.status.json, "as JSON, integer bytes");
+  CLI::App& limit = *app.add_subcommand("limit", "set a job's quotas and weight (root and the job's owner)");
+  limit.add_option("JOB", options.limit.job, "the job's name")->required();
+  limit.add_option("SIZE", options.limit.device, "device bytes, or none");
+  limit.add_option("--host", options.limit.host, "host bytes, or none")->type_name("SIZE");
+  limit.add_option("--weight", options.limit.weight, "share under contention")->type_name("W");
+  limit.add_option("--uid", options.limit.owner, "the job's owner (the caller)")->type_name("USER");
+  CLI::App& evict =
+      *app.add_subcommand("evict", "move a job's pages off the device (root and the job's owner)");
+  evict.add_option("JOB", options.evict.job, "the job's name")->required();
+  evict.add_option("SIZE", options.evict.size, "how much (all)");
+  evict.add_option("--uid", options.evict.owner, "the job's owner (the caller)")->type_name("USER");
+  CLI::App& drain =
+      *app.add_subcommand("drain", "take no new work and finish what runs (root and the daemon's user)");
+  CLI::App& version = *app.add_subcommand("version", "versions of this command and of the daemon");
+  CLI::App& doctor = *app.add_subcommand("doctor", "what the machine has, what will be used, what is wrong");
+  doctor.add_flag("--json", options.doctor.json, "as JSON");
+  for (CLI::App* command : {&status, &limit, &evict, &drain, &version, &doctor})
+    AddTarget(*command, options.target);
+  for (CLI::App* command : {&status, &version, &doctor}) AddStatusEndpoint(*command, options.target);
+}
+
+int Run(const CLI::App& app, const Options& options) {
+  if (app.got_subcommand("status")) return RunStatus(options.target, options.status);
+  if (app.got_subcommand("limit")) return RunLimit(options.target, options.limit);
+  if (app.got_subcommand("evict")) return RunEvict(options.target, options.evict);
+  if (app.got_subcommand("drain")) return RunDrain(options.target);
+  if (app.got_subcommand("version")) return RunVersion(options.target);
+  return RunDoctor(options.target, options.doctor);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    CLI::App app("bitpager: asks and tells bitpagerd, the owner of paged optimizer states and weights",
+                 "bitpager");
+    Options options;
+    bool show_version = false;
+    AddCommands(app, options);
+    app.add_flag("--version", show_version, "print the version and exit");
+    try {
+      // A bare --version needs no command.
+      if (argc == 2 && std::string_view(argv[1]) == "--version") {
+        std::printf("bitpager %s\n", bitpager::daemon::kVersion);
+        return kOkExit;
+      }
+      app.parse(argc, argv);
+    } catch (const CLI::CallForHelp& help) {
+      return app.exit(help);
+    } catch (const CLI::CallForAllHelp& help) {
+      return app.exit(help);
+    } catch (const CLI::ParseError& error) {
+      PrintError(std::string(error.what()) + ". Hint: bitpager --help");
+      return kUsageExit;
+    }
+    return Run(app, options);
+  } catch (const std::exception& error) {
+    PrintError(std::string("failed: ") + error.what());
+    return kFailureExit;
+  }
+}

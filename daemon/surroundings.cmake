@@ -1,11 +1,5 @@
 # Everything around the daemon's core: settings, facts of the machine, log, snapshot, telemetry, service manager.
 # The command line tool links it too.
-# Other folders link them too.
-foreach(library IN ITEMS spdlog::spdlog fmt::fmt nlohmann_json::nlohmann_json CLI11::CLI11)
-  if(TARGET ${library})
-    set_target_properties(${library} PROPERTIES IMPORTED_GLOBAL TRUE)
-  endif()
-endforeach()
 find_path(TOMLPLUSPLUS_INCLUDE_DIR toml++/toml.h)
 if(NOT TOMLPLUSPLUS_INCLUDE_DIR)
   message(FATAL_ERROR "toml++ was not found. Hint: apt-get install libtomlplusplus-dev")

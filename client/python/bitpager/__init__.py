@@ -1,0 +1,77 @@
+"""bitpager: 8-bit optimizer states and 4-bit weights in pages that one daemon per node owns.
+
+    opt = bitpager.optim.PagedAdamW8bit(model.parameters(), lr=2e-4)
+    bitpager.nn.quantize_(base_model)
+    print(bitpager.memory_summary())
+
+Without a running daemon the first use starts a private one, which ends with its last client.
+"""
+
+from __future__ import annotations
+
+from . import functional, nn, optim
+from .errors import (
+    AlreadyExistsError,
+    BudgetError,
+    BusyError,
+    DaemonLostError,
+    DeviceFaultError,
+    DrainingError,
+    Error,
+    ForkedChildError,
+    InterruptedCallError,
+    InvalidArgumentError,
+    LayoutMismatchError,
+    LibraryError,
+    NonFiniteError,
+    NotFoundError,
+    NotResidentError,
+    OutOfMemoryError,
+    PermissionDeniedError,
+    QuotaError,
+    StepMismatchError,
+    UnreachableError,
+    UnsupportedError,
+    VersionError,
+)
+from .quant_state import QuantState
+from .session import Session, connect, default_session, disconnect, memory_stats, memory_summary
+from .weight import Weight
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyExistsError",
+    "BudgetError",
+    "BusyError",
+    "DaemonLostError",
+    "DeviceFaultError",
+    "DrainingError",
+    "Error",
+    "ForkedChildError",
+    "InterruptedCallError",
+    "InvalidArgumentError",
+    "LayoutMismatchError",
+    "LibraryError",
+    "NonFiniteError",
+    "NotFoundError",
+    "NotResidentError",
+    "OutOfMemoryError",
+    "PermissionDeniedError",
+    "QuantState",
+    "QuotaError",
+    "Session",
+    "StepMismatchError",
+    "UnreachableError",
+    "UnsupportedError",
+    "VersionError",
+    "Weight",
+    "connect",
+    "default_session",
+    "disconnect",
+    "functional",
+    "memory_stats",
+    "memory_summary",
+    "nn",
+    "optim",
+]

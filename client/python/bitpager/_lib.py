@@ -1,0 +1,319 @@
+"""Finds and loads libbitpager.so (the C ABI of client/bitpager.h) and declares its functions and structs to ctypes.
+
+The library is loaded at first use, so that importing the package needs nothing. Calls release the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import threading
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_uint32, c_uint64, sizeof
+
+from . import errors
+
+ABI_VERSION = 1
+
+OK = 0
+FULL = 1
+NON_FINITE = 30
+FORKED_CHILD = 18
+DAEMON_LOST = 41
+INTERRUPTED = 44
+
+F32, F16, BF16, U8 = 0, 1, 2, 3
+ADAM, LION = 0, 1
+QUANT_TYPES = {"nf4": 0, "fp4": 1}
+PATHS = {"auto": 0, "request": 1, "lease": 2}
+PHASES = {"idle": 0, "forward": 1, "backward": 2, "step": 3}
+
+
+class ConnectOptions(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("rank", c_uint32),
+        ("socket", c_char_p),
+        ("job", c_char_p),
+        ("client", c_char_p),
+        ("daemon_path", c_char_p),
+        ("weight", c_double),
+        ("device_quota_bytes", c_uint64),
+        ("host_quota_bytes", c_uint64),
+        ("linger_ms", c_int64),
+        ("spawn", c_int32),
+        ("threads", c_int32),
+    ]
+
+
+class SessionInfo(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("reserved", c_uint32),
+        ("session", c_uint64),
+        ("job", c_uint64),
+        ("page_bytes", c_uint64),
+        ("linger_ms", c_uint64),
+        ("socket", c_char * 128),
+        ("job_name", c_char * 64),
+    ]
+
+
+USAGE_FIELDS = (
+    "resident_bytes",
+    "host_bytes",
+    "state_bytes",
+    "weight_bytes",
+    "resident_state_bytes",
+    "resident_weight_bytes",
+    "leased_bytes",
+    "loaded_bytes",
+    "stored_bytes",
+    "dropped_bytes",
+    "pages",
+    "share_bytes",
+    "stall_ns",
+    "steps",
+    "nonfinite_blocks",
+    "device_budget_bytes",
+    "buffer_bytes",
+)
+
+
+class Usage(Structure):
+    _fields_ = [("struct_bytes", c_uint32), ("reserved", c_uint32)] + [(name, c_uint64) for name in USAGE_FIELDS]
+
+
+class ArenaOptions(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("rule", c_int32),
+        ("bits", c_int32),
+        ("evictable", c_int32),
+        ("optimizer", c_char_p),
+        ("elements", POINTER(c_uint64)),
+        ("tensors", c_uint64),
+        ("layout_hash", c_uint64),
+        ("resume", c_int32),
+        ("reserved", c_int32),
+        ("step", c_uint64),
+    ]
+
+
+class ArenaInfo(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("reserved", c_uint32),
+        ("pages", c_uint64),
+        ("units", c_uint64),
+        ("units_per_page", c_uint64),
+        ("step", c_uint64),
+    ]
+
+
+class Group(Structure):
+    _fields_ = [(name, c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")]
+
+
+class StepTensor(Structure):
+    _fields_ = [
+        ("tensor", c_uint32),
+        ("group", c_uint32),
+        ("step", c_uint64),
+        ("param_dtype", c_int32),
+        ("grad_dtype", c_int32),
+        ("param_buffer", c_uint64),
+        ("param_offset", c_uint64),
+        ("param", c_void_p),
+        ("grad_buffer", c_uint64),
+        ("grad_offset", c_uint64),
+        ("grad", c_void_p),
+    ]
+
+
+class StepOptions(Structure):
+    _fields_ = [("struct_bytes", c_uint32), ("propagate_nonfinite", c_int32), ("step", c_uint64)]
+
+
+class StepResult(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("first_nonfinite_tensor", c_uint32),
+        ("nonfinite_blocks", c_uint64),
+        ("loaded_pages", c_uint64),
+        ("stored_pages", c_uint64),
+        ("total_ns", c_uint64),
+        ("stall_ns", c_uint64),
+    ]
+
+
+class WeightOptions(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("quant_type", c_int32),
+        ("blocksize", c_uint32),
+        ("nested", c_int32),
+        ("elements", c_uint64),
+        ("name", c_char_p),
+    ]
+
+
+_SESSION = c_void_p
+_U64_OUT = POINTER(c_uint64)
+# name: (result, arguments); the result of nearly all is a bp_code.
+_SIGNATURES = {
+    "bp_abi_version": (c_uint32, ()),
+    "bp_version": (c_char_p, ()),
+    "bp_last_error": (c_char_p, ()),
+    "bp_code_name": (c_char_p, (c_int,)),
+    "bp_connect": (c_int, (POINTER(ConnectOptions), POINTER(c_void_p))),
+    "bp_disconnect": (None, (_SESSION,)),
+    "bp_session_get_info": (c_int, (_SESSION, POINTER(SessionInfo))),
+    "bp_get_usage": (c_int, (_SESSION, POINTER(Usage))),
+    "bp_buffer_create": (c_int, (_SESSION, c_uint64, _U64_OUT, POINTER(c_void_p))),
+    "bp_buffer_register": (c_int, (_SESSION, c_int, c_uint64, _U64_OUT)),
+    "bp_buffer_release": (c_int, (_SESSION, c_uint64)),
+    "bp_arena_create": (c_int, (_SESSION, POINTER(ArenaOptions), _U64_OUT, POINTER(ArenaInfo))),
+    "bp_arena_drop": (c_int, (_SESSION, c_uint64)),
+    "bp_step": (
+        c_int,
+        (_SESSION, c_uint64, c_void_p, c_uint64, c_void_p, c_uint64, POINTER(StepOptions), POINTER(StepResult)),
+    ),
+    "bp_arena_states": (
+        c_int,
+        (_SESSION, c_uint64, c_uint32, c_int, c_uint64, POINTER(c_void_p), POINTER(c_void_p)),
+    ),
+    "bp_weight_create": (c_int, (_SESSION, POINTER(WeightOptions), _U64_OUT)),
+    "bp_weight_drop": (c_int, (_SESSION, c_uint64)),
+    "bp_weight_quantize": (c_int, (_SESSION, c_uint64, c_int, c_void_p, c_uint64, c_uint64)),
+    "bp_weight_dequantize": (
+        c_int,
+        (_SESSION, c_uint64, c_int, c_void_p, c_uint64, c_uint64, c_int, POINTER(c_int)),
+    ),
+    "bp_weight_export": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, POINTER(c_float))),
+    "bp_weight_import": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, c_float)),
+    "bp_prefetch": (c_int, (_SESSION, c_uint64)),
+    "bp_phase_hint": (c_int, (_SESSION, c_int)),
+    "bp_noop": (c_int, (_SESSION,)),
+    "bp_quantize_4bit": (c_int, (c_int, c_int, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p, c_int)),
+    "bp_dequantize_4bit": (c_int, (c_int, c_int, c_void_p, c_void_p, c_uint64, c_uint32, c_void_p, c_int)),
+    "bp_quantize_blockwise": (c_int, (c_void_p, c_int, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p, c_int)),
+    "bp_dequantize_blockwise": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_uint64, c_uint32, c_void_p, c_int)),
+    "bp_dynamic_map": (c_int, (c_int, c_void_p)),
+    "bp_quant_map": (c_int, (c_int, c_void_p)),
+}
+
+_lock = threading.Lock()
+_library = None
+
+
+def build_folders():
+    """Build folders to look into when the package runs from its source tree: BITPAGER_BUILD_DIR, then build/release."""
+    named = os.environ.get("BITPAGER_BUILD_DIR")
+    if named:
+        yield pathlib.Path(named)
+    root = pathlib.Path(__file__).resolve().parents[3]
+    if (root / "client" / "bitpager.h").is_file():
+        yield root / "build" / "release"
+        yield root / "build" / "dev"
+
+
+def native_folder() -> pathlib.Path:
+    """Where a wheel keeps the daemon, the command and the libraries."""
+    return pathlib.Path(__file__).resolve().parent / "_native"
+
+
+def library_path() -> pathlib.Path:
+    """The library to load: BITPAGER_LIBRARY, the wheel's, a build folder's.
+
+    Raises LibraryError, naming the places looked at."""
+    named = os.environ.get("BITPAGER_LIBRARY")
+    if named:
+        return pathlib.Path(named)
+    places = [native_folder() / "libbitpager.so"]
+    places += [folder / "lib" / "libbitpager.so" for folder in build_folders()]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise errors.LibraryError(
+        f"cannot find libbitpager.so (looked at {looked}). Hint: install the wheel, build the project with "
+        "./tools/quickstart, or set BITPAGER_LIBRARY."
+    )
+
+
+def program_path(name: str):
+    """The program `bitpagerd` or `bitpager` that belongs to the loaded library, or None."""
+    places = [native_folder() / name] + [folder / "bin" / name for folder in build_folders()]
+    beside = library_path().resolve().parent
+    places = [beside / name, beside.parent / "bin" / name] + places
+    return next((place for place in places if os.access(place, os.X_OK) and place.is_file()), None)
+
+
+def _load():
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise errors.LibraryError(
+            f"cannot load {path}: {error}. Hint: bitpager runs on Linux x86-64 with glibc 2.35 or newer."
+        ) from error
+    try:
+        library.bp_abi_version.restype = c_uint32
+        version = library.bp_abi_version()
+        if version != ABI_VERSION:
+            raise errors.LibraryError(
+                f"{path} speaks ABI version {version}, this package speaks {ABI_VERSION}. Hint: the package and the "
+                "library come from different builds; install one wheel.",
+            )
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
+    except AttributeError as error:
+        raise errors.LibraryError(f"{path} is not a complete libbitpager.so: {error}") from error
+    return library
+
+
+def lib():
+    """The loaded library. Thread-safe."""
+    global _library
+    if _library is None:
+        with _lock:
+            if _library is None:
+                _library = _load()
+    return _library
+
+
+def error_of(code: int) -> errors.Error:
+    """The exception for `code`, with this thread's last message."""
+    library = lib()
+    message = (library.bp_last_error() or b"").decode(errors="replace")
+    name = (library.bp_code_name(code) or b"?").decode(errors="replace")
+    return errors.from_code(code, name, message)
+
+
+def check(code: int) -> None:
+    """Raises unless code is BP_OK."""
+    if code != OK:
+        raise error_of(code)
+
+
+def check_idempotent(call, *arguments) -> None:
+    """Calls a function that may be asked twice. After BP_INTERRUPTED Python's signal handlers have had their turn
+    (KeyboardInterrupt leaves from here); the call is then made again."""
+    while True:
+        code = call(*arguments)
+        if code != INTERRUPTED:
+            return check(code)
+
+
+def sized(struct_type):
+    """A zeroed struct that says its own size."""
+    value = struct_type()
+    value.struct_bytes = sizeof(struct_type)
+    return value
+
+
+__all__ = ["byref", "check", "check_idempotent", "lib", "program_path", "sized"]

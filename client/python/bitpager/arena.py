@@ -1,0 +1,135 @@
+"""Optimizer arenas: the states of a list of tensors, in the daemon's pages."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import struct
+
+from . import _lib, errors
+from .shared import drop_later
+
+BLOCK = 256  # elements that share one absmax
+
+# bp_step_tensor: tensor, group, step, param dtype, grad dtype, param buffer, offset, pointer, grad buffer, offset,
+# pointer.
+_ENTRY = struct.Struct("<IIQiiQQQQQQ")
+_GROUP = struct.Struct("<ddddd")
+assert _ENTRY.size == ctypes.sizeof(_lib.StepTensor) and _GROUP.size == ctypes.sizeof(_lib.Group)
+
+
+def layout_hash(rule: int, bits: int, shapes) -> int:
+    """64 bits that differ when the tensors, their order or the kind of state differ."""
+    text = repr((rule, bits, [tuple(shape) for shape in shapes]))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class Arena:
+    """States of `shapes` under one rule and width. Dropped with its owner, kept with its job when the session ends.
+
+    rule: _lib.ADAM or _lib.LION; bits: 8 or 32; shapes: one per tensor, each with an element; name: the optimizer's;
+    resume_step: None for fresh states, else the step that kept states must be at (StepMismatchError names both,
+    NotFoundError when none are kept).
+    """
+
+    def __init__(self, session, rule, bits, evictable, name, shapes, resume_step=None):
+        self.session = session
+        self.rule = rule
+        self.bits = bits
+        self.name = name
+        self.elements = [_count(shape) for shape in shapes]
+        elements = (ctypes.c_uint64 * len(self.elements))(*self.elements)
+        options = _lib.sized(_lib.ArenaOptions)
+        options.rule, options.bits, options.evictable = rule, bits, int(bool(evictable))
+        options.optimizer = name.encode()
+        options.elements = elements
+        options.tensors = len(self.elements)
+        options.layout_hash = layout_hash(rule, bits, shapes)
+        options.resume = int(resume_step is not None)
+        options.step = resume_step or 0
+        self.info = _lib.sized(_lib.ArenaInfo)
+        handle = ctypes.c_uint64()
+        _lib.check(
+            _lib.lib().bp_arena_create(
+                session.handle, ctypes.byref(options), ctypes.byref(handle), ctypes.byref(self.info)
+            )
+        )
+        self.handle = handle.value
+        self._finalizer = drop_later(self, session, "bp_arena_drop", self.handle)
+        self._entries = ctypes.create_string_buffer(_ENTRY.size * len(self.elements))
+
+    @property
+    def state_count(self) -> int:
+        """States of each element: 2 for Adam, 1 for Lion."""
+        return 2 if self.rule == _lib.ADAM else 1
+
+    def extents(self):
+        """The arena's handle, for prefetch."""
+        return [self.handle]
+
+    def drop(self) -> None:
+        """Gives the pages back now."""
+        if self._finalizer.detach() is not None and not self.session.closed:
+            _lib.check_idempotent(_lib.lib().bp_arena_drop, self.session.handle, self.handle)
+
+    def step(self, entries, groups, step: int, propagate: bool):
+        """Applies one step and waits for it.
+
+        entries: tuples in the field order of bp_step_tensor, ascending by tensor. groups: tuples (lr, beta1, beta2,
+        eps, weight_decay). Returns (code, result) with code OK, NON_FINITE or INTERRUPTED; raises on every other code,
+        and then nothing was applied, except after DaemonLostError.
+        """
+        buffer = self._entries
+        for position, entry in enumerate(entries):
+            _ENTRY.pack_into(buffer, position * _ENTRY.size, *entry)
+        table = b"".join(_GROUP.pack(*group) for group in groups)
+        options = _lib.sized(_lib.StepOptions)
+        options.propagate_nonfinite = int(propagate)
+        options.step = step
+        result = _lib.sized(_lib.StepResult)
+        code = _lib.lib().bp_step(
+            self.session.handle,
+            self.handle,
+            ctypes.addressof(buffer),
+            len(entries),
+            ctypes.cast(ctypes.c_char_p(table), ctypes.c_void_p),
+            len(groups),
+            ctypes.byref(options),
+            ctypes.byref(result),
+        )
+        if code not in (_lib.OK, _lib.NON_FINITE, _lib.INTERRUPTED):
+            raise _lib.error_of(code)
+        return code, result
+
+    def read(self, tensor: int, planes, absmax) -> None:
+        """Copies the states of one tensor out of the pages, into dense CPU tensors: planes[k] of n codes (uint8) or n
+        fp32, absmax[k] of ceil(n / 256) fp32 (8-bit only, else empty)."""
+        self._move(tensor, planes, absmax, write=0, step=0)
+
+    def write(self, tensor: int, planes, absmax, step: int) -> None:
+        """Copies states into the pages and marks the arena as being at `step`. Layouts as for read()."""
+        self._move(tensor, planes, absmax, write=1, step=step)
+
+    def _move(self, tensor, planes, absmax, write, step):
+        pair = ctypes.c_void_p * 2
+        plane_pointers = pair(*(plane.data_ptr() for plane in planes))
+        absmax_pointers = pair(*(row.data_ptr() for row in absmax))
+        _lib.check_idempotent(
+            _lib.lib().bp_arena_states,
+            self.session.handle,
+            self.handle,
+            tensor,
+            write,
+            step,
+            plane_pointers,
+            absmax_pointers,
+        )
+
+
+def _count(shape) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    if count < 1:
+        raise errors.InvalidArgumentError(f"a tensor of shape {tuple(shape)} has no states", 10, "INVALID_ARGUMENT")
+    return count

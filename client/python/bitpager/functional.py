@@ -1,0 +1,344 @@
+"""Blockwise quantization of CPU tensors in this process, without a daemon. Argument names, shapes and packed layout are
+those of bitsandbytes.functional, so that tensors and states can be exchanged with it.
+
+4-bit: two elements a byte, the even one in the high nibble; packed shape [ceil(n / 2), 1]. 8-bit: one code an element.
+Every block has its own absmax in fp32; a short last block too.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+from . import _lib, dtypes
+from .quant_state import QUANT_TYPES, QuantState
+
+NESTED_BLOCKSIZE = 256  # blocks that share one absmax of their absmax, with double quantization
+BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_STORAGES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+_maps = {}
+
+
+def create_dynamic_map(signed: bool = True, max_exponent_bits: int = 7, total_bits: int = 8) -> torch.Tensor:
+    """The dynamic data type (https://arxiv.org/abs/1511.04561): 256 ascending fp32 values; with fewer than 8 bits, the
+    rest are zeros.
+
+    signed: negatives included; max_exponent_bits: the longest run of exponent bits; total_bits: bits of a code."""
+    if not 1 <= total_bits <= 8 or not 1 <= max_exponent_bits < total_bits:
+        raise ValueError("create_dynamic_map needs 1 <= max_exponent_bits < total_bits <= 8")
+    fraction_bits = total_bits - 1 - max_exponent_bits
+    values = [0.0, 1.0]
+    for exponent in range(max_exponent_bits):
+        count = 2 ** (exponent + fraction_bits + (0 if signed else 1))
+        scale = 10 ** (exponent - max_exponent_bits + 1)
+        values += _scaled_means(count, scale, signed)
+    linear_count = 2**fraction_bits - 1
+    if linear_count > 0:
+        values += _scaled_means(linear_count, 1, signed)
+    values += [0.0] * (256 - len(values))
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def _scaled_means(count: int, scale: float, signed: bool):
+    """Means of neighbours among count + 1 points from 0.1 to 1, times scale; fp32 arithmetic throughout."""
+    points = torch.linspace(0.1, 1, count + 1, dtype=torch.float32)
+    means = (points[:-1] + points[1:]) / 2.0 * scale
+    return means.tolist() + ((-means).tolist() if signed else [])
+
+
+def get_4bit_type(typename: str, device=None, blocksize: int = 64) -> torch.Tensor:
+    """The 16 values of "nf4" or "fp4" by code, fp32, on `device` (None: the CPU)."""
+    if typename not in QUANT_TYPES:
+        raise NotImplementedError(f"4-bit type {typename!r} is not supported; there are {', '.join(QUANT_TYPES)}")
+    if typename not in _maps:
+        values = torch.empty(16, dtype=torch.float32)
+        _lib.check(_lib.lib().bp_quant_map(_lib.QUANT_TYPES[typename], values.data_ptr()))
+        _maps[typename] = values
+    return _maps[typename].clone().to("cpu" if device is None else device)
+
+
+def quantize_blockwise(
+    A: torch.Tensor,
+    code: Optional[torch.Tensor] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: int = 4096,
+    nested: bool = False,
+):
+    """Quantizes a float32, float16 or bfloat16 tensor to 8 bits: the nearest entry of `code` (256 ascending fp32
+    values; None: the signed dynamic map) to x / absmax of its block.
+
+    Returns (uint8 tensor of A's shape, QuantState). out and absmax receive the results when given. nested: the absmax
+    are quantized too, in blocks of the same size. Raises ValueError on other dtypes, shapes and block sizes."""
+    dtype = dtypes.require_float(A, "A")
+    _require_blocksize(blocksize)
+    code = _code_or_dynamic(code)
+    source = A.contiguous()
+    codes = torch.empty(source.shape, dtype=torch.uint8)
+    scales = torch.empty(_blocks(source.numel(), blocksize), dtype=torch.float32)
+    if source.numel():
+        _lib.check(
+            _lib.lib().bp_quantize_blockwise(
+                code.data_ptr(),
+                dtype,
+                source.data_ptr(),
+                source.numel(),
+                blocksize,
+                codes.data_ptr(),
+                scales.data_ptr(),
+                0,
+            )
+        )
+    state = QuantState(absmax=scales, code=code.clone(), blocksize=blocksize, dtype=A.dtype)
+    if nested:
+        state.offset = _mean(scales)
+        state.absmax, state.state2 = quantize_blockwise(scales - state.offset, blocksize=blocksize)
+    return _deliver(codes, state, out, absmax)
+
+
+def dequantize_blockwise(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    code: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: int = 4096,
+    nested: bool = False,
+) -> torch.Tensor:
+    """The inverse of quantize_blockwise: code[A] * absmax of the block, in quant_state.dtype (float32 without one).
+
+    Give quant_state, or absmax (with code and blocksize where they are not the defaults). out receives the result."""
+    if quant_state is None:
+        if absmax is None:
+            raise ValueError("dequantize_blockwise needs quant_state or absmax")
+        quant_state = QuantState(absmax=absmax, code=code, blocksize=blocksize, dtype=torch.float32)
+    if A.dtype != torch.uint8:
+        raise ValueError(f"A must hold uint8 codes; got {dtypes.name_of(A.dtype)}")
+    dtypes.require_cpu(A, "A")
+    _require_blocksize(quant_state.blocksize)
+    code = _code_or_dynamic(quant_state.code)
+    codes = A.contiguous()
+    scales = _plain_absmax(quant_state, codes.numel())
+    target, deliver = _target(out, A.shape, quant_state.dtype)
+    if codes.numel():
+        _lib.check(
+            _lib.lib().bp_dequantize_blockwise(
+                code.data_ptr(),
+                dtypes.CODES[target.dtype],
+                codes.data_ptr(),
+                scales.data_ptr(),
+                codes.numel(),
+                quant_state.blocksize,
+                target.data_ptr(),
+                0,
+            )
+        )
+    return deliver(target)
+
+
+def quantize_4bit(
+    A: torch.Tensor,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: Optional[int] = None,
+    compress_statistics: bool = False,
+    quant_type: str = "fp4",
+    quant_storage: torch.dtype = torch.uint8,
+):
+    """Quantizes a float32, float16 or bfloat16 tensor to 4 bits.
+
+    blocksize: 32, 64 (default) ... 4096. compress_statistics: double quantization of the absmax. quant_type: "nf4" or
+    "fp4". quant_storage: dtype that the packed bytes are seen as. Returns (packed, QuantState); packed has shape
+    [ceil(n / 2) bytes in quant_storage elements, 1]. Raises ValueError on anything else."""
+    blocksize = 64 if blocksize is None else blocksize
+    _require_4bit(blocksize, quant_type)
+    if quant_storage not in _STORAGES:
+        raise ValueError(f"quant_storage must be uint8, float16, bfloat16 or float32; got {quant_storage}")
+    dtype = dtypes.require_float(A, "A")
+    source = A.contiguous()
+    count = source.numel()
+    packed = torch.zeros(packed_bytes(count, quant_storage), dtype=torch.uint8)
+    scales = torch.empty(_blocks(count, blocksize), dtype=torch.float32)
+    if count:
+        _lib.check(
+            _lib.lib().bp_quantize_4bit(
+                _lib.QUANT_TYPES[quant_type],
+                dtype,
+                source.data_ptr(),
+                count,
+                blocksize,
+                packed.data_ptr(),
+                scales.data_ptr(),
+                0,
+            )
+        )
+    state = QuantState(
+        absmax=scales,
+        shape=A.shape,
+        code=get_4bit_type(quant_type),
+        blocksize=blocksize,
+        quant_type=quant_type,
+        dtype=A.dtype,
+    )
+    if compress_statistics:
+        state.offset = _mean(scales)
+        state.absmax, state.state2 = quantize_blockwise(scales - state.offset, blocksize=NESTED_BLOCKSIZE)
+    return _deliver(packed.view(quant_storage).reshape(-1, 1), state, out, absmax)
+
+
+def dequantize_4bit(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: Optional[int] = None,
+    quant_type: str = "fp4",
+) -> torch.Tensor:
+    """The inverse of quantize_4bit: a tensor of quant_state's shape and dtype. Without quant_state, absmax and out are
+    needed, and out says shape and dtype. A packed tensor in the transposed shape [1, k] gives the transposed result."""
+    if quant_state is None:
+        if absmax is None or out is None:
+            raise ValueError("dequantize_4bit needs quant_state, or both absmax and out")
+        quant_state = QuantState(
+            absmax=absmax,
+            shape=out.shape,
+            dtype=out.dtype,
+            blocksize=64 if blocksize is None else blocksize,
+            quant_type=quant_type,
+        )
+    _require_4bit(quant_state.blocksize, quant_state.quant_type)
+    dtypes.require_cpu(A, "A")
+    shape = torch.Size(quant_state.shape)
+    packed = A.contiguous()
+    if packed.numel() * packed.element_size() < (shape.numel() + 1) // 2:
+        raise ValueError(f"A holds {packed.numel() * packed.element_size()} bytes, too few for shape {tuple(shape)}")
+    scales = _plain_absmax(quant_state, shape.numel())
+    target, deliver = _target(out, shape, quant_state.dtype)
+    if shape.numel():
+        _lib.check(
+            _lib.lib().bp_dequantize_4bit(
+                _lib.QUANT_TYPES[quant_state.quant_type],
+                dtypes.CODES[target.dtype],
+                packed.data_ptr(),
+                scales.data_ptr(),
+                shape.numel(),
+                quant_state.blocksize,
+                target.data_ptr(),
+                0,
+            )
+        )
+    result = deliver(target)
+    return result.t() if A.dim() == 2 and A.shape[0] == 1 and A.shape[1] > 1 and result.dim() == 2 else result
+
+
+def quantize_nf4(A, absmax=None, out=None, blocksize=None, compress_statistics=False, quant_storage=torch.uint8):
+    """quantize_4bit with quant_type="nf4"."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "nf4", quant_storage)
+
+
+def quantize_fp4(A, absmax=None, out=None, blocksize=None, compress_statistics=False, quant_storage=torch.uint8):
+    """quantize_4bit with quant_type="fp4"."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "fp4", quant_storage)
+
+
+def dequantize_nf4(A, quant_state=None, absmax=None, out=None, blocksize=None):
+    """dequantize_4bit with quant_type="nf4"."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "nf4")
+
+
+def dequantize_fp4(A, quant_state=None, absmax=None, out=None, blocksize=None):
+    """dequantize_4bit with quant_type="fp4"."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "fp4")
+
+
+def packed_bytes(count: int, storage: torch.dtype = torch.uint8) -> int:
+    """Bytes of `count` packed 4-bit elements, whole elements of `storage`."""
+    item = torch.empty(0, dtype=storage).element_size()
+    return ((count + 1) // 2 + item - 1) // item * item
+
+
+def _blocks(count: int, blocksize: int) -> int:
+    return (count + blocksize - 1) // blocksize
+
+
+def _mean(scales: torch.Tensor) -> torch.Tensor:
+    """Mean in float64, rounded once: the order of the sum does not show."""
+    if not scales.numel():
+        return torch.zeros((), dtype=torch.float32)
+    return scales.double().mean().float()
+
+
+def _require_blocksize(blocksize) -> None:
+    if not isinstance(blocksize, int) or blocksize <= 0:
+        raise ValueError(f"blocksize must be a positive integer; got {blocksize!r}")
+
+
+def _require_4bit(blocksize, quant_type) -> None:
+    if blocksize not in BLOCKSIZES_4BIT:
+        raise ValueError(f"blocksize must be one of {BLOCKSIZES_4BIT}; got {blocksize!r}")
+    if quant_type not in QUANT_TYPES:
+        raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
+
+
+def _code_or_dynamic(code) -> torch.Tensor:
+    if code is None:
+        if "dynamic" not in _maps:
+            _maps["dynamic"] = create_dynamic_map()
+        return _maps["dynamic"]
+    if code.numel() != 256:
+        raise ValueError(f"code must hold 256 values; got {code.numel()}")
+    dtypes.require_cpu(code, "code")
+    return code.to(torch.float32).contiguous()
+
+
+def _plain_absmax(state: QuantState, count: int) -> torch.Tensor:
+    """The fp32 absmax of every block, double quantization undone."""
+    scales = state.absmax
+    if state.nested:
+        scales = dequantize_blockwise(scales, state.state2).float() + state.offset.float()
+    dtypes.require_cpu(scales, "absmax")
+    needed = _blocks(count, state.blocksize)
+    if scales.numel() != needed:
+        raise ValueError(f"absmax has {scales.numel()} entries, {needed} are needed for {count} elements")
+    return scales.to(torch.float32).contiguous()
+
+
+def _target(out, shape, dtype):
+    """(contiguous tensor to write into, function that hands over the result)."""
+    if dtype not in dtypes.FLOATS:
+        raise ValueError(f"cannot dequantize to {dtype}; supported are float32, float16 and bfloat16")
+    if out is None:
+        return torch.empty(shape, dtype=dtype), lambda target: target
+    dtypes.require_cpu(out, "out")
+    if out.shape != torch.Size(shape) or out.dtype != dtype:
+        raise ValueError(
+            f"out has shape {tuple(out.shape)} and dtype {dtypes.name_of(out.dtype)}; "
+            f"{tuple(shape)} and {dtypes.name_of(dtype)} are needed"
+        )
+    if out.is_contiguous():
+        return out, lambda target: target
+    return torch.empty(shape, dtype=dtype), out.copy_
+
+
+def _deliver(codes, state, out, absmax):
+    if out is not None:
+        codes = out.copy_(codes)
+    if absmax is not None:
+        state.absmax = absmax.copy_(state.absmax)
+    return codes, state
+
+
+__all__ = [
+    "QuantState",
+    "create_dynamic_map",
+    "dequantize_4bit",
+    "dequantize_blockwise",
+    "dequantize_fp4",
+    "dequantize_nf4",
+    "get_4bit_type",
+    "quantize_4bit",
+    "quantize_blockwise",
+    "quantize_fp4",
+    "quantize_nf4",
+]

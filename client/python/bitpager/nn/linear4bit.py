@@ -1,0 +1,300 @@
+"""Linear4bit and its kinds: linear layers whose frozen weight lives, quantized to 4 bits, in the daemon's pages.
+
+Forward and backward dequantize the weight and multiply in the compute dtype; nothing large is kept between them.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+
+from .. import dtypes
+from ..quant_state import QUANT_TYPES, QuantState
+from ..weight import Weight
+from .parameter import FourBitParameter
+
+try:  # torch.compile must not trace into ctypes
+    from torch._compile import _disable_dynamo as _eager
+except ImportError:  # pragma: no cover - the name is torch's own and may move
+
+    def _eager(function):
+        return function
+
+
+def _matrix(pages: Weight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as the quantized tensor's own dtype holds it, then in `dtype`."""
+    matrix = pages.dequantize()
+    return matrix if matrix.dtype == dtype else matrix.to(dtype)
+
+
+class _FourBitProduct(torch.autograd.Function):
+    """x W^T + bias with gradients to x and bias alone."""
+
+    @staticmethod
+    def forward(ctx, x, bias, pages):
+        ctx.pages = pages
+        ctx.x_dtype = x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x, _matrix(pages, x.dtype), bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            matrix = _matrix(ctx.pages, ctx.x_dtype)
+            grad_x = torch.matmul(grad.to(ctx.x_dtype), matrix)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return grad_x, grad_bias, None
+
+
+@_eager
+def _product(x, bias, pages):
+    return _FourBitProduct.apply(x, bias, pages)
+
+
+class Linear4bit(torch.nn.Linear):
+    """A linear layer with a frozen 4-bit weight.
+
+    input_features, output_features, bias: as torch.nn.Linear. compute_dtype: of the product (None: that of the first
+    input). compress_statistics: double quantization. quant_type: "nf4" or "fp4". quant_storage: dtype that packed bytes
+    are saved as. blocksize: elements that share one absmax. session: None for the default one.
+
+    Weights given as floats (constructor, load_state_dict) are quantized by quantize_() or at the first forward; packed
+    ones are taken over by load_state_dict bit for bit. weight.shape is then that of the packed bytes,
+    [ceil(n / 2), 1]; weight.quant_state.shape is [output_features, input_features]. The state dict has bitsandbytes'
+    names. Raises QuotaError or BudgetError when the pages do not fit.
+    """
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
+        device=None,
+        *,
+        blocksize=64,
+        session=None,
+    ):
+        if quant_type not in QUANT_TYPES:
+            raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
+        super().__init__(input_features, output_features, bias, device)
+        self.compute_dtype = compute_dtype
+        self.compress_statistics = compress_statistics
+        self.quant_type = quant_type
+        self.quant_storage = quant_storage
+        self.blocksize = blocksize
+        self._session = session
+        self.weight = FourBitParameter(self.weight.data, quant_storage=quant_storage)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: torch.nn.Linear,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
+        *,
+        blocksize=64,
+        session=None,
+    ) -> "Linear4bit":
+        """A quantized layer with the values of `linear`; its bias is shared with it, its weight is not kept."""
+        layer = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            False,
+            compute_dtype,
+            compress_statistics,
+            quant_type,
+            quant_storage,
+            "meta",
+            blocksize=blocksize,
+            session=session,
+        )
+        layer.__class__ = cls
+        layer.bias = linear.bias
+        layer.train(linear.training)
+        return layer.quantize_(linear.weight)
+
+    @property
+    def is_quantized(self) -> bool:
+        """True once the weight is in pages."""
+        return getattr(self.weight, "pages", None) is not None
+
+    @property
+    def quant_state(self) -> Optional[QuantState]:
+        """The weight's QuantState, or None before quantization."""
+        return getattr(self.weight, "quant_state", None)
+
+    def extents(self):
+        """The handle of the weight's pages, for session.prefetch(model)."""
+        return self.weight.pages.extents() if self.is_quantized else []
+
+    @torch.no_grad()
+    def quantize_(self, tensor=None, name=None) -> "Linear4bit":
+        """Quantizes `tensor` (None: the float weight) of shape [out_features, in_features] into pages, which replace
+        the weight. Does nothing when there is nothing to quantize. Returns itself."""
+        if tensor is None:
+            if self.is_quantized:
+                return self
+            tensor = self.weight
+        source = tensor.detach().as_subclass(torch.Tensor)
+        dtypes.require_float(source, "the weight")
+        if tuple(source.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"the weight has shape {tuple(source.shape)}; {(self.out_features, self.in_features)} is needed"
+            )
+        pages = Weight.from_tensor(
+            source,
+            quant_type=self.quant_type,
+            blocksize=self.blocksize,
+            nested=self.compress_statistics,
+            name=name,
+            session=self._session,
+        )
+        self._take(pages)
+        return self
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight as a float tensor of shape [out_features, in_features]."""
+        return self.weight.pages.dequantize() if self.is_quantized else self.weight.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + bias, computed in compute_dtype, in x's dtype; gradients reach x and bias."""
+        if not self.is_quantized:
+            self.quantize_()
+        if self.compute_dtype is None:
+            self.compute_dtype = x.dtype
+        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
+        return _product(x.to(self.compute_dtype), bias, self.weight.pages).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """torch.nn.Linear's, and the kind of quantization."""
+        nested = ", nested" if self.compress_statistics else ""
+        return f"{super().extra_repr()}, {self.quant_type}, blocksize={self.blocksize}{nested}"
+
+    def _take(self, pages: Weight) -> None:
+        self._parameters["weight"] = FourBitParameter(pages=pages, quant_storage=self.quant_storage)
+
+    def _apply(self, fn, recurse=True):
+        """Casts and moves what is not quantized; codes and statistics keep their dtype and their pages."""
+        if not self.is_quantized:
+            return super()._apply(fn, recurse)
+        moved = fn(torch.empty(0))
+        if moved.device.type != "meta":
+            dtypes.require_cpu(moved, "a quantized layer's target")
+        weight = self._parameters.pop("weight")
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            parameters = dict(self._parameters)
+            self._parameters.clear()
+            self._parameters.update({"weight": weight, **parameters})
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if not self.is_quantized:
+            return super()._save_to_state_dict(destination, prefix, keep_vars)
+        packed, state = self.weight.pages.export(self.quant_storage)
+        destination[prefix + "weight"] = packed
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        for key, tensor in state.as_dict(packed=True).items():
+            destination[f"{prefix}weight.{key}"] = tensor
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        weight_key = prefix + "weight"
+        statistics = {key: value for key, value in state_dict.items() if key.startswith(weight_key + ".")}
+        saved = state_dict.get(weight_key)
+        is_float = saved is not None and not statistics and saved.is_floating_point()
+        if saved is None or (is_float and not self.is_quantized and self.weight.shape == saved.shape):
+            return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        try:
+            if statistics:
+                self._import(saved, statistics, len(weight_key) + 1)
+            elif is_float:
+                self.quantize_(saved)
+            else:
+                raise ValueError("the saved weight is packed but its statistics (weight.absmax ...) are missing")
+        except ValueError as error:
+            errors.append(f"{weight_key}: {error}")
+        rest = {k: v for k, v in state_dict.items() if k != weight_key and k not in statistics}
+        weight = self._parameters.pop("weight")
+        super()._load_from_state_dict(rest, prefix, metadata, strict, missing, unexpected, errors)
+        bias = self._parameters.pop("bias")
+        self._parameters["weight"] = weight
+        self._parameters["bias"] = bias
+
+    def _import(self, packed, statistics, prefix_length) -> None:
+        state = QuantState.from_dict({key[prefix_length:]: value for key, value in statistics.items()})
+        if state.shape is None or tuple(state.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"the saved weight has shape {state.shape}; {(self.out_features, self.in_features)} is needed"
+            )
+        pages = Weight.from_packed(packed.cpu(), state, session=self._session)
+        self.quant_type = state.quant_type
+        self.blocksize = state.blocksize
+        self.compress_statistics = state.nested
+        self.quant_storage = packed.dtype
+        self._take(pages)
+
+
+class LinearNF4(Linear4bit):
+    """Linear4bit with the NF4 type (https://arxiv.org/abs/2305.14314)."""
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_storage=torch.uint8,
+        device=None,
+        **keywords,
+    ):
+        super().__init__(
+            input_features,
+            output_features,
+            bias,
+            compute_dtype,
+            compress_statistics,
+            "nf4",
+            quant_storage,
+            device,
+            **keywords,
+        )
+
+
+class LinearFP4(Linear4bit):
+    """Linear4bit with the FP4 type."""
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_storage=torch.uint8,
+        device=None,
+        **keywords,
+    ):
+        super().__init__(
+            input_features,
+            output_features,
+            bias,
+            compute_dtype,
+            compress_statistics,
+            "fp4",
+            quant_storage,
+            device,
+            **keywords,
+        )

@@ -1,0 +1,204 @@
+"""FourBitParameter: the `weight` of a 4-bit layer.
+
+Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages and the tensor itself is a
+one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor, reading values
+exports the packed bytes, and writing in place is refused.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import dtypes
+from ..functional import get_4bit_type, packed_bytes
+from ..quant_state import QuantState
+from ..weight import Weight
+
+_VALUE_GETTERS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_METADATA_METHODS = {
+    "dim",
+    "size",
+    "numel",
+    "nelement",
+    "ndimension",
+    "stride",
+    "storage_offset",
+    "element_size",
+    "get_device",
+    "has_names",
+    "is_complex",
+    "is_contiguous",
+    "is_floating_point",
+    "is_inference",
+    "is_pinned",
+    "is_shared",
+    "is_signed",
+    "register_hook",
+    "requires_grad_",
+    "type",
+    "__hash__",
+    "__len__",
+}
+
+
+class PagedQuantState(QuantState):
+    """The QuantState of a Weight: shape, dtype, code, kind at once; statistics are exported when they are read."""
+
+    def __init__(self, pages: Weight):
+        self._pages = pages
+        self.shape = pages.shape
+        self.dtype = pages.dtype
+        self.blocksize = pages.blocksize
+        self.quant_type = pages.quant_type
+        self.code = get_4bit_type(pages.quant_type)
+
+    @property
+    def absmax(self):
+        """As QuantState.absmax; a fresh copy at each reading."""
+        return self._pages.export()[1].absmax
+
+    @property
+    def offset(self):
+        """As QuantState.offset."""
+        return self._pages.export()[1].offset if self.nested else None
+
+    @property
+    def state2(self):
+        """As QuantState.state2."""
+        return self._pages.export()[1].state2 if self.nested else None
+
+    @property
+    def nested(self) -> bool:
+        """True with double quantization."""
+        return self._pages.nested
+
+    def as_dict(self, packed: bool = False) -> dict:
+        """As QuantState.as_dict."""
+        return self._pages.export()[1].as_dict(packed)
+
+    def to(self, device):
+        """The pages stay where they are; refuses devices that this build does not know."""
+        dtypes.require_cpu(torch.empty(0, device=device), "the quantization state")
+        return self
+
+    def __deepcopy__(self, memo):
+        return self._pages.export()[1]
+
+    def __reduce__(self):
+        return (QuantState.from_dict, (self.as_dict(packed=True),))
+
+
+class FourBitParameter(torch.nn.Parameter):
+    """See the file's top. `pages` is the Weight, or None before quantization; requires_grad is False."""
+
+    def __new__(cls, data=None, pages=None, quant_storage=torch.uint8):
+        if pages is not None:
+            rows = packed_bytes(pages.elements, quant_storage) // torch.empty(0, dtype=quant_storage).element_size()
+            data = torch.zeros(1, dtype=quant_storage).expand(rows, 1)
+        elif data is None:
+            data = torch.empty(0)
+        self = torch.Tensor._make_subclass(cls, data, False)
+        self.pages = pages
+        self.quant_storage = quant_storage
+        return self
+
+    @property
+    def quant_state(self):
+        """The QuantState, or None before quantization."""
+        return None if self.pages is None else PagedQuantState(self.pages)
+
+    def packed(self) -> torch.Tensor:
+        """The packed bytes, a copy in the interchange layout."""
+        return self.pages.export(self.quant_storage)[0]
+
+    def __deepcopy__(self, memo):
+        if id(self) in memo:
+            return memo[id(self)]
+        if self.pages is None:
+            twin = FourBitParameter(_plain(self).clone(), quant_storage=self.quant_storage)
+        else:
+            twin = _restore(*self.pages.export(self.quant_storage), self.pages.name + "-copy", self.pages.session)
+        memo[id(self)] = twin
+        return twin
+
+    def __reduce_ex__(self, protocol):
+        if self.pages is None:
+            return (FourBitParameter, (_plain(self).clone(), None, self.quant_storage))
+        packed, state = self.pages.export(self.quant_storage)
+        return (_unpickle, (packed, state.as_dict(packed=True), self.pages.name))
+
+    def __repr__(self, **_):
+        if self.pages is None:
+            return f"FourBitParameter({_plain(self)!r})"
+        return f"FourBitParameter({self.pages!r})"
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        with torch._C.DisableTorchFunctionSubclass():
+            if not _touches_pages(args, kwargs) or _is_metadata(func, name):
+                return func(*args, **kwargs)
+            if name == "__set__":
+                return _set(func, args)
+            if name.endswith("_") and not name.endswith("__"):
+                raise TypeError(
+                    f"{name}() would write into a quantized weight. Hint: quantize new values with "
+                    "layer.quantize_(tensor), or load a state dict."
+                )
+            return func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
+
+
+def _is_metadata(func, name: str) -> bool:
+    if name == "__get__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") not in _VALUE_GETTERS
+    return name in _METADATA_METHODS
+
+
+def _touches_pages(args, kwargs) -> bool:
+    return any(_is_paged(a) for a in args) or any(_is_paged(v) for v in kwargs.values()) or _in_list(args)
+
+
+def _in_list(args) -> bool:
+    return any(isinstance(a, (list, tuple)) and any(_is_paged(item) for item in a) for a in args)
+
+
+def _is_paged(value) -> bool:
+    return isinstance(value, FourBitParameter) and value.__dict__.get("pages") is not None
+
+
+def _materialised(value):
+    if _is_paged(value):
+        return value.packed()
+    if isinstance(value, (list, tuple)) and any(_is_paged(item) for item in value):
+        return type(value)(_materialised(item) for item in value)
+    return value
+
+
+def _set(func, args):
+    """Setting .data: equal sizes take the bytes over; .grad and requires_grad pass."""
+    owner, value = args[0], args[1]
+    if getattr(func.__self__, "__name__", "") != "data" or not _is_paged(owner):
+        return func(*args)
+    packed = _materialised(value)
+    if packed.shape != owner.shape or packed.dtype != owner.dtype:
+        raise TypeError(
+            f"cannot set the data of a quantized weight of shape {tuple(owner.shape)} and dtype {owner.dtype} to "
+            f"{tuple(packed.shape)} and {packed.dtype}. Hint: layer.quantize_(tensor) takes new float values."
+        )
+    owner.pages.import_packed(packed, owner.pages.export()[1])
+    return None
+
+
+def _plain(parameter) -> torch.Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return parameter.detach().as_subclass(torch.Tensor)
+
+
+def _restore(packed, state, name, session=None) -> FourBitParameter:
+    pages = Weight.from_packed(packed, state, name=name, session=session)
+    return FourBitParameter(pages=pages, quant_storage=packed.dtype)
+
+
+def _unpickle(packed, state, name) -> FourBitParameter:
+    return _restore(packed, QuantState.from_dict(state), name)

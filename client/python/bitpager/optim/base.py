@@ -1,0 +1,447 @@
+"""BlockOptimizer: what all optimizers here share. A torch.optim.Optimizer whose states live in the daemon's pages and
+whose step is one request for each width of state."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import signal
+import warnings
+from collections import defaultdict
+
+import torch
+
+from .. import _lib, errors
+from ..session import default_session
+from . import interchange
+from .overrides import GlobalOptimManager
+from .registry import Registry, gradient_of, nonfinite_names
+
+try:  # torch.compile must not trace into ctypes
+    from torch._compile import _disable_dynamo as _eager
+except ImportError:  # pragma: no cover - the name is torch's own and may move
+
+    def _eager(function):
+        return function
+
+
+_ON_NONFINITE = ("raise", "warn", "propagate")
+_NAMES_SHOWN = 8
+_counters = defaultdict(itertools.count)
+
+
+class BlockOptimizer(torch.optim.Optimizer):
+    """Base of Adam, AdamW and Lion. See those for arguments; subclasses set `rule`.
+
+    session: a bitpager.Session (None: the default one, made at the first step). on_nonfinite: "raise", "warn" or
+    "propagate". name: under which the daemon keeps the states (None: class name and a count; the same from run to run
+    when optimizers are made in the same order). resume_step: go on from the states that the daemon kept of the same
+    (user, job, rank, name), which must be at this step.
+    """
+
+    rule = None
+
+    def __init__(self, params, defaults, bits, min_8bit_size, evictable, session, on_nonfinite, name, resume_step):
+        if bits not in (8, 32):
+            raise ValueError(f"optim_bits must be 8 or 32; got {bits!r}")
+        if on_nonfinite not in _ON_NONFINITE:
+            raise ValueError(f"on_nonfinite must be one of {', '.join(_ON_NONFINITE)}; got {on_nonfinite!r}")
+        self._configure(bits, min_8bit_size, evictable, session, on_nonfinite, name)
+        super().__init__(_strip_names(params, self._names), defaults)
+        if resume_step is not None:
+            self._resume(resume_step)
+
+    def _configure(self, bits, min_8bit_size, evictable, session, on_nonfinite, name):
+        kind = type(self).__name__
+        self._bits = bits
+        self._min_8bit_size = min_8bit_size
+        self._session = session
+        self._names = {}
+        self._loaded_bits = {}  # parameter -> width of the state that was loaded for it
+        self._pending = {}  # parameter -> LoadedState, until its arena exists
+        self._step_count = 0
+        self.on_nonfinite = on_nonfinite
+        self.name = name or f"{kind}-{next(_counters[kind])}"
+        self._registry = Registry(self.rule, evictable, self.name, self._describe)
+
+    # ---- what torch.optim.Optimizer and its users expect ----
+
+    def add_param_group(self, param_group):
+        """Adds a group; after steps its states come into arenas of their own. (name, parameter) pairs are accepted."""
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), torch.Tensor):
+            param_group = dict(param_group, params=_strip_names(param_group["params"], self._names))
+        super().add_param_group(param_group)
+
+    @_eager
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step over all parameters that have a gradient; returns the closure's loss.
+
+        Raises NonFiniteError (all finite blocks are then updated), DaemonLostError, the admission errors of the first
+        step, ValueError for gradients that cannot be stepped."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = self._gather()
+        self._submit(work)
+        return loss
+
+    def state_dict(self):
+        """Interchange form: state[i] = {"step": int, "__bnb_optimizer_quant_state__": {state1, absmax1, qmap1, ...}},
+        tensors and primitives alone. The states are copied out of the daemon's pages."""
+        self._flush()
+        light = self.state
+        full = defaultdict(dict)
+        for parameter, entry in light.items():
+            full[parameter] = self._entry(parameter, entry)
+        self.state = full
+        try:
+            return super().state_dict()
+        finally:
+            self.state = light
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict, move_to_device=True):
+        """Loads a state_dict() of this class or of the bitsandbytes class of the same name. The width of each loaded
+        state is kept. Earlier states are dropped. `state_dict` is not changed; move_to_device has no effect here."""
+        state_dict = dict(state_dict)
+        for hook in getattr(self, "_optimizer_load_state_dict_pre_hooks", {}).values():
+            state_dict = hook(self, state_dict) or state_dict
+        places = _match_groups(self.param_groups, state_dict["param_groups"])
+        loaded, rest = {}, {}
+        for key, saved in state_dict["state"].items():
+            parameter = places.get(key)
+            if parameter is None:
+                rest[key] = copy.deepcopy(saved)
+            else:
+                loaded[parameter] = interchange.parse(
+                    saved, parameter, self._state_count, self._describe(parameter)
+                ) or int(saved.get("step", 0))
+        self._adopt(loaded, rest)
+        self._load_groups(state_dict["param_groups"])
+        self._flush()
+        for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
+            hook(self)
+
+    def __getstate__(self):
+        return self._portrait()
+
+    def __setstate__(self, state):
+        if "portrait" not in state:  # torch's own callers pass parts of the base's state
+            super().__setstate__(state)
+            return
+        self._configure(*state["portrait"])
+        groups = state["param_groups"]
+        super().__setstate__({"defaults": state["defaults"], "state": defaultdict(dict), "param_groups": groups})
+        parameters = [p for group in groups for p in group["params"]]
+        self._names.update((parameters[index], name) for index, name in state["names"].items())
+        loaded = {}
+        for index, saved in state["states"].items():
+            parameter = parameters[index]
+            parsed = interchange.parse(saved, parameter, self._state_count, self._describe(parameter))
+            loaded[parameter] = parsed or saved["step"]
+        self._adopt(loaded, {})
+        self._step_count = state["step_count"]
+
+    def __reduce__(self):
+        return (_empty_of, (type(self),), self._portrait())
+
+    def __deepcopy__(self, memo):
+        """A copy with states of its own (under a name of its own), uploaded at its first use."""
+        twin = _empty_of(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self._portrait(), memo))
+        return twin
+
+    # ---- what bitpager adds ----
+
+    @property
+    def session(self):
+        """The session in use; connects when there is none."""
+        if self._session is None:
+            self._session = default_session()
+        return self._session
+
+    def prepare(self) -> "BlockOptimizer":
+        """Makes the arenas now, so that a refusal (quota, budget) comes before the first step. Returns itself."""
+        self._admit()
+        self._flush()
+        return self
+
+    def extents(self):
+        """Handles of the optimizer's arenas, for session.prefetch(optimizer)."""
+        return self._registry.extents()
+
+    def drop(self) -> None:
+        """Gives the pages back. The next step starts from fresh states."""
+        self._registry.drop()
+        self._pending.clear()
+        self._loaded_bits.clear()
+        self.state.clear()
+        self._step_count = 0
+
+    # ---- inside ----
+
+    @property
+    def _state_count(self) -> int:
+        return 2 if self.rule == _lib.ADAM else 1
+
+    def _describe(self, parameter) -> str:
+        name = self._names.get(parameter)
+        if name is not None:
+            return name
+        for group_index, group in enumerate(self.param_groups):
+            for index, candidate in enumerate(group["params"]):
+                if candidate is parameter:
+                    return f"param_group {group_index}, parameter {index} of shape {tuple(parameter.shape)}"
+        return f"a parameter of shape {tuple(parameter.shape)}"
+
+    def _settings_of(self, parameter):
+        """(optim_bits, min_8bit_size) with overrides."""
+        manager = GlobalOptimManager.get_instance()
+        for group_index, group in enumerate(self.param_groups):
+            for index, candidate in enumerate(group["params"]):
+                if candidate is parameter:
+                    override = manager.settings_of(parameter, (group_index, index))
+                    return override.get("optim_bits", self._bits), override.get("min_8bit_size", self._min_8bit_size)
+        return self._bits, self._min_8bit_size
+
+    def _bits_of(self, parameter) -> int:
+        loaded = self._loaded_bits.get(parameter)
+        if loaded is not None:
+            return loaded
+        bits, least = self._settings_of(parameter)
+        if bits not in (8, 32):
+            raise ValueError(f"optim_bits of {self._describe(parameter)} must be 8 or 32; got {bits!r}")
+        return 32 if parameter.numel() < least else bits
+
+    def _admit(self, resume_step=None) -> None:
+        wanted = [
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad or p.grad is not None or p in self._pending
+        ]
+        bits = {p: self._bits_of(p) for p in wanted if p not in self._registry.slots}
+        self._registry.admit(self.session, wanted, bits.__getitem__, resume_step)
+
+    def _resume(self, resume_step) -> None:
+        if isinstance(resume_step, bool) or not isinstance(resume_step, int) or resume_step < 0:
+            raise ValueError(f"resume_step must be a step count; got {resume_step!r}")
+        self._admit(resume_step)
+        self._step_count = resume_step
+        for parameter in self._registry.slots:
+            self.state[parameter]["step"] = resume_step
+
+    def _flush(self) -> None:
+        """Uploads states that wait for their arenas."""
+        if not self._pending:
+            return
+        self._admit()
+        for parameter in list(self._pending):
+            state = self._pending[parameter]
+            if parameter in self._registry.slots:
+                interchange.write(self._registry.slots[parameter], state, self._step_count)
+            del self._pending[parameter]
+
+    def _gather(self):
+        """{arena: [(slot, parameter, gradient, group index)]}, and the table of groups."""
+        self._flush()
+        slots = self._registry.slots
+        stepped = [
+            (group_index, index, p)
+            for group_index, group in enumerate(self.param_groups)
+            for index, p in enumerate(group["params"])
+            if p.grad is not None
+        ]
+        if any(p not in slots and p.numel() for _, _, p in stepped):
+            self._admit()
+        table, indices, work = [], {}, {}
+        for group_index, index, p in stepped:
+            if not p.numel():
+                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+                continue
+            group = self.param_groups[group_index]
+            override = GlobalOptimManager.get_instance().settings_of(p, (group_index, index))
+            settings = _settings(group, override) if override else group_index
+            if settings not in indices:
+                indices[settings] = len(table)
+                table.append(settings if override else _settings(group, override))
+            slot = self._registry.locate(self.session, p)
+            gradient = gradient_of(p, None) if p.grad.layout == torch.strided else gradient_of(p, self._describe(p))
+            work.setdefault(slot.arena, []).append((slot, p, gradient, indices[settings]))
+        return table, work
+
+    def _submit(self, gathered) -> None:
+        table, work = gathered
+        if not work:
+            return
+        self._step_count += 1
+        interrupt, skipped_blocks, applied = None, 0, False
+        for arena, items in work.items():
+            entries = self._entries(items)
+            previous = [self.state[p].get("step", 0) for _, p, _, _ in items]
+            for _, p, _, _ in items:
+                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+            try:
+                code, result = arena.step(entries, table, self._step_count, self.on_nonfinite == "propagate")
+                applied = True
+                if code == _lib.INTERRUPTED:
+                    self._await(arena)
+                elif code == _lib.NON_FINITE:
+                    skipped_blocks += result.nonfinite_blocks
+            except KeyboardInterrupt as error:  # the request goes on: finish the step, then leave
+                applied, interrupt = True, error
+            except errors.DaemonLostError:
+                raise
+            except errors.Error:
+                for (_, p, _, _), step in zip(items, previous):
+                    self.state[p]["step"] = step
+                self._step_count -= 0 if applied else 1
+                raise
+        if interrupt is not None:
+            raise interrupt
+        if skipped_blocks:
+            self._report_nonfinite(work, skipped_blocks)
+
+    def _await(self, arena) -> None:
+        """After a signal: lets Python's handlers run, then waits for the request that goes on."""
+        signal.getsignal(signal.SIGINT)  # any bytecode gives the handlers their turn
+        _lib.check_idempotent(_lib.lib().bp_noop, arena.session.handle)
+
+    def _entries(self, items):
+        entries = []
+        for slot, p, gradient, group in items:
+            entries.append(
+                (
+                    slot.tensor,
+                    group,
+                    self.state[p].get("step", 0) + 1,
+                    slot.dtype,
+                    _GRAD_CODES[gradient.dtype],
+                    slot.buffer,
+                    slot.offset,
+                    slot.address,
+                    0,
+                    0,
+                    gradient.data_ptr(),
+                )
+            )
+        if any(a[0] >= b[0] for a, b in zip(entries, entries[1:])):
+            entries.sort(key=lambda entry: entry[0])
+        return entries
+
+    def _report_nonfinite(self, work, blocks) -> None:
+        parameters = [p for items in work.values() for _, p, _, _ in items]
+        names = nonfinite_names(parameters, self._describe)
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > 8 else "")
+        message = (
+            f"step {self._step_count}: {blocks} blocks hold NaN or inf gradients, in {shown}. These blocks were left "
+            "untouched; all other blocks are already updated. Hint: check the loss, lower the learning rate or clip "
+            'gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
+        )
+        if self.on_nonfinite == "warn":
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        else:
+            raise errors.NonFiniteError(message, tensors=names, blocks=blocks)
+
+    def _entry(self, parameter, light) -> dict:
+        """The full interchange entry for what `self.state` says in brief."""
+        if not isinstance(parameter, torch.Tensor):
+            return light
+        step = light.get("step", 0)
+        slot = self._registry.slots.get(parameter)
+        if slot is not None:
+            return {**light, **interchange.read(slot, parameter, step)}
+        if parameter in self._pending:
+            return {**light, **interchange.entry(self._pending[parameter])}
+        state = interchange.fresh(parameter, self._state_count)
+        state.step = step
+        return {**light, **interchange.entry(state)}
+
+    def _adopt(self, loaded, rest) -> None:
+        """Makes `loaded` (parameter -> LoadedState, or a bare step) the optimizer's state, to be uploaded later."""
+        self._registry.drop()
+        self._pending = {p: state for p, state in loaded.items() if isinstance(state, interchange.LoadedState)}
+        self._loaded_bits = {p: state.bits for p, state in self._pending.items() if p.numel()}
+        self.state = defaultdict(dict)
+        for parameter, state in loaded.items():
+            self.state[parameter]["step"] = state if isinstance(state, int) else state.step
+        self.state.update(rest)
+        self._step_count = max((entry["step"] for p, entry in self.state.items() if p in loaded), default=0)
+
+    def _load_groups(self, saved_groups) -> None:
+        for group, saved in zip(self.param_groups, saved_groups):
+            taken = {key: copy.deepcopy(value) for key, value in saved.items() if key not in ("params", "param_names")}
+            group.update(taken)
+
+    def _portrait(self) -> dict:
+        """All that makes an equal optimizer elsewhere: primitives, tensors, parameters."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        states = {
+            index: self._entry(p, self.state[p])
+            for index, p in enumerate(parameters)
+            if p in self.state and (p in self._registry.slots or p in self._pending or not p.numel())
+        }
+        settings = (self._bits, self._min_8bit_size, self._registry.evictable, None, self.on_nonfinite, None)
+        return {
+            "portrait": settings,
+            "defaults": self.defaults,
+            "param_groups": self.param_groups,
+            "names": {index: self._names[p] for index, p in enumerate(parameters) if p in self._names},
+            "states": states,
+            "step_count": self._step_count,
+        }
+
+
+_GRAD_CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
+
+
+def _empty_of(cls):
+    return cls.__new__(cls)
+
+
+def _strip_names(params, names):
+    """`params` without the names of (name, parameter) pairs, which go into `names`."""
+    if isinstance(params, torch.Tensor):
+        return params
+    plain = []
+    for item in params:
+        if isinstance(item, dict):
+            plain.append(item)  # its pairs are stripped by add_param_group
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+            names[item[1]] = item[0]
+            plain.append(item[1])
+        else:
+            plain.append(item)
+    return plain
+
+
+def _settings(group, override):
+    """(lr, beta1, beta2, eps, weight_decay) at this moment."""
+    merged = {**group, **override} if override else group
+    betas = merged["betas"]
+    return (
+        float(merged["lr"]),
+        float(betas[0]),
+        float(betas[1]),
+        float(merged.get("eps", 0.0)),
+        float(merged["weight_decay"]),
+    )
+
+
+def _match_groups(groups, saved_groups):
+    """{saved id: parameter}; ids are whatever the saved groups use (numbers, or names from
+    torch.distributed.checkpoint)."""
+    if len(groups) != len(saved_groups):
+        raise ValueError(f"the loaded state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
+    places = {}
+    for index, (group, saved) in enumerate(zip(groups, saved_groups)):
+        if len(group["params"]) != len(saved["params"]):
+            raise ValueError(
+                f"group {index} of the loaded state has {len(saved['params'])} parameters, the optimizer's "
+                f"{len(group['params'])}"
+            )
+        places.update(zip(saved["params"], group["params"]))
+    return places

@@ -1,0 +1,250 @@
+"""Sessions: the attachment of this process to a bitpagerd, and the default one that optimizers and layers share.
+
+A session may be used from any thread (the library serialises its calls). A forked child gets ForkedChildError. The
+default session is closed by atexit; the daemon frees what a session used when its process ends in any way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import threading
+
+from . import _lib, errors
+from .sizes import parse_bytes, print_bytes
+
+_default = None
+_default_lock = threading.RLock()
+
+
+def _encode(text):
+    return None if text is None else os.fsencode(text)
+
+
+class Session:
+    """One attached process of a job. Made by `bitpager.connect`; usable as a context manager, which closes it."""
+
+    def __init__(self, handle: int, pid: int):
+        self._handle = handle
+        self._pid = pid
+        self._storages = {}  # cdata of a torch storage -> SharedStorage; owned by shared.py
+        self._storages_lock = threading.Lock()
+
+    @property
+    def handle(self) -> int:
+        """The bp_session pointer; raises when closed or when this process is a fork of the one that connected."""
+        if self._pid != os.getpid():
+            raise errors.ForkedChildError(
+                f"this session belongs to process {self._pid}; this is its forked child {os.getpid()}. "
+                "Hint: keep optimizers and quantized layers out of forked workers, or call bitpager.connect() there.",
+                _lib.FORKED_CHILD,
+                "FORKED_CHILD",
+            )
+        if self._handle is None:
+            raise errors.Error("this session is closed. Hint: call bitpager.connect() again.", 10, "INVALID_ARGUMENT")
+        return self._handle
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), and in a forked child."""
+        return self._handle is None or self._pid != os.getpid()
+
+    def close(self) -> None:
+        """Detaches. The job's pages are dropped, or kept for its linger time. Does nothing the second time."""
+        handle, self._handle = self._handle, None
+        if handle is not None and self._pid == os.getpid():
+            self._storages.clear()
+            _lib.lib().bp_disconnect(handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __deepcopy__(self, memo):
+        return self  # copies of what uses a session use the same one
+
+    def __reduce__(self):
+        return (_no_session, ())  # what is unpickled uses the default session of its process
+
+    def __repr__(self):
+        if self.closed:
+            return "<bitpager.Session closed>"
+        info = self.info()
+        return f"<bitpager.Session job={info['job_name']!r} at {info['socket']}>"
+
+    def info(self) -> dict:
+        """{session, job, page_bytes, linger_ms, socket, job_name}."""
+        info = _lib.sized(_lib.SessionInfo)
+        _lib.check(_lib.lib().bp_session_get_info(self.handle, ctypes.byref(info)))
+        return {
+            "session": info.session,
+            "job": info.job,
+            "page_bytes": info.page_bytes,
+            "linger_ms": info.linger_ms,
+            "socket": info.socket.decode(errors="replace"),
+            "job_name": info.job_name.decode(errors="replace"),
+        }
+
+    def memory_stats(self) -> dict:
+        """Usage of this session's job as the daemon counts it, in whole pages; keys say their units."""
+        usage = _lib.sized(_lib.Usage)
+        _lib.check_idempotent(_lib.lib().bp_get_usage, self.handle, ctypes.byref(usage))
+        return {name: getattr(usage, name) for name in _lib.USAGE_FIELDS}
+
+    def memory_summary(self) -> str:
+        """memory_stats() as a table for people."""
+        info, stats = self.info(), self.memory_stats()
+        lines = [f"job {info['job_name']} at {info['socket']}, pages of {print_bytes(info['page_bytes'])}"]
+        for key, value in stats.items():
+            if key.endswith("_bytes"):
+                lines.append(f"  {key[:-6].replace('_', ' '):<18} {print_bytes(value):>12}")
+            elif key.endswith("_ns"):
+                lines.append(f"  {key[:-3].replace('_', ' '):<18} {value / 1e6:>9.1f} ms")
+            else:
+                lines.append(f"  {key.replace('_', ' '):<18} {value:>12}")
+        return "\n".join(lines)
+
+    def prefetch(self, *things) -> None:
+        """Asks for the pages of optimizers, arenas, weights or modules with quantized weights. Returns at once; pages
+        come as far as the job's share has room."""
+        for thing in things:
+            for extent in _extents(thing):
+                self._hint(_lib.lib().bp_prefetch, extent)
+
+    def hint_phase(self, phase: str) -> None:
+        """Says what the process does from now on: "idle", "forward", "backward" or "step"."""
+        if phase not in _lib.PHASES:
+            raise ValueError(f"phase must be one of {', '.join(_lib.PHASES)}; got {phase!r}")
+        self._hint(_lib.lib().bp_phase_hint, _lib.PHASES[phase])
+
+    def _hint(self, call, argument) -> None:
+        """A hint may be lost: BP_FULL (too many open ones) is no error."""
+        code = call(self.handle, argument)
+        if code not in (_lib.OK, _lib.FULL, _lib.INTERRUPTED):
+            _lib.check(code)
+
+    @contextlib.contextmanager
+    def phase(self, phase: str):
+        """`with session.phase("forward"): ...` hints the phase, and idle when the block ends."""
+        self.hint_phase(phase)
+        try:
+            yield self
+        finally:
+            if not self.closed:
+                self.hint_phase("idle")
+
+    def noop(self) -> None:
+        """A request that does nothing; it passes ring, admission and dispatcher."""
+        _lib.check_idempotent(_lib.lib().bp_noop, self.handle)
+
+
+def _no_session():
+    return None
+
+
+def _extents(thing):
+    """Handles of the extents behind an optimizer, arena, weight or module."""
+    if isinstance(thing, int):
+        return [thing]
+    if hasattr(thing, "extents"):
+        return list(thing.extents())
+    if hasattr(thing, "modules"):
+        return [extent for module in thing.modules() if hasattr(module, "extents") for extent in module.extents()]
+    raise TypeError(f"{type(thing).__name__} has no pages to prefetch")
+
+
+def connect(
+    socket=None,
+    job=None,
+    rank=0,
+    weight=0.0,
+    device_quota=None,
+    host_quota=None,
+    linger=None,
+    spawn=True,
+    client=None,
+    threads=0,
+    default=True,
+) -> Session:
+    """Attaches to a bitpagerd and returns the Session.
+
+    socket: path; None: BITPAGER_SOCKET, the system's, the user's, and with spawn a private daemon started for this
+    user, which ends with its last client. job: name (None: BITPAGER_JOB or "<program>-<pid>"); rank: of this process
+    in the job. weight: the job's share against other jobs (0: the daemon's default). device_quota, host_quota: bytes
+    or "8GiB" (None: the daemon's default). linger: seconds that pages outlive the job's last session (None: the
+    daemon's default, 0: none). client: a name shown to people. threads: for copies on this side (0: the processors
+    this process may use). default: make this the session that optimizers and layers use when none is named, unless
+    there is one already.
+
+    Raises UnreachableError, PermissionDeniedError, VersionError, AlreadyExistsError, ValueError.
+    """
+    options = _lib.sized(_lib.ConnectOptions)
+    options.rank = _non_negative("rank", rank)
+    options.socket = _encode(socket)
+    options.job = _encode(job)
+    options.client = _encode(client)
+    program = None if os.environ.get("BITPAGERD") else _lib.program_path("bitpagerd")
+    options.daemon_path = _encode(program)
+    options.weight = float(weight)
+    options.device_quota_bytes = 0 if device_quota is None else parse_bytes(device_quota)
+    options.host_quota_bytes = 0 if host_quota is None else parse_bytes(host_quota)
+    options.linger_ms = -1 if linger is None else int(_non_negative("linger", linger) * 1000)
+    options.spawn = 1 if spawn else 0
+    options.threads = int(_non_negative("threads", threads))
+    handle = ctypes.c_void_p()
+    _lib.check_idempotent(_lib.lib().bp_connect, ctypes.byref(options), ctypes.byref(handle))
+    session = Session(handle.value, os.getpid())
+    if default:
+        _offer_default(session)
+    return session
+
+
+def _non_negative(name, value):
+    if value < 0:
+        raise ValueError(f"{name} must not be negative; got {value}")
+    return value
+
+
+def _offer_default(session: Session) -> None:
+    global _default
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = session
+
+
+def default_session() -> Session:
+    """The session used when none is named; made at first use. In a forked child of the process that made it:
+    ForkedChildError."""
+    global _default
+    with _default_lock:
+        if _default is not None and _default._pid != os.getpid():
+            _ = _default.handle  # raises ForkedChildError
+        if _default is None or _default._handle is None:
+            _default = connect(default=False)
+        return _default
+
+
+def disconnect() -> None:
+    """Closes the default session. The next use makes a new one."""
+    global _default
+    with _default_lock:
+        session, _default = _default, None
+    if session is not None:
+        session.close()
+
+
+atexit.register(disconnect)
+
+
+def memory_stats() -> dict:
+    """`Session.memory_stats` of the default session."""
+    return default_session().memory_stats()
+
+
+def memory_summary() -> str:
+    """`Session.memory_summary` of the default session."""
+    return default_session().memory_summary()

@@ -14,12 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import settings
-from daemon import Daemon
-from progress import Job, follow
-from report import table, verdict
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import settings  # noqa: E402
+from private_daemon import Daemon  # noqa: E402
+from progress import Job, follow  # noqa: E402
+from report import table, verdict  # noqa: E402
 
 
 def parse_size(text: str) -> int:
@@ -35,7 +36,9 @@ class Quickstart:
 
     def _daemon(self, name: str, budget: str) -> Daemon:
         log = self._logs / f"quickstart-{name}-daemon.log"
-        return Daemon(self._programs / "bitpagerd", self._folder / f"{name}.sock", budget, settings.PAGE_BYTES, log)
+        flags = ["--device-budget", budget, "--host-budget", settings.HOST_BUDGET, "--poison-frames"]
+        flags += ["--page-size", str(settings.PAGE_BYTES)]
+        return Daemon(self._programs / "bitpagerd", self._folder / f"{name}.sock", flags, log)
 
     def _job(self, title: str, script: str, name: str, events: queue.Queue, *arguments: str) -> Job:
         command = [sys.executable, str(HERE / script), *arguments]

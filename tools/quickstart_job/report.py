@@ -51,7 +51,7 @@ def verdict(full: dict, qlora: dict, again: dict, budget_bytes: int) -> list[tup
         checks.append((job["pages"] >= settings.LEAST_PAGES, f"{name} has {job['pages']} pages"))
         checks.append((job["pages_in"] > 0 and job["pages_out"] > 0, f"{name} had pages moved both ways"))
         least = (1 - settings.LEAST_FALL) * job["heldout"][0][1]
-        checks.append((job["heldout"][-1][1] <= least, f"{name} held-out loss {_fall(job)}, at most {least:.3f} wanted"))
+        checks.append((job["heldout"][-1][1] <= least, f"{name} held-out loss {_fall(job)}, wanted: {least:.3f}"))
     checks += [
         (
             full["heldout"][-1][1] < full["unigram"],
@@ -62,6 +62,9 @@ def verdict(full: dict, qlora: dict, again: dict, budget_bytes: int) -> list[tup
             again["losses"] == full["losses"] and again["heldout"] == full["heldout"],
             "(a) paged and resident: the same losses, bit for bit",
         ),
-        (again["sha256"] == full["sha256"], f"(a) paged and resident: the same parameters, sha256 {full['sha256'][:16]}"),
+        (
+            again["sha256"] == full["sha256"],
+            f"(a) paged and resident: the same parameters, sha256 {full['sha256'][:16]}...",
+        ),
     ]
     return checks

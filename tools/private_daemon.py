@@ -1,4 +1,4 @@
-"""A private bitpagerd for the quickstart: started with a budget, ended with SIGTERM. Its log is kept."""
+"""A bitpagerd for one run of the quickstart or a benchmark: started with a budget, ended with SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ STOP_S = 20
 
 
 class Daemon:
-    """Context manager. `path` is its socket."""
+    """Context manager. `path` is its socket; `flags` are bitpagerd's own; what it says is kept in `log`."""
 
-    def __init__(self, program: Path, path: Path, budget: str, page_bytes: int, log: Path):
+    def __init__(self, program: Path, path: Path, flags: list[str], log: Path):
         self.path = path
         self._log = log
-        self._command = [
-            str(program), "--socket", str(path), "--device-budget", budget, "--host-budget", "1GiB",
-            "--page-size", str(page_bytes), "--poison-frames", "--log-level", "info",
-        ]  # fmt: skip
+        self._command = [str(program), "--socket", str(path), *flags]
 
     def __enter__(self) -> Daemon:
         with self._log.open("w") as log:

@@ -88,6 +88,10 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
 void Mover::Load(const std::vector<paging::LoadAction>& loads) {
   const std::uint64_t page = pager_.config().page_bytes;
   for (std::size_t i = 0; i < loads.size();) {
+    if (AddressOf(loads[i].frame) == nullptr) {  // its segment was refused: the pager took the page back
+      ++i;
+      continue;
+    }
     Copy copy;
     copy.load = true;
     if (loads[i].zero) {  // nothing to copy: reported at the next Poll

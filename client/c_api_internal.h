@@ -1,0 +1,76 @@
+// What the files of the C ABI share: the per-thread error text, the exception border, structs that say their
+// own size.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "client/wire/status.h"
+
+namespace bitpager::client::internal {
+
+// Sets this thread's error text and returns the code. Ok clears it.
+int Record(const wire::Status& status) noexcept;
+int RecordText(wire::Code code, const char* text) noexcept;
+
+// Runs `call`, which returns a Status; no exception passes.
+template <typename Call>
+int Guarded(Call&& call) noexcept {
+  try {
+    return Record(std::forward<Call>(call)());
+  } catch (const std::bad_alloc&) {
+    return RecordText(wire::Code::kOutOfMemory, "this process is out of memory");
+  } catch (const std::exception& error) {
+    return RecordText(wire::Code::kInternal, error.what());
+  }
+}
+
+inline wire::Status InvalidArgument(std::string what) {
+  return {wire::Code::kInvalidArgument, std::move(what)};
+}
+
+// Structs of version 1 end where they end now; a caller built against a later version may pass a longer one,
+// whose additional fields must then be zero (not used).
+template <typename T>
+wire::Status CopyIn(const T* from, T& to, const char* name) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  if (from == nullptr) return InvalidArgument(std::string(name) + " is NULL");
+  std::uint32_t bytes = 0;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  if (bytes < sizeof(T) || bytes > 4096) {
+    return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
+                           "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
+  }
+  const auto* raw = reinterpret_cast<const unsigned char*>(from);
+  for (std::size_t i = sizeof(T); i < bytes; ++i) {
+    if (raw[i] != 0) {
+      return {wire::Code::kUnsupported, std::string(name) +
+                                            " uses fields that this library does not know. "
+                                            "Hint: install a newer bitpager"};
+    }
+  }
+  std::memcpy(&to, from, sizeof(T));
+  return {};
+}
+
+// Fills what the caller's struct has room for; its struct_bytes stays.
+template <typename T>
+wire::Status CopyOut(const T& from, T* to, const char* name) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  if (to == nullptr) return InvalidArgument(std::string(name) + " is NULL");
+  std::uint32_t bytes = 0;
+  std::memcpy(&bytes, to, sizeof(bytes));
+  if (bytes < sizeof(T) || bytes > 4096) {
+    return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
+                           "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
+  }
+  std::memcpy(reinterpret_cast<char*>(to) + sizeof(bytes),
+              reinterpret_cast<const char*>(&from) + sizeof(bytes), sizeof(T) - sizeof(bytes));
+  return {};
+}
+
+}  // namespace bitpager::client::internal

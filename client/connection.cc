@@ -1,0 +1,115 @@
+#include "client/connection.h"
+
+#include <fcntl.h>
+
+#include <system_error>
+
+namespace bitpager::client {
+namespace {
+
+using wire::Code;
+using wire::Result;
+using wire::Status;
+
+// The segment must be what this version knows, and unable to shrink under us.
+Status CheckSegment(const Mapping& segment, int fd) {
+  constexpr unsigned kNeeded = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+  const wire::SegmentHeader& header = wire::SegmentView{segment.base()}.header();
+  if (header.magic != wire::kSegmentMagic) {
+    return {Code::kProtocol, "the session's segment has the wrong magic"};
+  }
+  if (header.version != wire::kWireVersion) {
+    return {Code::kUnknownVersion, "the session's segment is of version " + std::to_string(header.version) +
+                                       ", this client knows " + std::to_string(wire::kWireVersion) +
+                                       ". Hint: install the same bitpager on both sides"};
+  }
+  if (header.request_slots != wire::kRequestSlots || header.completion_slots != wire::kCompletionSlots ||
+      header.lease_slots != wire::kLeaseSlots || header.total_bytes != wire::kSegmentBytes) {
+    return {Code::kProtocol, "the session's segment has other sizes than its version says"};
+  }
+  if ((SealsOf(fd) & kNeeded) != kNeeded) {
+    return {Code::kProtocol, "the session's segment is not sealed against resizing"};
+  }
+  return {};
+}
+
+}  // namespace
+
+Connection::Parts::Parts(SocketCalls attached, Mapping segment_map, Reply& hello, int threads)
+    : calls(std::move(attached)),
+      segment(std::move(segment_map)),
+      timeline({segment.base()}, std::move(hello.packet.fds[1]), std::move(hello.packet.fds[2]), calls.fd()),
+      copies(threads) {
+  guard.Watch(calls.fd());
+  guard.Watch(timeline.request_bell());
+  guard.Watch(timeline.completion_bell());
+}
+
+Result<std::shared_ptr<Connection>> Connection::Make(SocketCalls calls, Reply hello, SessionInfo info,
+                                                     int threads) {
+  if (hello.packet.fd_count != 3) {
+    return Status(Code::kProtocol, "the daemon's hello came with " + std::to_string(hello.packet.fd_count) +
+                                       " fds instead of 3");
+  }
+  const int fd = hello.packet.fds[0].get();
+  Result<Mapping> segment = Mapping::Map(fd, wire::kSegmentBytes, MapMode::kReadWrite);
+  if (!segment.ok()) return segment.status();
+  if (Status fine = CheckSegment(*segment, fd); !fine.ok()) return fine;
+  std::shared_ptr<Connection> made(new Connection(std::move(info)));
+  made->parts_ = std::make_unique<Parts>(std::move(calls), std::move(*segment), hello, threads);
+  if (made->info_.heartbeat_ms > 0) {
+    try {
+      made->parts_->heartbeat = std::make_unique<Heartbeat>(
+          made->view().header().heartbeat.word, std::chrono::milliseconds(made->info_.heartbeat_ms));
+    } catch (const std::system_error&) {
+      return Status(Code::kOutOfMemory, "cannot start the heartbeat thread. Hint: look at ulimit -u");
+    }
+  }
+  return made;
+}
+
+Connection::~Connection() {
+  if (parts_ == nullptr) return;
+  if (forked()) {
+    // The parent's threads do not exist here, its mappings are gone, its fds are closed: leave all as it is.
+    [[maybe_unused]] const Parts* leaked = parts_.release();
+    return;
+  }
+  Detach();
+}
+
+Result<Connection::Lock> Connection::Enter() {
+  if (forked()) {
+    return Status(Code::kForkedChild,
+                  "this session was opened before a fork, by the parent process. Hint: connect anew in the "
+                  "child, or keep bitpager out of forked workers");
+  }
+  Lock lock(mutex_);
+  if (detached_) return Status(Code::kUnreachable, "this session was disconnected");
+  if (Status drained = parts_->timeline.Drain(); !drained.ok()) return drained;
+  return lock;
+}
+
+Result<Mapping> Connection::MakeBuffer(std::uint64_t bytes, std::uint64_t& id) {
+  return Judged(client::MakeBuffer(parts_->calls, bytes, id));
+}
+
+Status Connection::ReserveSlab(std::uint64_t bytes) {
+  return Judged(parts_->slab.Reserve(parts_->calls, bytes));
+}
+
+Result<Lease> Connection::TakeLease(const LeaseGrant& grant) {
+  return Judged(client::TakeLease(view(), parts_->calls, parts_->domains, grant));
+}
+
+void Connection::Detach() {
+  if (forked()) return;
+  const Lock lock(mutex_);
+  if (detached_) return;
+  detached_ = true;
+  parts_->heartbeat.reset();
+  parts_->guard.Unwatch(parts_->calls.fd());
+  parts_->calls.Close(parts_->timeline.failure().ok());
+}
+
+}  // namespace bitpager::client

@@ -1,0 +1,238 @@
+#include "client/private_daemon.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <features.h>
+#include <spawn.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+namespace bitpager::client {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using wire::Code;
+using wire::Result;
+using wire::Status;
+
+constexpr std::chrono::seconds kStartLimit{5};
+constexpr std::chrono::seconds kLockLimit{10};
+constexpr std::chrono::milliseconds kLookEvery{5};
+constexpr std::size_t kLogTailBytes = 1500;
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::string() : std::string(value);
+}
+
+bool IsProgram(const std::string& path) {
+  struct stat file {};
+  return ::stat(path.c_str(), &file) == 0 && S_ISREG(file.st_mode) && ::access(path.c_str(), X_OK) == 0;
+}
+
+// A folder that only this user can enter. Symbolic links are refused: in /tmp anyone may place one.
+Status CheckOwn(const std::string& folder) {
+  struct stat entry {};
+  if (::lstat(folder.c_str(), &entry) != 0) {
+    return {Code::kPermissionDenied, "cannot look at " + folder + ": " + std::strerror(errno)};
+  }
+  if (!S_ISDIR(entry.st_mode) || entry.st_uid != ::geteuid() || (entry.st_mode & 077) != 0) {
+    return {Code::kPermissionDenied, folder +
+                                         " is not a folder that belongs to this user alone (mode 0700). "
+                                         "Hint: remove it, or name a daemon's socket (BITPAGER_SOCKET)"};
+  }
+  return {};
+}
+
+std::string FolderOfThisLibrary() {
+  Dl_info info{};
+  if (::dladdr(reinterpret_cast<const void*>(&FindPrivateDaemon), &info) == 0 || info.dli_fname == nullptr) {
+    return {};
+  }
+  char* real = ::realpath(info.dli_fname, nullptr);
+  std::string path = real == nullptr ? std::string(info.dli_fname) : std::string(real);
+  std::free(real);
+  const std::size_t slash = path.rfind('/');
+  return slash == std::string::npos ? std::string(".") : path.substr(0, slash);
+}
+
+Result<std::string> FindProgram(const std::string& daemon_path) {
+  const std::string named = daemon_path.empty() ? Environment("BITPAGERD") : daemon_path;
+  if (!named.empty()) {
+    if (IsProgram(named)) return named;
+    return Status(Code::kNotFound,
+                  "cannot start a private bitpagerd: " + named + " is not a program (option or BITPAGERD)");
+  }
+  const std::string here = FolderOfThisLibrary();
+  if (!here.empty()) {
+    for (const char* place : {"/bitpagerd", "/../bin/bitpagerd", "/bin/bitpagerd"}) {
+      if (IsProgram(here + place)) return here + place;
+    }
+  }
+  std::istringstream folders(Environment("PATH"));
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    if (!folder.empty() && IsProgram(folder + "/bitpagerd")) return folder + "/bitpagerd";
+  }
+  return Status(Code::kNotFound, "no daemon answers and bitpagerd is not found beside " +
+                                     (here.empty() ? std::string("this library") : here) +
+                                     " nor in PATH. Hint: install it, set BITPAGERD to the program, or "
+                                     "BITPAGER_SOCKET to a running daemon's socket");
+}
+
+// The exclusive lock on `path`, held until the fd is closed.
+Result<wire::UniqueFd> Lock(const std::string& path) {
+  wire::UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) {
+    return Status(Code::kPermissionDenied, "cannot open " + path + ": " + std::strerror(errno));
+  }
+  const Clock::time_point end = Clock::now() + kLockLimit;
+  while (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) {
+      return Status(Code::kUnreachable, "cannot lock " + path + ": " + std::strerror(errno));
+    }
+    if (Clock::now() > end) {
+      return Status(Code::kUnreachable,
+                    "another process has been starting a private bitpagerd for 10 s (it "
+                    "holds " +
+                        path + "). Hint: end that process");
+    }
+    std::this_thread::sleep_for(kLookEvery);
+  }
+  return file;
+}
+
+std::string LogTail(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream content;
+  content << file.rdbuf();
+  std::string text = content.str();
+  if (text.size() > kLogTailBytes) text = "..." + text.substr(text.size() - kLogTailBytes);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text.empty() ? " (its log " + path + " is empty)" : "; its log " + path + " ends:\n" + text;
+}
+
+// posix_spawn's two records, destroyed together.
+struct SpawnPlan {
+  posix_spawn_file_actions_t actions;
+  posix_spawnattr_t attributes;
+  SpawnPlan() {
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawnattr_init(&attributes);
+  }
+  ~SpawnPlan() {
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::posix_spawnattr_destroy(&attributes);
+  }
+  SpawnPlan(const SpawnPlan&) = delete;
+  SpawnPlan& operator=(const SpawnPlan&) = delete;
+};
+
+// The child that this process started last, so that its end leaves no zombie behind for long.
+std::atomic<pid_t> last_started{0};
+
+// Its own session, no inherited fds or signal settings, no terminal.
+Result<pid_t> Spawn(const std::string& program, const std::string& socket, const std::string& log) {
+  SpawnPlan plan;
+  ::posix_spawn_file_actions_addopen(&plan.actions, 0, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_addopen(&plan.actions, 1, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW,
+                                     0600);
+  ::posix_spawn_file_actions_adddup2(&plan.actions, 1, 2);
+#if defined(__GLIBC_PREREQ)
+#if __GLIBC_PREREQ(2, 34)
+  ::posix_spawn_file_actions_addclosefrom_np(&plan.actions, 3);
+#endif
+#endif
+  sigset_t none;
+  sigset_t all;
+  ::sigemptyset(&none);
+  ::sigfillset(&all);
+  ::posix_spawnattr_setsigmask(&plan.attributes, &none);
+  ::posix_spawnattr_setsigdefault(&plan.attributes, &all);
+  ::posix_spawnattr_setflags(&plan.attributes,
+                             POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  std::vector<std::string> words = {program, "--private", "--socket", socket};
+  std::vector<char*> arguments;
+  for (std::string& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  if (const pid_t before = last_started.exchange(0); before != 0) ::waitpid(before, nullptr, WNOHANG);
+  pid_t pid = -1;
+  const int error =
+      ::posix_spawn(&pid, program.c_str(), &plan.actions, &plan.attributes, arguments.data(), environ);
+  if (error != 0) {
+    return Status(Code::kUnreachable, "cannot start " + program + ": " + std::strerror(error));
+  }
+  last_started.store(pid);
+  return pid;
+}
+
+// Connects as soon as `pid` serves `socket`.
+Result<wire::UniqueFd> AwaitServing(pid_t pid, const std::string& program, const std::string& socket,
+                                    const std::string& log) {
+  const Clock::time_point end = Clock::now() + kStartLimit;
+  for (;;) {
+    Result<wire::UniqueFd> connected = ConnectTo(socket);
+    if (connected.ok() || connected.status().code() != Code::kUnreachable) return connected;
+    int how = 0;
+    if (::waitpid(pid, &how, WNOHANG) == pid) {
+      const std::string end_text = WIFEXITED(how) ? "exit status " + std::to_string(WEXITSTATUS(how))
+                                                  : "signal " + std::to_string(WTERMSIG(how));
+      return Status(Code::kUnreachable, "the private " + program + " ended before it served " + socket +
+                                            " (" + end_text + ")" + LogTail(log));
+    }
+    if (Clock::now() > end) {
+      ::kill(pid, SIGTERM);
+      return Status(Code::kUnreachable, "the private " + program + " (process " + std::to_string(pid) +
+                                            ") does not serve " + socket + " after 5 s" + LogTail(log));
+    }
+    std::this_thread::sleep_for(kLookEvery);
+  }
+}
+
+}  // namespace
+
+Result<std::string> PrivateFolder() {
+  const std::string runtime = Environment("XDG_RUNTIME_DIR");
+  const bool usable = !runtime.empty() && CheckOwn(runtime).ok();
+  const std::string folder = usable ? runtime + "/bitpager" : "/tmp/bitpager-" + std::to_string(::geteuid());
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
+    return Status(Code::kPermissionDenied, "cannot make " + folder + ": " + std::strerror(errno));
+  }
+  if (Status own = CheckOwn(folder); !own.ok()) return own;
+  return folder;
+}
+
+Result<Found> FindPrivateDaemon(const std::string& daemon_path) {
+  Result<std::string> folder = PrivateFolder();
+  if (!folder.ok()) return folder.status();
+  const std::string socket = *folder + "/private.sock";
+  const std::string log = *folder + "/private.log";
+  Result<wire::UniqueFd> connected = ConnectTo(socket);
+  if (connected.ok()) return Found{std::move(*connected), socket, true};
+  Result<wire::UniqueFd> lock = Lock(*folder + "/private.lock");
+  if (!lock.ok()) return lock.status();
+  // Whoever held the lock before may have started it.
+  connected = ConnectTo(socket);
+  if (connected.ok()) return Found{std::move(*connected), socket, true};
+  const Result<std::string> program = FindProgram(daemon_path);
+  if (!program.ok()) return program.status();
+  const Result<pid_t> pid = Spawn(*program, socket, log);
+  if (!pid.ok()) return pid.status();
+  connected = AwaitServing(*pid, *program, socket, log);
+  if (!connected.ok()) return connected.status();
+  return Found{std::move(*connected), socket, true};
+}
+
+}  // namespace bitpager::client

@@ -1,0 +1,22 @@
+// This user's private daemon: started by the first client, ended by itself with the last. Processes that
+// start at once agree by a lock file on which of them starts it. Runs on the caller's thread.
+#pragma once
+
+#include <string>
+
+#include "client/connect.h"
+#include "client/wire/status.h"
+
+namespace bitpager::client {
+
+// Connects to this user's private daemon, starting it first if none serves. `daemon_path`: the program;
+// empty: BITPAGERD, then beside this library (same folder, ../bin, bin), then PATH. Waits at most 5 s for it
+// to serve. kNotFound: no program; kPermissionDenied: the folder for its socket is not this user's own;
+// kUnreachable with the end of its log otherwise.
+[[nodiscard]] wire::Result<Found> FindPrivateDaemon(const std::string& daemon_path);
+
+// The folder of its socket, lock and log, made if missing: $XDG_RUNTIME_DIR/bitpager, else
+// /tmp/bitpager-<uid>; mode 0700 and owned by this user, or kPermissionDenied.
+[[nodiscard]] wire::Result<std::string> PrivateFolder();
+
+}  // namespace bitpager::client

@@ -1,0 +1,79 @@
+// A session with bitpagerd: one process's access to its job. Any thread; calls are serialised inside. Arenas,
+// weights and buffers keep their session alive.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "client/connection.h"
+#include "client/wire/records.h"
+#include "client/wire/status.h"
+
+namespace bitpager::client {
+
+struct ConnectOptions {
+  std::string socket;                    // empty: the search order of FindDaemon
+  std::string job;                       // [A-Za-z0-9._-]; empty: BITPAGER_JOB, or "<program>-<pid>"
+  std::string client;                    // shown to people; empty: the program's name
+  std::string daemon_path;               // bitpagerd to start; empty: looked for
+  std::uint32_t rank = 0;                // of this process in the job
+  double weight = 0;                     // share among jobs; 0: the daemon's default
+  std::uint64_t device_quota_bytes = 0;  // 0: the daemon's default
+  std::uint64_t host_quota_bytes = 0;    // 0: the daemon's default
+  std::int64_t linger_ms = -1;           // -1: the daemon's default; 0: pages go when the session ends
+  bool spawn = true;                     // start a private daemon when none answers
+  int threads = 0;                       // for copies on this side; 0: the usable processors
+};
+
+// Of the session's job. Bytes count whole pages.
+struct Usage {
+  std::uint64_t resident_bytes = 0;
+  std::uint64_t host_bytes = 0;
+  std::uint64_t state_bytes = 0;
+  std::uint64_t weight_bytes = 0;
+  std::uint64_t resident_state_bytes = 0;
+  std::uint64_t resident_weight_bytes = 0;
+  std::uint64_t leased_bytes = 0;
+  std::uint64_t loaded_bytes = 0;
+  std::uint64_t stored_bytes = 0;
+  std::uint64_t dropped_bytes = 0;
+  std::uint64_t pages = 0;
+  std::uint64_t share_bytes = 0;
+  std::uint64_t stall_ns = 0;
+  std::uint64_t steps = 0;
+  std::uint64_t nonfinite_blocks = 0;
+  std::uint64_t device_budget_bytes = 0;
+  std::uint64_t buffer_bytes = 0;
+};
+
+class Session {
+ public:
+  // kUnreachable, kPermissionDenied, kUnknownVersion, kInvalidArgument, or the daemon's refusal.
+  [[nodiscard]] static wire::Result<std::shared_ptr<Session>> Connect(const ConnectOptions& options);
+  explicit Session(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
+  ~Session() = default;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Ends the session cleanly and waits for nothing; handles of it get kUnreachable from then on. The end of
+  // the last handle does it too.
+  void Disconnect() { connection_->Detach(); }
+
+  [[nodiscard]] const SessionInfo& info() const { return connection_->info(); }
+  [[nodiscard]] wire::Result<Usage> GetUsage();
+  // A request that does nothing, through ring, admission and dispatcher.
+  [[nodiscard]] wire::Status Noop();
+  // Makes an extent's pages resident as far as the job's share has room. Returns at once; kFull when too many
+  // hints are open.
+  [[nodiscard]] wire::Status Prefetch(std::uint64_t extent);
+  // Tells the phase of training. As Prefetch.
+  [[nodiscard]] wire::Status HintPhase(wire::Phase phase);
+
+  [[nodiscard]] const std::shared_ptr<Connection>& connection() const { return connection_; }
+
+ private:
+  const std::shared_ptr<Connection> connection_;
+};
+
+}  // namespace bitpager::client

@@ -1,0 +1,94 @@
+// A quantized weight in the daemon's pages: 4-bit codes and block absmaxes of a flattened tensor. Any thread.
+// Formats: arXiv 2305.14314 (NF4, FP4, double quantization).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "client/session.h"
+#include "client/wire/records.h"
+#include "client/wire/status.h"
+#include "client/wire/types.h"
+#include "quant/weight_layout.h"
+
+namespace bitpager::client {
+
+struct WeightOptions {
+  wire::QuantType type = wire::QuantType::kNF4;
+  std::uint32_t blocksize = 64;  // a power of two, 32 to 4096
+  bool nested = false;           // double quantization
+  std::uint64_t elements = 0;    // at least 1
+  std::string name;              // shown to people; at most 63 bytes
+};
+
+// How a weight is dequantized.
+enum class Path : std::uint8_t {
+  kAuto = 0,     // by lease when the weight is resident and leasable, else by request
+  kRequest = 1,  // the daemon writes the result
+  kLease = 2,    // this process reads the frames in place; kFull, kNotResident or kUnsupported when it cannot
+};
+
+// A tensor of the caller: its memory, or a place in one of the session's buffers (memory null).
+struct Place {
+  void* memory = nullptr;
+  wire::Slice slice;
+};
+
+// The interchange planes. packed: ceil(n/2) bytes, even element in the high nibble; absmax: fp32 a block, or
+// uint8 a block when nested; absmax2: fp32, one for 256 blocks (nested); offset: the mean that was
+// subtracted (nested).
+struct WeightPlanes {
+  void* packed = nullptr;
+  void* absmax = nullptr;
+  float* absmax2 = nullptr;
+  float offset = 0;
+};
+
+class Weight {
+ public:
+  [[nodiscard]] static wire::Result<std::unique_ptr<Weight>> Create(const Session& session,
+                                                                    const WeightOptions& options);
+  // Drops its pages.
+  ~Weight();
+  Weight(const Weight&) = delete;
+  Weight& operator=(const Weight&) = delete;
+
+  // Quantizes all elements of `from`, of fp32, fp16 or bf16. Waited for to its end.
+  [[nodiscard]] wire::Status Quantize(wire::DType dtype, const Place& from);
+  // into[i] = weight[i], cast to `dtype`. `used`, when not null, says which way was taken.
+  [[nodiscard]] wire::Status Dequantize(wire::DType dtype, const Place& into, Path path = Path::kAuto,
+                                        Path* used = nullptr);
+  // Copies the planes out; sets planes.offset.
+  [[nodiscard]] wire::Status Export(WeightPlanes& planes);
+  [[nodiscard]] wire::Status Import(const WeightPlanes& planes);
+  [[nodiscard]] wire::Status Drop();
+
+  [[nodiscard]] std::uint64_t id() const { return extent_; }
+  [[nodiscard]] const WeightOptions& options() const { return options_; }
+
+ private:
+  Weight(std::shared_ptr<Connection> connection, WeightOptions options, quant::WeightLayout layout)
+      : connection_(std::move(connection)), options_(std::move(options)), layout_(layout) {}
+
+  wire::Status ByRequest(wire::DType dtype, const Place& into);
+  wire::Status ByRequestThroughSlab(wire::DType dtype, void* into);
+  wire::Status RequestRange(wire::DType dtype, wire::Slice out, std::uint64_t first, std::uint64_t count);
+  // kNotResident once after a revocation that came between grant and use.
+  wire::Status ByLease(wire::DType dtype, const Place& into);
+  wire::Status AskLease();
+  [[nodiscard]] bool MayTryLease();
+  wire::Status MovePacked(WeightPlanes& planes, bool into_pages);
+
+  const std::shared_ptr<Connection> connection_;
+  const WeightOptions options_;
+  const quant::WeightLayout layout_;
+  std::uint64_t extent_ = 0;
+  // Under the connection's lock:
+  float offset_ = 0;               // nested: of the last quantization or import
+  std::optional<Lease> lease_;     // kept until revoked, so that the hot path asks nobody
+  std::uint32_t lease_pause_ = 0;  // automatic tries to leave out after a refusal
+};
+
+}  // namespace bitpager::client

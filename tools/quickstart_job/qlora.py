@@ -19,16 +19,9 @@ import bitpager
 
 def quantized(linear: nn.Linear) -> nn.Linear:
     """A frozen NF4 layer with the values of `linear`, whose own memory is given up with it."""
-    layer = bitpager.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=False,
-        compute_dtype=torch.float32,
-        compress_statistics=True,
-        quant_type="nf4",
+    return bitpager.nn.Linear4bit.from_linear(
+        linear, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
     )
-    layer.load_state_dict({"weight": linear.weight.detach()})
-    return layer
 
 
 def main(socket: str, job: str, base_file: str) -> None:

@@ -12,7 +12,7 @@ import settings
 import text
 import torch
 from model import ByteModel, Shape
-from trainer import PageCounter, digest, settle, tell, train
+from trainer import PageCounter, digest, settle, state_bytes, tell, train
 
 import bitpager
 
@@ -52,6 +52,7 @@ def main(socket: str, job: str, base_file: str | None) -> None:
     tell(
         "result",
         parameters=sum(p.numel() for p in model.parameters()),
+        code_bytes=state_bytes(model.parameters()),
         unigram=text.unigram_entropy(words.heldout),
         sha256=digest(model),
         **counter.summary(page_bytes),

@@ -12,7 +12,7 @@ import text
 import torch
 from model import ByteModel, Shape, wrap_linears
 from torch import nn
-from trainer import PageCounter, digest, settle, tell, train
+from trainer import PageCounter, digest, settle, state_bytes, tell, train
 
 import bitpager
 
@@ -51,6 +51,7 @@ def main(socket: str, job: str, base_file: str) -> None:
     tell(
         "result",
         parameters=sum(p.numel() for p in adapters),
+        code_bytes=state_bytes(adapters),
         frozen=frozen,
         sha256=digest(model),
         **counter.summary(page_bytes),

@@ -16,9 +16,10 @@ def table(full: dict, qlora: dict) -> list[str]:
     rows = [
         ("parameters trained", f"{full['parameters']:,}", f"{qlora['parameters']:,}"),
         ("Adam states, 32-bit (would be)", _mib(8 * full["parameters"]), _mib(8 * qlora["parameters"])),
-        ("Adam states, 8-bit (ours)", _mib(full["state_bytes"]), _mib(qlora["state_bytes"])),
+        ("Adam states, 8-bit (ours)", _mib(full["code_bytes"]), _mib(qlora["code_bytes"])),
+        ("  in whole pages", _mib(full["state_bytes"]), _mib(qlora["state_bytes"])),
         ("frozen weights, 16-bit (would be)", "-", _mib(2 * qlora["frozen"])),
-        ("frozen weights, NF4 (ours)", "-", _mib(qlora["weight_bytes"])),
+        ("frozen weights, NF4 (ours), in whole pages", "-", _mib(qlora["weight_bytes"])),
         ("pages", f"{full['pages']:,}", f"{qlora['pages']:,}"),
         ("resident (mean)", _mib(full["resident_bytes"]), _mib(qlora["resident_bytes"])),
         ("on the host (committed)", _mib(full["host_bytes"]), _mib(qlora["host_bytes"])),

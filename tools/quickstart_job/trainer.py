@@ -30,7 +30,8 @@ def settle(seed: int) -> None:
 
 
 class PageCounter:
-    """Pages moved against the optimum. `passes(pages, resident)` is the least number of loads a step needs."""
+    """Pages moved against the optimum. passes(usage) is the least number of loads of a step that finds the pages
+    as `usage` says; the first step finds pages that were never written, which need none."""
 
     def __init__(self, session, passes: Callable[[dict], float]):
         self._session = session
@@ -40,7 +41,8 @@ class PageCounter:
         self.resident_bytes: list[int] = []
 
     def after_step(self) -> None:
-        self.optimum_pages += self._passes(self._before)
+        if self.resident_bytes:
+            self.optimum_pages += self._passes(self._before)
         self._before = self._session.memory_stats()
         self.resident_bytes.append(self._before["resident_bytes"])
 
@@ -102,6 +104,16 @@ def train(model, optimizer, text: Text, steps: int, after: Callable[[int], None]
         tell("step", step=step + 1, steps=steps, loss=loss.item(), heldout=outcome.heldout[-1][1])
     outcome.seconds = time.monotonic() - begun
     return outcome
+
+
+def state_bytes(parameters) -> int:
+    """Of the two Adam states as such, without the rest of their pages: 8-bit codes and an fp32 scale for 256 of
+    them, or fp32 for parameters under 4096 elements."""
+    total = 0
+    for parameter in parameters:
+        n = parameter.numel()
+        total += 8 * n if n < 4096 else 2 * (n + 4 * -(-n // 256))
+    return total
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -16,7 +16,7 @@ struct LionRule {
     const float direction = fmaf(h.beta1, *m, h.one_minus_beta1 * g);
     const float sign = direction > 0.0F ? 1.0F : (direction < 0.0F ? -1.0F : direction);
     *m = fmaf(h.beta2, *m, h.one_minus_beta2 * g);
-    return p - h.step_size * sign;
+    return fmaf(-h.step_size, sign, p);
   }
   BITPAGER_HD static float Decay(const Hyper& h, float p) { return p * h.decay; }
   static constexpr bool kDecayFirst = true;

@@ -34,18 +34,6 @@ void UpdateElement(const Hyper& h, const BlockTensor& t, std::size_t i, float* m
   StoreAs(t.param_dtype, t.param, i, p);
 }
 
-// Re-encodes `values` (256) of state k.
-void Encode(int k, const float* values, std::size_t elements, std::uint8_t* codes, float* absmax) {
-  const auto& thresholds = k == 0 ? quant::kSignedDynamicThresholds : quant::kUnsignedDynamicThresholds;
-  const auto& map = k == 0 ? quant::kSignedDynamicMap : quant::kUnsignedDynamicMap;
-  *absmax = quant::EncodeBlock8(thresholds, wire::DType::kF32, values, elements, codes);
-  for (std::size_t i = 0; k == 0 && i < elements; ++i) {
-    codes[i] = KeepSign(codes[i], std::signbit(values[i]), std::signbit(map[codes[i]]), values[i] > 0.0F);
-  }
-  const std::uint8_t zero = k == 0 ? quant::kSignedZeroCode : quant::kUnsignedZeroCode;
-  std::fill(codes + elements, codes + wire::kStateBlock, zero);
-}
-
 template <typename Rule>
 void Step8(const Hyper& h, const BlockTensor& t, const BlockStates8& s) {
   std::array<std::array<float, wire::kStateBlock>, 2> values{};
@@ -54,7 +42,8 @@ void Step8(const Hyper& h, const BlockTensor& t, const BlockStates8& s) {
     if (Rule::kStates == 2) values[1][i] = quant::kUnsignedDynamicMap[s.codes[1][i]] * *s.absmax[1];
     UpdateElement<Rule>(h, t, i, &values[0][i], &values[1][i]);
   }
-  for (int k = 0; k < Rule::kStates; ++k) Encode(k, values[k].data(), t.elements, s.codes[k], s.absmax[k]);
+  for (std::uint32_t k = 0; k < Rule::kStates; ++k)
+    ReferenceEncode(k, values[k].data(), t.elements, s.codes[k], s.absmax[k]);
 }
 
 template <typename Rule>
@@ -75,6 +64,18 @@ bool HasNonFinite(const BlockTensor& tensor) {
     if (!std::isfinite(LoadAs(tensor.grad_dtype, tensor.grad, i))) return true;
   }
   return false;
+}
+
+void ReferenceEncode(std::uint32_t k, const float* values, std::size_t elements, std::uint8_t* codes,
+                     float* absmax) {
+  const auto& thresholds = k == 0 ? quant::kSignedDynamicThresholds : quant::kUnsignedDynamicThresholds;
+  const auto& map = k == 0 ? quant::kSignedDynamicMap : quant::kUnsignedDynamicMap;
+  *absmax = quant::EncodeBlock8(thresholds, wire::DType::kF32, values, elements, codes);
+  for (std::size_t i = 0; k == 0 && i < elements; ++i) {
+    codes[i] = KeepSign(codes[i], std::signbit(values[i]), std::signbit(map[codes[i]]), values[i] > 0.0F);
+  }
+  const std::uint8_t zero = k == 0 ? quant::kSignedZeroCode : quant::kUnsignedZeroCode;
+  std::fill(codes + elements, codes + wire::kStateBlock, zero);
 }
 
 void ReferenceStep8(wire::Rule rule, const Hyper& hyper, const BlockTensor& tensor,

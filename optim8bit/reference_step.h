@@ -41,6 +41,11 @@ struct BlockTensor {
 // True when a gradient of the block is NaN or inf.
 [[nodiscard]] bool HasNonFinite(const BlockTensor& tensor);
 
+// Re-encodes the `elements` (1..256) updated values of state k (0: signed map and sign rule; 1: unsigned
+// map): codes (256, those past the end the code of zero) and absmax.
+void ReferenceEncode(std::uint32_t k, const float* values, std::size_t elements, std::uint8_t* codes,
+                     float* absmax);
+
 // Codes past a short block's end are set to the code of zero, 32-bit values to 0.
 void ReferenceStep8(wire::Rule rule, const Hyper& hyper, const BlockTensor& tensor,
                     const BlockStates8& states);

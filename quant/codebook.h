@@ -15,8 +15,9 @@ namespace bitpager::quant {
 using Map256 = std::array<float, 256>;
 
 // A code is the number of thresholds that lie strictly under the value: x > threshold[c] means "above c".
-// threshold[c] is the greatest float not above the exact midpoint of entries c and c + 1, so this is
-// nearest-entry rounding without error, ties to the lower entry. The last element is +inf (never passed).
+// threshold[c] is the greatest float that is not above (under, for a negative one) the exact midpoint of
+// entries c and c + 1, so this is nearest-entry rounding without error; ties go to the entry nearer to zero.
+// The last element is +inf (never passed).
 using Thresholds256 = std::array<float, 256>;
 
 // Index of the entry 0: codes of zero.
@@ -66,13 +67,6 @@ constexpr Map256 MakeUnsignedMap() {
 }
 
 // The next float towards minus infinity; finite input.
-constexpr float NextBelow(float x);
-
-constexpr float FloorToFloat(double exact) {
-  const float rounded = static_cast<float>(exact);
-  return double{rounded} > exact ? NextBelow(rounded) : rounded;
-}
-
 constexpr float NextBelow(float x) {
   const auto bits = __builtin_bit_cast(std::uint32_t, x);
   if (x > 0.0F) return __builtin_bit_cast(float, bits - 1);
@@ -80,11 +74,17 @@ constexpr float NextBelow(float x) {
   return -std::numeric_limits<float>::denorm_min();
 }
 
+constexpr float ThresholdAt(double midpoint) {
+  const float rounded = static_cast<float>(midpoint);
+  const bool over = double{rounded} > midpoint || (midpoint < 0.0 && double{rounded} == midpoint);
+  return over ? NextBelow(rounded) : rounded;
+}
+
 template <std::size_t N>
 constexpr std::array<float, N> MakeThresholds(const std::array<float, N>& map) {
   std::array<float, N> thresholds{};
   for (std::size_t c = 0; c + 1 < N; ++c) {
-    thresholds[c] = FloorToFloat((double{map[c]} + double{map[c + 1]}) / 2.0);
+    thresholds[c] = ThresholdAt((double{map[c]} + double{map[c + 1]}) / 2.0);
   }
   thresholds[N - 1] = std::numeric_limits<float>::infinity();
   return thresholds;

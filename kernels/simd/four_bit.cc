@@ -1,14 +1,289 @@
-#include "kernels/simd/four_bit.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/simd/four_bit.cc"
+#include <hwy/foreach_target.h>
+// Highway needs the line above first.
+#include <hwy/highway.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
+#include "kernels/simd/four_bit.h"
+#include "kernels/simd/vectors-inl.h"
 #include "quant/block.h"
 #include "quant/weight_layout.h"
 
-namespace bitpager::kernels::simd {
+HWY_BEFORE_NAMESPACE();
+namespace bitpager::kernels::simd::HWY_NAMESPACE {
 
-void BlockAbsmax(wire::DType dtype, const void* in, std::uint64_t elements, std::uint32_t blocksize,
-                 float* absmax) {
+// One block at a time through the scalar reference.
+inline void PackReference(wire::QuantType type, wire::DType dtype, const std::byte* in,
+                          std::uint64_t elements, std::uint32_t blocksize, const float* absmax,
+                          std::uint8_t* packed) {
+  for (std::uint64_t first = 0; first < elements; first += blocksize) {
+    const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
+    quant::PackBlock4(type, dtype, in + first * wire::DTypeBytes(dtype), count, *absmax++,
+                      packed + first / 2);
+  }
+}
+
+#if BITPAGER_VECTORS
+
+// ---- absmax ----
+template <typename T>
+HWY_ATTR void AbsmaxBlocks(wire::DType dtype, const std::byte* in, std::uint64_t elements,
+                           std::uint32_t blocksize, float* absmax) {
+  for (std::uint64_t first = 0; first < elements; first += blocksize) {
+    const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
+    const std::byte* block = in + first * T::kBytes;
+    if (count % (2 * kLanes) != 0) {
+      *absmax++ = quant::AbsmaxOf(dtype, block, count);
+      continue;
+    }
+    Vi even = hn::Zero(Di());
+    Vi odd = hn::Zero(Di());
+    for (std::uint64_t i = 0; i < count; i += 2 * kLanes) {
+      even = hn::Max(even, MagnitudeBits(T::Load(block + i * T::kBytes)));
+      odd = hn::Max(odd, MagnitudeBits(T::Load(block + (i + kLanes) * T::kBytes)));
+    }
+    *absmax++ = ReduceAbsmax(hn::Max(even, odd));
+  }
+}
+
+HWY_ATTR void AbsmaxOnTarget(wire::DType dtype, const void* in, std::uint64_t elements,
+                             std::uint32_t blocksize, float* absmax) {
+  WithType(dtype, [&](auto t) HWY_ATTR {
+    AbsmaxBlocks<decltype(t)>(dtype, static_cast<const std::byte*>(in), elements, blocksize, absmax);
+  });
+}
+
+// ---- pack ----
+// Pivots of a binary search, by level: entry i of a level is the pivot under prefix i. 8 entries, twice.
+struct alignas(64) Levels {
+  std::array<float, 16> second{}, third{}, fourth{}, code{};
+};
+constexpr Levels MakeNf4Levels() {
+  Levels out;
+  for (std::size_t i = 0; i < 16; ++i) {
+    out.second[i] = quant::kNf4Pivots[i % 2 * 8 + 3];
+    out.third[i] = quant::kNf4Pivots[i % 4 * 4 + 1];
+    out.fourth[i] = quant::kNf4Pivots[i % 8 * 2];
+  }
+  return out;
+}
+constexpr Levels MakeFp4Levels() {
+  Levels out;
+  for (std::size_t i = 0; i < 16; ++i) {
+    out.second[i] = quant::kFp4Pivots[i % 2 * 4 + 1];
+    out.third[i] = quant::kFp4Pivots[i % 4 * 2];
+    out.code[i] = __builtin_bit_cast(float, std::uint32_t{quant::kFp4RankCode[i % 8]});
+  }
+  return out;
+}
+inline constexpr Levels kNf4Levels = MakeNf4Levels();
+inline constexpr Levels kFp4Levels = MakeFp4Levels();
+
+// 2 * prefix + (x > pivot).
+HWY_INLINE HWY_ATTR Vi Descend(Vi prefix, Vf x, Vf pivot) {
+  const Di di;
+  const Vi twice = hn::Add(prefix, prefix);
+  const auto above = hn::Gt(x, pivot);
+#if HWY_TARGET == HWY_AVX2
+  return hn::Sub(twice, hn::BitCast(di, hn::VecFromMask(Df(), above)));
+#else
+  return Vi{_mm512_mask_add_epi32(twice.raw, above.raw, twice.raw, hn::Set(di, 1).raw)};
+#endif
+}
+
+struct Nf4Encoder {
+  Vf first, second, third, fourth;
+  HWY_ATTR Nf4Encoder()
+      : first(hn::Set(Df(), quant::kNf4Pivots[7])),
+        second(hn::Load(Df(), kNf4Levels.second.data())),
+        third(hn::Load(Df(), kNf4Levels.third.data())),
+        fourth(hn::Load(Df(), kNf4Levels.fourth.data())) {}
+  HWY_INLINE HWY_ATTR Vi operator()(Vf x) const {
+    Vi code = Descend(hn::Zero(Di()), x, first);
+    code = Descend(code, x, Lookup8(second, code));
+    code = Descend(code, x, Lookup8(third, code));
+    return Descend(code, x, Lookup8(fourth, code));
+  }
+};
+
+struct Fp4Encoder {
+  Vf first, second, third, code_of;
+  HWY_ATTR Fp4Encoder()
+      : first(hn::Set(Df(), quant::kFp4Pivots[3])),
+        second(hn::Load(Df(), kFp4Levels.second.data())),
+        third(hn::Load(Df(), kFp4Levels.third.data())),
+        code_of(hn::Load(Df(), kFp4Levels.code.data())) {}
+  HWY_INLINE HWY_ATTR Vi operator()(Vf x) const {
+    const Di di;
+    const Vf magnitude = hn::Abs(x);
+    Vi rank = Descend(hn::Zero(di), magnitude, first);
+    rank = Descend(rank, magnitude, Lookup8(second, rank));
+    rank = Descend(rank, magnitude, Lookup8(third, rank));
+    const Vi code = hn::BitCast(di, Lookup8(code_of, rank));
+    const Vi sign =
+        hn::BitCast(di, hn::IfThenElseZero(hn::Lt(x, hn::Zero(Df())), hn::BitCast(Df(), hn::Set(di, 8))));
+    return hn::Or(code, sign);
+  }
+};
+
+// 4 * kLanes codes to 2 * kLanes bytes, the even one in the high nibble.
+HWY_INLINE HWY_ATTR void StoreNibbles(const Vi code[4], std::uint8_t* at) {
+#if HWY_TARGET == HWY_AVX2
+  const __m256i pairs01 = _mm256_packs_epi32(code[0].raw, code[1].raw);
+  const __m256i pairs23 = _mm256_packs_epi32(code[2].raw, code[3].raw);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(pairs01, pairs23), order);
+  const __m256i joined = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0110));
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi16(joined, joined), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_castsi256_si128(packed));
+#else
+  const __m512i pairs01 = _mm512_packs_epi32(code[0].raw, code[1].raw);
+  const __m512i pairs23 = _mm512_packs_epi32(code[2].raw, code[3].raw);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pairs01, pairs23));
+  const __m512i joined = _mm512_maddubs_epi16(bytes, _mm512_set1_epi16(0x0110));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi16_epi8(joined));
+#endif
+}
+
+inline constexpr std::uint64_t kPackBlocks = 128;  // packed at once
+
+// 1 / absmax of each block; false when one needs the reference.
+inline bool Inverses(const float* absmax, std::uint64_t blocks, float* inverse) {
+  bool usual = true;
+  for (std::uint64_t b = 0; b < blocks; ++b) {
+    const quant::Reciprocal r = quant::ReciprocalOf(absmax[b]);
+    usual = usual && r.pre == 1.0F && std::isfinite(absmax[b]);
+    inverse[b] = r.inverse;
+  }
+  return usual;
+}
+
+template <typename T, typename Encoder>
+HWY_ATTR void PackBlocks(wire::QuantType type, wire::DType dtype, const std::byte* in, std::uint64_t elements,
+                         std::uint32_t blocksize, const float* absmax, std::uint8_t* packed) {
+  const Df d;
+  const Encoder encode;
+  const int shift = std::countr_zero(blocksize);
+  float inverse[kPackBlocks];
+  const std::uint64_t window = kPackBlocks * blocksize;
+  for (std::uint64_t first = 0; first < elements; first += window) {
+    const std::uint64_t count = std::min(window, elements - first);
+    const float* block_absmax = absmax + (first >> shift);
+    const std::byte* from = in + first * T::kBytes;
+    std::uint64_t whole = count & ~std::uint64_t{blocksize - 1} & ~std::uint64_t{4 * kLanes - 1};
+    whole &= ~std::uint64_t{blocksize - 1};
+    if (!Inverses(block_absmax, quant::BlocksOf(count, blocksize), inverse)) whole = 0;
+    for (std::uint64_t i = 0; i < whole; i += 4 * kLanes) {
+      Vi code[4];
+      for (std::uint64_t j = 0; j < 4; ++j) {
+        const std::uint64_t at = i + j * kLanes;
+        code[j] = encode(hn::Mul(T::Load(from + at * T::kBytes), hn::Set(d, inverse[at >> shift])));
+      }
+      StoreNibbles(code, packed + (first + i) / 2);
+    }
+    PackReference(type, dtype, from + whole * T::kBytes, count - whole, blocksize,
+                  block_absmax + (whole >> shift), packed + (first + whole) / 2);
+  }
+}
+
+HWY_ATTR void PackOnTarget(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
+                           std::uint32_t blocksize, const float* absmax, std::uint8_t* packed) {
+  const auto* bytes = static_cast<const std::byte*>(in);
+  WithType(dtype, [&](auto t) HWY_ATTR {
+    if (type == wire::QuantType::kNF4) {
+      PackBlocks<decltype(t), Nf4Encoder>(type, dtype, bytes, elements, blocksize, absmax, packed);
+    } else {
+      PackBlocks<decltype(t), Fp4Encoder>(type, dtype, bytes, elements, blocksize, absmax, packed);
+    }
+  });
+}
+
+// ---- unpack ----
+// The 16 values of one block: table * absmax, rounded to the output's dtype.
+struct Values16 {
+#if HWY_TARGET == HWY_AVX2
+  Vf low, high;
+#else
+  Vf all;
+#endif
+};
+
+template <typename T>
+HWY_INLINE HWY_ATTR Values16 ScaledValues(const float* table, float absmax) {
+  const Df d;
+  const Vf scale = hn::Set(d, absmax);
+#if HWY_TARGET == HWY_AVX2
+  return {T::Round(hn::Mul(hn::LoadU(d, table), scale)), T::Round(hn::Mul(hn::LoadU(d, table + 8), scale))};
+#else
+  return {T::Round(hn::Mul(hn::LoadU(d, table), scale))};
+#endif
+}
+
+// kLanes values from kLanes / 2 packed bytes.
+HWY_INLINE HWY_ATTR Vf Unpack(const Values16& values, const std::uint8_t* packed) {
+#if HWY_TARGET == HWY_AVX2
+  std::int32_t word = 0;
+  __builtin_memcpy(&word, packed, 4);
+  const __m256i index =
+      _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+  const __m256 low = _mm256_permutevar8x32_ps(values.low.raw, index);
+  const __m256 high = _mm256_permutevar8x32_ps(values.high.raw, index);
+  return Vf{_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))};
+#else
+  const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m512i shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+  const __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed));
+  const __m512i spread = _mm512_permutexvar_epi32(halves, _mm512_castsi128_si512(words));
+  return Vf{_mm512_permutexvar_ps(_mm512_srlv_epi32(spread, shifts), values.all.raw)};
+#endif
+}
+
+template <typename T, bool kStream>
+HWY_ATTR void UnpackBlocks(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed,
+                           std::uint64_t elements, std::uint32_t blocksize, const float* absmax,
+                           std::byte* out) {
+  alignas(64) float table[16];
+  std::copy_n(quant::Table4(type), 16, table);
+  for (std::uint64_t first = 0; first < elements; first += blocksize, ++absmax) {
+    const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
+    const std::uint64_t whole = std::isfinite(*absmax) ? count / kLanes * kLanes : 0;
+    const Values16 values = ScaledValues<T>(table, *absmax);
+    std::byte* const block = out + first * T::kBytes;
+    const std::uint8_t* const codes = packed + first / 2;
+    for (std::uint64_t i = 0; i < whole; i += kLanes) {
+      T::template StoreRounded<kStream>(Unpack(values, codes + i / 2), block + i * T::kBytes);
+    }
+    if (whole != count) {
+      quant::UnpackBlock4(type, dtype, codes + whole / 2, count - whole, *absmax, block + whole * T::kBytes);
+    }
+  }
+}
+
+HWY_ATTR void UnpackOnTarget(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed,
+                             std::uint64_t elements, std::uint32_t blocksize, const float* absmax, void* out,
+                             bool stream) {
+  auto* bytes = static_cast<std::byte*>(out);
+  WithType(dtype, [&](auto t) HWY_ATTR {
+    using T = decltype(t);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % (kLanes * T::kBytes) == 0;
+    if (stream && aligned) {
+      UnpackBlocks<T, true>(type, dtype, packed, elements, blocksize, absmax, bytes);
+      _mm_sfence();  // the op's event must cover these stores
+    } else {
+      UnpackBlocks<T, false>(type, dtype, packed, elements, blocksize, absmax, bytes);
+    }
+  });
+}
+
+#else
+
+void AbsmaxOnTarget(wire::DType dtype, const void* in, std::uint64_t elements, std::uint32_t blocksize,
+                    float* absmax) {
   const auto* bytes = static_cast<const std::byte*>(in);
   for (std::uint64_t first = 0; first < elements; first += blocksize) {
     const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
@@ -16,24 +291,47 @@ void BlockAbsmax(wire::DType dtype, const void* in, std::uint64_t elements, std:
   }
 }
 
-void Pack4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
-           std::uint32_t blocksize, const float* absmax, std::uint8_t* packed) {
-  const auto* bytes = static_cast<const std::byte*>(in);
-  for (std::uint64_t first = 0; first < elements; first += blocksize) {
-    const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
-    quant::PackBlock4(type, dtype, bytes + first * wire::DTypeBytes(dtype), count, *absmax++,
-                      packed + first / 2);
-  }
+void PackOnTarget(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
+                  std::uint32_t blocksize, const float* absmax, std::uint8_t* packed) {
+  PackReference(type, dtype, static_cast<const std::byte*>(in), elements, blocksize, absmax, packed);
 }
 
-void Unpack4(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed, std::uint64_t elements,
-             std::uint32_t blocksize, const float* absmax, void* out, bool /*stream*/) {
+void UnpackOnTarget(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed,
+                    std::uint64_t elements, std::uint32_t blocksize, const float* absmax, void* out,
+                    bool /*stream*/) {
   auto* bytes = static_cast<std::byte*>(out);
   for (std::uint64_t first = 0; first < elements; first += blocksize) {
     const std::uint64_t count = std::min<std::uint64_t>(blocksize, elements - first);
     quant::UnpackBlock4(type, dtype, packed + first / 2, count, *absmax++,
                         bytes + first * wire::DTypeBytes(dtype));
   }
+}
+
+#endif
+
+}  // namespace bitpager::kernels::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace bitpager::kernels::simd {
+
+HWY_EXPORT(AbsmaxOnTarget);
+HWY_EXPORT(PackOnTarget);
+HWY_EXPORT(UnpackOnTarget);
+
+void BlockAbsmax(wire::DType dtype, const void* in, std::uint64_t elements, std::uint32_t blocksize,
+                 float* absmax) {
+  HWY_DYNAMIC_DISPATCH(AbsmaxOnTarget)(dtype, in, elements, blocksize, absmax);
+}
+
+void Pack4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
+           std::uint32_t blocksize, const float* absmax, std::uint8_t* packed) {
+  HWY_DYNAMIC_DISPATCH(PackOnTarget)(type, dtype, in, elements, blocksize, absmax, packed);
+}
+
+void Unpack4(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed, std::uint64_t elements,
+             std::uint32_t blocksize, const float* absmax, void* out, bool stream) {
+  HWY_DYNAMIC_DISPATCH(UnpackOnTarget)(type, dtype, packed, elements, blocksize, absmax, out, stream);
 }
 
 void UnnestRun(const std::uint8_t* codes, std::uint64_t first_block, std::uint64_t blocks,
@@ -46,3 +344,4 @@ void UnnestRun(const std::uint8_t* codes, std::uint64_t first_block, std::uint64
 }
 
 }  // namespace bitpager::kernels::simd
+#endif

@@ -1,0 +1,110 @@
+// Constants of the arithmetic encoder of the dynamic 8-bit maps. Any thread.
+//
+// Inside one decade the entries are evenly spaced, so the code is a linear function of the value. Eight
+// pieces (the entries up to the first decade's end, decades 1 to 6, the entry 1.0) cover [0, 1]. A piece is
+// found by a rough logarithm and one compare with its exact upper edge; the code is then one fused
+// multiply-add in fixed point: t = 256 + code + 1/2 + margin, code in the bits above kFractionBits. Values so
+// near to a midpoint that rounding could decide wrongly leave a fraction under 2 * margin: these lanes, about
+// one in 4000, are encoded by the exact thresholds instead. The result is exactly the nearest entry.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "quant/codebook.h"
+
+namespace bitpager::kernels::simd {
+
+// t lies in [256, 512): 15 fraction bits under the code's units bit.
+inline constexpr int kFractionBits = 15;
+inline constexpr std::uint32_t kFractionMask = (1U << kFractionBits) - 1;
+// Half width of the doubtful band around a midpoint, in units of 2^-15 of a code.
+inline constexpr std::uint32_t kMarginSteps = 4;
+inline constexpr std::uint32_t kDoubtfulFraction = 2 * kMarginSteps;
+// The bits of 256.0F above the fraction: subtracting them leaves the code.
+inline constexpr std::uint32_t kCodeBase = 0x43800000U >> kFractionBits;
+
+// Rough logarithm: piece = round(bits(x) * kLogScale + kLogShift), by adding 1.5 * 2^23. It is the piece of x
+// or the one before, for x >= kLogFloor: the step to piece i falls in the middle of piece i. (At 2^23 a float
+// holds integers only, so the shift is one, and the scale, a little under log10(2), is fitted to it.)
+inline constexpr float kLogScale = static_cast<float>(0.2975 / 8388608.0);
+inline constexpr float kLogShift = 12582912.0F - 32.0F;
+inline constexpr float kLogFloor = 1e-6F;
+
+// Eight entries, twice: one table serves 8 and 16 lanes.
+struct alignas(64) PieceTables {
+  std::array<float, 16> upper{};      // exact upper edge (threshold); +inf for the last
+  std::array<float, 16> slope{};      // codes per unit of value
+  std::array<float, 16> intercept{};  // in fixed point
+  std::array<float, 16> last{};       // last code of the piece, in fixed point
+};
+
+// `zero`: code of 0. `first`: entries of decade 0 (1 signed, 2 unsigned). Codes are counted from `zero`, so
+// the signed encoder gets the magnitude's distance from 127.
+constexpr PieceTables MakePieceTables(const quant::Map256& map, const quant::Thresholds256& thresholds,
+                                      int zero, int first) {
+  constexpr double kBias = 256.5 + kMarginSteps / 32768.0;
+  PieceTables tables;
+  for (int lane = 0; lane < 16; ++lane) {
+    const int piece = lane % 8;
+    const auto at = static_cast<std::size_t>(lane);
+    // Codes (from zero) of the piece's first two entries and of its last.
+    const int begin = piece == 0 ? 0 : (first << piece) - (first - 1);
+    const int end = piece == 7 ? begin : (first << (piece + 1)) - first;
+    tables.upper[at] = thresholds[static_cast<std::size_t>(zero + end)];
+    tables.last[at] = static_cast<float>(256.5 + end);
+    if (piece == 7) {
+      tables.slope[at] = 0.0F;
+      tables.intercept[at] = static_cast<float>(kBias + begin);
+      continue;
+    }
+    // The line through the piece's outermost inner midpoints: code + 1/2 there.
+    const auto midpoint = [&](int code) {
+      const auto c = static_cast<std::size_t>(zero + code);
+      return (double{map[c]} + double{map[c + 1]}) / 2.0;
+    };
+    const int low = begin;
+    const int high = end - 1;
+    const double slope = high > low ? (high - low) / (midpoint(high) - midpoint(low)) : 0.5 / midpoint(low);
+    tables.slope[at] = static_cast<float>(slope);
+    tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + kBias);
+    if (high == low && begin != 0) {  // two entries: the line through both
+      const auto c = static_cast<std::size_t>(zero + begin);
+      const double step = double{map[c + 1]} - double{map[c]};
+      tables.slope[at] = static_cast<float>(1.0 / step);
+      tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + kBias);
+    }
+  }
+  return tables;
+}
+
+inline constexpr PieceTables kSignedPieces =
+    MakePieceTables(quant::kSignedDynamicMap, quant::kSignedDynamicThresholds, quant::kSignedZeroCode, 1);
+inline constexpr PieceTables kUnsignedPieces = MakePieceTables(
+    quant::kUnsignedDynamicMap, quant::kUnsignedDynamicThresholds, quant::kUnsignedZeroCode, 2);
+
+// A map cut into its four byte planes, for byte permutes: plane[k][c] is byte k of entry c.
+struct alignas(64) BytePlanes {
+  std::array<std::array<std::uint8_t, 256>, 4> plane{};
+};
+constexpr BytePlanes MakeBytePlanes(const quant::Map256& map) {
+  BytePlanes out;
+  for (std::size_t c = 0; c < 256; ++c) {
+    const auto bits = __builtin_bit_cast(std::uint32_t, map[c]);
+    for (std::size_t k = 0; k < 4; ++k) out.plane[k][c] = static_cast<std::uint8_t>(bits >> (8 * k));
+  }
+  return out;
+}
+
+// A map in the two shapes that decoders read.
+struct alignas(64) DecodeTables {
+  quant::Map256 map{};
+  BytePlanes planes{};
+};
+constexpr DecodeTables MakeDecodeTables(const quant::Map256& map) {
+  return {map, MakeBytePlanes(map)};
+}
+inline constexpr DecodeTables kSignedDecode = MakeDecodeTables(quant::kSignedDynamicMap);
+inline constexpr DecodeTables kUnsignedDecode = MakeDecodeTables(quant::kUnsignedDynamicMap);
+
+}  // namespace bitpager::kernels::simd

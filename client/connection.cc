@@ -35,6 +35,12 @@ Status CheckSegment(const Mapping& segment, int fd) {
 
 }  // namespace
 
+Status ForkedChild() {
+  return {Code::kForkedChild,
+          "this session was opened before a fork, by the parent process. Hint: connect anew in the child, or "
+          "keep bitpager out of forked workers"};
+}
+
 Connection::Parts::Parts(SocketCalls attached, Mapping segment_map, Reply& hello, int threads)
     : calls(std::move(attached)),
       segment(std::move(segment_map)),
@@ -79,11 +85,7 @@ Connection::~Connection() {
 }
 
 Result<Connection::Lock> Connection::Enter() {
-  if (forked()) {
-    return Status(Code::kForkedChild,
-                  "this session was opened before a fork, by the parent process. Hint: connect anew in the "
-                  "child, or keep bitpager out of forked workers");
-  }
+  if (forked()) return ForkedChild();
   Lock lock(mutex_);
   if (detached_) return Status(Code::kUnreachable, "this session was disconnected");
   if (Status drained = parts_->timeline.Drain(); !drained.ok()) return drained;

@@ -35,6 +35,9 @@ struct SessionInfo {
   std::string job_name;
 };
 
+// What every use of a session in a forked child gets.
+[[nodiscard]] wire::Status ForkedChild();
+
 class Connection {
  public:
   // Takes over a socket whose hello was answered with `hello`. kProtocol, kUnknownVersion: what came with the

@@ -1,0 +1,99 @@
+// The handles of the C ABI: one bp_session holds the objects of the C++ API by their ids. Any thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "client/bitpager.h"
+#include "client/c_api_internal.h"
+#include "client/client.h"
+
+// The handles of one session by their ids. A handle in use lives on while another thread drops it.
+struct bp_session {
+  std::shared_ptr<bitpager::client::Session> session;
+  std::mutex mutex;  // guards the maps; never held during a call to the daemon
+  std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Arena>> arenas;
+  std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Weight>> weights;
+  std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Buffer>> buffers;
+};
+
+namespace bitpager::client::internal {
+
+inline bool Forked(const bp_session* session) {
+  return session->session->connection()->forked();
+}
+
+inline std::string Text(const char* text) {
+  return text == nullptr ? std::string() : std::string(text);
+}
+
+inline wire::Status NoSuch(const char* what, std::uint64_t id) {
+  return {wire::Code::kNotFound, "this session has no " + std::string(what) + " " + std::to_string(id)};
+}
+
+// Runs `call` with the handle `id` of `map`.
+template <typename Map, typename Call>
+int WithHandle(bp_session* session, Map bp_session::*map, std::uint64_t id, const char* what, Call&& call) {
+  return Guarded([&]() -> wire::Status {
+    if (session == nullptr) return InvalidArgument("session is NULL");
+    if (Forked(session)) return ForkedChild();
+    typename Map::mapped_type handle;
+    {
+      const std::lock_guard lock(session->mutex);
+      const auto at = (session->*map).find(id);
+      if (at != (session->*map).end()) handle = at->second;
+    }
+    if (handle == nullptr) return NoSuch(what, id);
+    return call(*handle);
+  });
+}
+
+template <typename Call>
+int WithArena(bp_session* session, std::uint64_t id, Call&& call) {
+  return WithHandle(session, &bp_session::arenas, id, "arena", std::forward<Call>(call));
+}
+template <typename Call>
+int WithWeight(bp_session* session, std::uint64_t id, Call&& call) {
+  return WithHandle(session, &bp_session::weights, id, "weight", std::forward<Call>(call));
+}
+
+// Runs `call` with the session.
+template <typename Call>
+int WithSession(bp_session* session, Call&& call) {
+  return Guarded([&]() -> wire::Status {
+    if (session == nullptr) return InvalidArgument("session is NULL");
+    if (Forked(session)) return ForkedChild();
+    return call(*session->session);
+  });
+}
+
+// Keeps a handle that was made, under its id.
+template <typename Map, typename Handle>
+std::uint64_t Keep(bp_session* session, Map bp_session::*map, std::unique_ptr<Handle> handle) {
+  const std::uint64_t id = handle->id();
+  const std::lock_guard lock(session->mutex);
+  (session->*map)[id] = std::move(handle);
+  return id;
+}
+
+// Takes a handle out; null when there is none.
+template <typename Map>
+typename Map::mapped_type Take(bp_session* session, Map bp_session::*map, std::uint64_t id) {
+  const std::lock_guard lock(session->mutex);
+  const auto at = (session->*map).find(id);
+  if (at == (session->*map).end()) return nullptr;
+  typename Map::mapped_type handle = std::move(at->second);
+  (session->*map).erase(at);
+  return handle;
+}
+
+inline wire::Result<wire::DType> DTypeFrom(int dtype) {
+  if (dtype >= BP_F32 && dtype <= BP_U8) return static_cast<wire::DType>(dtype);
+  return InvalidArgument("dtype " + std::to_string(dtype) + " is no bp_dtype");
+}
+
+}  // namespace bitpager::client::internal

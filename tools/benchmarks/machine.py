@@ -73,9 +73,8 @@ def load_peer(folder: Path):
 @contextmanager
 def session_of(setting: Setting, name: str, *flags: str):
     """A bitpager session at a daemon of its own."""
-    from private_daemon import Daemon
-
     import bitpager
+    from private_daemon import Daemon
 
     with tempfile.TemporaryDirectory(prefix="bitpager-bench-") as folder:
         path = Path(folder) / "d.sock"

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
+import bitpager
 import settings
 import text
 import torch
 from model import ByteModel, Shape
 from trainer import PageCounter, digest, settle, state_bytes, tell, train
-
-import bitpager
 
 
 def save_base(model: ByteModel, path: str) -> None:

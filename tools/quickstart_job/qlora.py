@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 
+import bitpager
 import settings
 import text
 import torch
 from model import ByteModel, Shape, wrap_linears
 from torch import nn
 from trainer import PageCounter, digest, settle, state_bytes, tell, train
-
-import bitpager
 
 
 def quantized(linear: nn.Linear) -> nn.Linear:

@@ -6,10 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -131,15 +129,23 @@ Status ApplyTable(const std::string& path, const std::string& prefix, const toml
   return {};
 }
 
+// 0, or the errno.
+int ReadWhole(const std::string& path, std::string& out) {
+  std::FILE* file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return errno;
+  char part[4096];
+  while (const std::size_t bytes = std::fread(part, 1, sizeof(part), file)) out.append(part, bytes);
+  const int error = std::ferror(file) != 0 ? errno : 0;
+  std::fclose(file);
+  return error;
+}
+
 }  // namespace
 
 Status ReadConfigFile(const std::string& path, Config& config) {
-  std::ifstream file(path, std::ios::binary);
-  const int open_errno = errno;
   std::string text;
-  if (file) text.assign(std::istreambuf_iterator<char>(file), {});
-  if (!file || file.bad()) {
-    const int error = file.bad() ? EIO : open_errno;
+  const int error = ReadWhole(path, text);
+  if (error != 0) {
     const Code code =
         error == ENOENT ? Code::kNotFound : (error == EACCES ? Code::kPermissionDenied : Code::kInternal);
     return {code, "cannot read the configuration " + path + " (" + std::strerror(error) +

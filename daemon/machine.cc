@@ -109,8 +109,9 @@ std::string ReadNvidiaDriver(const std::string& root) {
 int CountNvidiaDevices(const std::string& root) {
   std::error_code error;
   int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(root + "/dev", error)) {
-    const std::string name = entry.path().filename().string();
+  std::filesystem::directory_iterator entry(root + "/dev", error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
     const bool card = name.size() > 6 && name.rfind("nvidia", 0) == 0 &&
                       name.find_first_not_of("0123456789", 6) == std::string::npos;
     count += card ? 1 : 0;

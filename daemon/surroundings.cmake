@@ -16,5 +16,7 @@ add_library(bitpager_daemon_surroundings STATIC
 target_link_libraries(bitpager_daemon_surroundings
   PUBLIC bitpager_wire bitpager_options spdlog::spdlog nlohmann_json::nlohmann_json
   PRIVATE CLI11::CLI11 ${ZMQ_LIBRARY} Threads::Threads)
+# GCC 12 sees an overlap in "literal" + std::string that cannot be (its bug 105651).
+target_compile_options(bitpager_daemon_surroundings PUBLIC $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
 target_include_directories(bitpager_daemon_surroundings SYSTEM PRIVATE ${TOMLPLUSPLUS_INCLUDE_DIR}
                            ${ZMQ_INCLUDE_DIR})

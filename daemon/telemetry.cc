@@ -141,8 +141,32 @@ Status CannotServe(const std::string& endpoint, int error) {
                     "). Hint: its directory must exist and this user must be able to write in it"};
 }
 
+// A socket file that we made; removed unless another daemon has put its own in that place.
+class BoundFile {
+ public:
+  BoundFile() = default;
+  BoundFile(const BoundFile&) = delete;
+  BoundFile& operator=(const BoundFile&) = delete;
+  ~BoundFile() { Remove(); }
+  void Own(const std::string& path) {
+    if (::lstat(path.c_str(), &made_) == 0) path_ = path;
+  }
+  void Remove() {
+    struct stat now {};
+    const bool ours = !path_.empty() && ::lstat(path_.c_str(), &now) == 0 && now.st_ino == made_.st_ino &&
+                      now.st_dev == made_.st_dev;
+    if (ours) ::unlink(path_.c_str());
+    path_.clear();
+  }
+
+ private:
+  std::string path_;
+  struct stat made_ {};
+};
+
 // Binds so that nobody but the owner can connect before the mode is set.
-Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& config, const GroupId& group) {
+Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& config, const GroupId& group,
+            BoundFile& file) {
   const Result<std::string> path = PathOf(endpoint);
   if (!path.ok()) return path.status();
   const mode_t before = ::umask(0177);
@@ -154,6 +178,7 @@ Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& co
   }
   ::umask(before);
   if (error != 0) return CannotServe(endpoint, error);
+  file.Own(*path);
   const bool owned = !group.given || ::chown(path->c_str(), static_cast<uid_t>(-1), group.gid) == 0;
   if (owned && ::chmod(path->c_str(), config.socket_mode) == 0) return {};
   return CannotServe(endpoint, errno);
@@ -168,6 +193,8 @@ struct Telemetry::Impl {
   std::optional<zmq::context_t> context;
   std::optional<zmq::socket_t> router;
   std::optional<zmq::socket_t> publisher;
+  BoundFile router_file;
+  BoundFile publisher_file;
   wire::UniqueFd wake;
   std::thread thread;
   std::atomic<bool> stop{false};
@@ -203,12 +230,13 @@ Status Telemetry::Impl::Open(const Config& config) {
   } catch (const zmq::error_t& error) {
     return {Code::kInternal, std::string("telemetry cannot be set up (") + error.what() + ")"};
   }
-  const Status bound = Bind(*router, config.status_endpoint, config, *group);
-  return bound.ok() ? Bind(*publisher, config.events_endpoint, config, *group) : bound;
+  const Status bound = Bind(*router, config.status_endpoint, config, *group, router_file);
+  return bound.ok() ? Bind(*publisher, config.events_endpoint, config, *group, publisher_file) : bound;
 }
 
-// Closing the sockets removes their files.
 void Telemetry::Impl::Close() {
+  router_file.Remove();
+  publisher_file.Remove();
   router.reset();
   publisher.reset();
   context.reset();

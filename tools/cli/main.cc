@@ -86,6 +86,11 @@ int main(int argc, char** argv) {
         std::printf("bitpager %s\n", bitpager::daemon::kVersion);
         return kOkExit;
       }
+      const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+      if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty()) {
+        PrintError(std::string("unknown command '") + argv[1] + "'. Hint: bitpager --help");
+        return kUsageExit;
+      }
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {
       return app.exit(help);

@@ -1,0 +1,253 @@
+// The telemetry server over real ipc sockets, its own thread on one side, askers on the other.
+#include "daemon/telemetry.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <zmq.hpp>
+
+#include "client/wire/fd_socket.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+using wire::Code;
+
+class TelemetryServer : public ::testing::Test {
+ protected:
+  TelemetryServer() {
+    char name[] = "/tmp/bitpager-telemetry-XXXXXX";
+    folder_ = ::mkdtemp(name);
+    config_.socket_path = folder_ + "/b.sock";
+    config_.status_endpoint = "ipc://" + config_.socket_path + ".status";
+    config_.events_endpoint = "ipc://" + config_.socket_path + ".events";
+  }
+  ~TelemetryServer() override {
+    telemetry_.Stop();
+    std::filesystem::remove_all(folder_);
+  }
+  wire::Status Start() {
+    return telemetry_.Start(config_, [this]() -> wire::Result<Snapshot> {
+      ++taken_;
+      if (fail_) return wire::Status(Code::kDraining, "the dispatcher has ended");
+      Snapshot s;
+      s.version = kVersion;
+      s.page_bytes = 4096;
+      s.totals.requests = taken_;
+      return s;
+    });
+  }
+  zmq::socket_t Asker(zmq::socket_type type = zmq::socket_type::dealer) {
+    zmq::socket_t socket(context_, type);
+    socket.set(zmq::sockopt::linger, 0);
+    socket.set(zmq::sockopt::rcvtimeo, 5000);
+    socket.connect(config_.status_endpoint);
+    return socket;
+  }
+  static std::string Receive(zmq::socket_t& socket) {
+    zmq::message_t frame;
+    std::string last;
+    do {
+      if (!socket.recv(frame)) return "timeout";
+      last = frame.to_string();
+    } while (frame.more());
+    return last;
+  }
+  std::string Ask(const std::string& body) {
+    zmq::socket_t socket = Asker();
+    socket.send(zmq::buffer(body), zmq::send_flags::none);
+    return Receive(socket);
+  }
+  void ExpectServing() { EXPECT_EQ(json::parse(Ask(R"({"query":"status"})"))["page_bytes"], 4096); }
+
+  std::string folder_;
+  Config config_;
+  std::atomic<int> taken_{0};
+  std::atomic<bool> fail_{false};
+  zmq::context_t context_{1};
+  Telemetry telemetry_;
+};
+
+mode_t ModeOf(const std::string& path) {
+  struct stat file {};
+  return ::stat(path.c_str(), &file) == 0 ? file.st_mode & 07777 : 0;
+}
+
+TEST_F(TelemetryServer, AnswersStatusAndVersion) {
+  ASSERT_TRUE(Start().ok());
+  const auto snapshot = SnapshotFromJson(Ask(R"({"query":"status"})"));
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status().message();
+  EXPECT_EQ(snapshot->version, kVersion);
+  EXPECT_EQ(json::parse(Ask(R"({"query":"version"})"))["version"], kVersion);
+}
+
+TEST_F(TelemetryServer, AnswersReqSocketsInTheirEnvelope) {
+  ASSERT_TRUE(Start().ok());
+  zmq::socket_t req = Asker(zmq::socket_type::req);
+  for (int i = 0; i < 3; ++i) {
+    req.send(zmq::str_buffer(R"({"query":"status"})"), zmq::send_flags::none);
+    EXPECT_THAT(Receive(req), HasSubstr("\"page_bytes\":4096"));
+  }
+}
+
+TEST_F(TelemetryServer, EachReplyIsYoungerThanItsQuery) {
+  ASSERT_TRUE(Start().ok());
+  for (int i = 1; i <= 5; ++i) EXPECT_EQ(json::parse(Ask(R"({"query":"status"})"))["totals"]["requests"], i);
+}
+
+TEST_F(TelemetryServer, GarbageGetsAnErrorAndHarmsNothing) {
+  ASSERT_TRUE(Start().ok());
+  for (const std::string& bad :
+       {std::string(), std::string("hello"), std::string("{"), std::string("[]"), std::string("null"),
+        std::string("{\"query\":1}"), std::string("{\"query\":\"drop tables\"}"),
+        std::string("{\"q\":\"status\"}"), std::string("\0\xff\xfe", 3), std::string("{\"query\":\"\xff\"}"),
+        std::string(4000, '['), std::string(4000, '{')}) {
+    const json reply = json::parse(Ask(bad));
+    EXPECT_EQ(reply["schema_version"], 1);
+    EXPECT_EQ(reply["error"]["code"], "protocol");
+    EXPECT_THAT(reply["error"]["message"].get<std::string>(), HasSubstr("Hint: "));
+  }
+  EXPECT_EQ(taken_, 0) << "the dispatcher was not troubled";
+  ExpectServing();
+}
+
+TEST_F(TelemetryServer, LongAndManyFramedMessagesHarmNothing) {
+  ASSERT_TRUE(Start().ok());
+  zmq::socket_t big = Asker();
+  big.send(zmq::buffer(std::string(1 << 20, 'x')), zmq::send_flags::none);
+  zmq::socket_t frames = Asker();
+  for (int i = 0; i < 500; ++i) frames.send(zmq::str_buffer("f"), zmq::send_flags::sndmore);
+  frames.send(zmq::str_buffer(R"({"query":"status"})"), zmq::send_flags::none);
+  EXPECT_THAT(Receive(frames), HasSubstr("too many frames"));
+  ExpectServing();
+}
+
+TEST_F(TelemetryServer, RawBytesOnTheSocketHarmNothing) {
+  ASSERT_TRUE(Start().ok());
+  const auto address = wire::UnixAddress(config_.socket_path + ".status");
+  for (int i = 0; i < 50; ++i) {
+    const wire::UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(*address)), 0);
+    const std::string bytes(static_cast<std::size_t>(i * 7), static_cast<char>(i * 37));
+    [[maybe_unused]] const ssize_t sent = ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+  ExpectServing();
+}
+
+TEST_F(TelemetryServer, FloodIsCoalescedAndOthersAreServed) {
+  ASSERT_TRUE(Start().ok());
+  zmq::socket_t flooder = Asker();
+  for (int i = 0; i < 5000; ++i)
+    flooder.send(zmq::str_buffer(R"({"query":"status"})"), zmq::send_flags::dontwait);
+  ExpectServing();
+  EXPECT_LT(taken_, 5000);
+}
+
+TEST_F(TelemetryServer, SnapshotErrorBecomesTheReply) {
+  fail_ = true;
+  ASSERT_TRUE(Start().ok());
+  const json reply = json::parse(Ask(R"({"query":"status"})"));
+  EXPECT_EQ(reply["error"]["code"], "draining");
+  EXPECT_EQ(reply["error"]["message"], "the dispatcher has ended");
+}
+
+TEST_F(TelemetryServer, PublishesEvents) {
+  ASSERT_TRUE(Start().ok());
+  zmq::socket_t listener(context_, zmq::socket_type::sub);
+  listener.set(zmq::sockopt::subscribe, "session_");
+  listener.set(zmq::sockopt::rcvtimeo, 20);
+  listener.connect(config_.events_endpoint);
+  std::string body = "timeout";
+  for (int i = 0; i < 250 && body == "timeout"; ++i) {  // subscriptions take a moment to arrive
+    telemetry_.Publish({"other", {}, {}});
+    telemetry_.Publish({"session_lost", {{"job", "llm\xff"}}, {{"pid", 42}}});
+    body = Receive(listener);
+  }
+  const json event = json::parse(body);
+  EXPECT_EQ(event["name"], "session_lost");
+  EXPECT_EQ(event["pid"], 42);
+  EXPECT_GT(event["time_unix_ms"].get<std::int64_t>(), 0);
+}
+
+TEST_F(TelemetryServer, PublishBeforeStartAndAfterStopIsDropped) {
+  telemetry_.Publish({"early", {}, {}});
+  ASSERT_TRUE(Start().ok());
+  telemetry_.Stop();
+  telemetry_.Publish({"late", {}, {}});
+  telemetry_.Stop();
+}
+
+TEST_F(TelemetryServer, FilesHaveTheSocketsModeAndGoAway) {
+  config_.socket_mode = 0660;
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(ModeOf(config_.socket_path + ".status"), 0660U);
+  EXPECT_EQ(ModeOf(config_.socket_path + ".events"), 0660U);
+  telemetry_.Stop();
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+}
+
+TEST_F(TelemetryServer, TakesOverAStaleSocketButNoOtherFile) {
+  const std::string path = config_.socket_path + ".status";
+  {
+    const auto address = wire::UnixAddress(path);
+    const wire::UniqueFd stale(::socket(AF_UNIX, SOCK_STREAM, 0));
+    ASSERT_EQ(::bind(stale.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(*address)), 0);
+  }
+  ASSERT_TRUE(Start().ok());
+  ExpectServing();
+  EXPECT_EQ(ModeOf(path), 0600U);
+  telemetry_.Stop();
+  std::ofstream(path) << "precious";
+  const wire::Status refused = Start();
+  EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+  EXPECT_THAT(refused.message(), HasSubstr("is no socket"));
+  EXPECT_EQ(std::filesystem::file_size(path), 8U);
+}
+
+TEST_F(TelemetryServer, RefusesBadEndpointsWithAHint) {
+  const auto refused = [&](const std::string& endpoint) {
+    config_.status_endpoint = endpoint;
+    const wire::Status status = Start();
+    EXPECT_THAT(status.message(), HasSubstr("Hint: "));
+    return status.code();
+  };
+  EXPECT_EQ(refused("tcp://127.0.0.1:5555"), Code::kInvalidArgument);
+  EXPECT_EQ(refused("ipc://relative"), Code::kInvalidArgument);
+  EXPECT_EQ(refused("ipc:///" + std::string(107, 'a')), Code::kInvalidArgument);
+  EXPECT_EQ(refused("ipc://" + folder_ + "/no/such/folder/s"), Code::kInternal);
+  config_.socket_group = "no-such-group-here";
+  EXPECT_EQ(refused("ipc://" + folder_ + "/s"), Code::kInvalidArgument);
+}
+
+TEST_F(TelemetryServer, SleepsWhenNobodyAsks) {
+  ASSERT_TRUE(Start().ok());
+  ExpectServing();
+  std::this_thread::sleep_for(milliseconds(100));
+  rusage before{};
+  rusage after{};
+  ::getrusage(RUSAGE_SELF, &before);
+  std::this_thread::sleep_for(milliseconds(1000));
+  ::getrusage(RUSAGE_SELF, &after);
+  const auto us = [](const rusage& r) {
+    return (r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1'000'000L + r.ru_utime.tv_usec + r.ru_stime.tv_usec;
+  };
+  EXPECT_LT(us(after) - us(before), 5000) << "microseconds of CPU in a second";
+}
+
+}  // namespace
+}  // namespace bitpager::daemon

@@ -1,5 +1,5 @@
-"""Independent float64 references for the tests, from the formulas alone: the dynamic map, blockwise coding, and the update
-rules. Uses numpy; shares no code with the package."""
+"""Independent float64 references for the tests, from the formulas alone: the dynamic map, blockwise coding, and the
+update rules. Uses numpy; shares no code with the package."""
 
 from __future__ import annotations
 

@@ -9,8 +9,22 @@ import ctypes
 import os
 import pathlib
 import threading
-from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
-from ctypes import c_uint32, c_uint64, sizeof
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
 
 from . import errors
 
@@ -300,6 +314,10 @@ def check(code: int) -> None:
         raise error_of(code)
 
 
+# True after a wait was interrupted by a signal, until a later call has waited for what it left behind.
+_left_behind = False
+
+
 def check_idempotent(call, *arguments) -> None:
     """Calls a function that may be asked twice. After BP_INTERRUPTED Python's signal handlers have had their turn
     (KeyboardInterrupt leaves from here); the call is then made again."""
@@ -307,6 +325,22 @@ def check_idempotent(call, *arguments) -> None:
         code = call(*arguments)
         if code != INTERRUPTED:
             return check(code)
+        note_interrupted()
+
+
+def note_interrupted() -> None:
+    """Remembers that a request goes on without anybody waiting for it."""
+    global _left_behind
+    _left_behind = True
+
+
+def settle(session) -> None:
+    """Waits for requests that interrupted waits left behind. To be called before a request that must not be asked
+    twice: BP_INTERRUPTED then means that it is under way."""
+    global _left_behind
+    if _left_behind:
+        check_idempotent(lib().bp_noop, session)
+        _left_behind = False
 
 
 def sized(struct_type):

@@ -76,9 +76,10 @@ class Arena:
         """Applies one step and waits for it.
 
         entries: tuples in the field order of bp_step_tensor, ascending by tensor. groups: tuples (lr, beta1, beta2,
-        eps, weight_decay). Returns (code, result) with code OK, NON_FINITE or INTERRUPTED; raises on every other code,
-        and then nothing was applied, except after DaemonLostError.
+        eps, weight_decay). Returns (code, result) with code OK, NON_FINITE or INTERRUPTED (the request goes on;
+        settle() waits for it); raises on every other code, and then nothing was applied, except after DaemonLostError.
         """
+        _lib.settle(self.session.handle)
         buffer = self._entries
         for position, entry in enumerate(entries):
             _ENTRY.pack_into(buffer, position * _ENTRY.size, *entry)
@@ -97,7 +98,9 @@ class Arena:
             ctypes.byref(options),
             ctypes.byref(result),
         )
-        if code not in (_lib.OK, _lib.NON_FINITE, _lib.INTERRUPTED):
+        if code == _lib.INTERRUPTED:
+            _lib.note_interrupted()
+        elif code not in (_lib.OK, _lib.NON_FINITE):
             raise _lib.error_of(code)
         return code, result
 

@@ -26,7 +26,7 @@ def parse(name: str) -> torch.dtype:
 def require_float(tensor: torch.Tensor, what: str) -> int:
     """The dtype code of a dense float tensor in CPU memory; a clear error otherwise."""
     if tensor.layout != torch.strided:
-        raise ValueError(f"{what} is sparse ({tensor.layout}); bitpager works on dense tensors. Hint: use sparse=False.")
+        raise ValueError(f"{what} is sparse ({tensor.layout}); dense tensors are needed. Hint: use sparse=False.")
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{what} has dtype {name_of(tensor.dtype)}; supported are float32, float16 and bfloat16")
     require_cpu(tensor, what)

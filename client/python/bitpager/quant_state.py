@@ -95,7 +95,7 @@ class QuantState:
         return {**tensors, f"quant_state.{_PREFIX}{self.quant_type}": torch.tensor(list(text), dtype=torch.uint8)}
 
     @classmethod
-    def from_dict(cls, qs_dict: dict, device="cpu") -> "QuantState":
+    def from_dict(cls, qs_dict: dict, device="cpu") -> QuantState:
         """The inverse of as_dict, packed or not; keys may carry prefixes up to the last dot. `qs_dict` is not changed.
 
         ValueError when entries are missing, unknown or contradict each other."""
@@ -133,7 +133,7 @@ class QuantState:
             state2=state2,
         )
 
-    def to(self, device) -> "QuantState":
+    def to(self, device) -> QuantState:
         """Moves the statistics to `device`, in place; their dtypes never change. Returns itself."""
         device = torch.device(device) if not isinstance(device, torch.device) else device
         self.absmax = self.absmax.to(device)

@@ -27,7 +27,7 @@ def parse_bytes(size) -> int:
 
 
 def print_bytes(count: int) -> str:
-    """"8.0 GiB" for 8589934592."""
+    """ "8.0 GiB" for 8589934592."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

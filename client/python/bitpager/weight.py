@@ -60,13 +60,13 @@ class Weight:
         self._finalizer = drop_later(self, self.session, "bp_weight_drop", self.handle)
 
     @classmethod
-    def from_tensor(cls, tensor: torch.Tensor, **options) -> "Weight":
+    def from_tensor(cls, tensor: torch.Tensor, **options) -> Weight:
         """A weight of the tensor's shape and dtype, holding its quantized values."""
         dtypes.require_float(tensor, "tensor")
         return cls(tensor.shape, dtype=tensor.dtype, **options).quantize_(tensor)
 
     @classmethod
-    def from_packed(cls, packed: torch.Tensor, state: QuantState, **options) -> "Weight":
+    def from_packed(cls, packed: torch.Tensor, state: QuantState, **options) -> Weight:
         """A weight with exactly the bytes and statistics of a packed tensor."""
         weight = cls(
             state.shape,
@@ -82,7 +82,7 @@ class Weight:
         """The weight's handle, for prefetch."""
         return [self.handle]
 
-    def quantize_(self, tensor: torch.Tensor) -> "Weight":
+    def quantize_(self, tensor: torch.Tensor) -> Weight:
         """Quantizes a float tensor of this shape into the pages. Returns itself."""
         code = dtypes.require_float(tensor, "tensor")
         if tensor.shape != self.shape:
@@ -153,7 +153,7 @@ class Weight:
             )
         return state
 
-    def import_packed(self, packed: torch.Tensor, state: QuantState) -> "Weight":
+    def import_packed(self, packed: torch.Tensor, state: QuantState) -> Weight:
         """Takes over bytes and statistics as they are; ValueError when they do not fit this weight. Returns itself."""
         self._require_fit(packed, state)
         packed = packed.detach().contiguous()

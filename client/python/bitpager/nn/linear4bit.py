@@ -105,7 +105,7 @@ class Linear4bit(torch.nn.Linear):
         *,
         blocksize=64,
         session=None,
-    ) -> "Linear4bit":
+    ) -> Linear4bit:
         """A quantized layer with the values of `linear`; its bias is shared with it, its weight is not kept."""
         layer = Linear4bit(
             linear.in_features,
@@ -139,7 +139,7 @@ class Linear4bit(torch.nn.Linear):
         return self.weight.pages.extents() if self.is_quantized else []
 
     @torch.no_grad()
-    def quantize_(self, tensor=None, name=None) -> "Linear4bit":
+    def quantize_(self, tensor=None, name=None) -> Linear4bit:
         """Quantizes `tensor` (None: the float weight) of shape [out_features, in_features] into pages, which replace
         the weight. Does nothing when there is nothing to quantize. Returns itself."""
         if tensor is None:

@@ -1,8 +1,8 @@
 """FourBitParameter: the `weight` of a 4-bit layer.
 
-Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages and the tensor itself is a
-one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor, reading values
-exports the packed bytes, and writing in place is refused.
+Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages and the tensor itself
+is a one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor,
+reading values exports the packed bytes, and writing in place is refused.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import signal
 import warnings
 from collections import defaultdict
 
@@ -15,7 +14,7 @@ from .. import _lib, errors
 from ..session import default_session
 from . import interchange
 from .overrides import GlobalOptimManager
-from .registry import Registry, gradient_of, nonfinite_names
+from .registry import Registry, check_gradient, gradient_of, nonfinite_names
 
 try:  # torch.compile must not trace into ctypes
     from torch._compile import _disable_dynamo as _eager
@@ -83,8 +82,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = self._gather()
-        self._submit(work)
+        self._submit(self._gather())
         return loss
 
     def state_dict(self):
@@ -163,7 +161,7 @@ class BlockOptimizer(torch.optim.Optimizer):
             self._session = default_session()
         return self._session
 
-    def prepare(self) -> "BlockOptimizer":
+    def prepare(self) -> BlockOptimizer:
         """Makes the arenas now, so that a refusal (quota, budget) comes before the first step. Returns itself."""
         self._admit()
         self._flush()
@@ -246,7 +244,7 @@ class BlockOptimizer(torch.optim.Optimizer):
             del self._pending[parameter]
 
     def _gather(self):
-        """{arena: [(slot, parameter, gradient, group index)]}, and the table of groups."""
+        """{arena: (settings table, [(slot, parameter, gradient, index into the table)])} of this step."""
         self._flush()
         slots = self._registry.slots
         stepped = [
@@ -255,60 +253,57 @@ class BlockOptimizer(torch.optim.Optimizer):
             for index, p in enumerate(group["params"])
             if p.grad is not None
         ]
+        for _, _, p in stepped:
+            check_gradient(p, self._describe)
         if any(p not in slots and p.numel() for _, _, p in stepped):
             self._admit()
-        table, indices, work = [], {}, {}
+        manager = GlobalOptimManager.get_instance()
+        work = {}
         for group_index, index, p in stepped:
             if not p.numel():
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 continue
-            group = self.param_groups[group_index]
-            override = GlobalOptimManager.get_instance().settings_of(p, (group_index, index))
-            settings = _settings(group, override) if override else group_index
-            if settings not in indices:
-                indices[settings] = len(table)
-                table.append(settings if override else _settings(group, override))
+            settings = _settings(self.param_groups[group_index], manager.settings_of(p, (group_index, index)))
             slot = self._registry.locate(self.session, p)
-            gradient = gradient_of(p, None) if p.grad.layout == torch.strided else gradient_of(p, self._describe(p))
-            work.setdefault(slot.arena, []).append((slot, p, gradient, indices[settings]))
-        return table, work
+            table, items = work.setdefault(slot.arena, ({}, []))
+            place = table.setdefault(settings, len(table))
+            items.append((slot, p, gradient_of(p), place))
+        return work
 
-    def _submit(self, gathered) -> None:
-        table, work = gathered
+    def _submit(self, work) -> None:
+        """One request for each arena. After an interrupt the step is finished first, so that all parameters are at the
+        same step; a second one leaves at once."""
         if not work:
             return
         self._step_count += 1
-        interrupt, skipped_blocks, applied = None, 0, False
-        for arena, items in work.items():
+        interrupt, skipped_blocks, unknown = None, 0, False
+        for position, (arena, (table, items)) in enumerate(work.items()):
             entries = self._entries(items)
-            previous = [self.state[p].get("step", 0) for _, p, _, _ in items]
-            for _, p, _, _ in items:
-                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+            self._count(items, 1)
             try:
-                code, result = arena.step(entries, table, self._step_count, self.on_nonfinite == "propagate")
-                applied = True
-                if code == _lib.INTERRUPTED:
-                    self._await(arena)
-                elif code == _lib.NON_FINITE:
+                code, result = arena.step(entries, list(table), self._step_count, self.on_nonfinite == "propagate")
+                if code == _lib.NON_FINITE:
                     skipped_blocks += result.nonfinite_blocks
-            except KeyboardInterrupt as error:  # the request goes on: finish the step, then leave
-                applied, interrupt = True, error
+                if code == _lib.INTERRUPTED:
+                    unknown = True
+                    _lib.settle(arena.session.handle)
+            except KeyboardInterrupt as error:
+                interrupt = error
+                _lib.settle(arena.session.handle)
             except errors.DaemonLostError:
                 raise
             except errors.Error:
-                for (_, p, _, _), step in zip(items, previous):
-                    self.state[p]["step"] = step
-                self._step_count -= 0 if applied else 1
+                self._count(items, -1)
+                self._step_count -= 0 if position else 1
                 raise
         if interrupt is not None:
             raise interrupt
-        if skipped_blocks:
+        if skipped_blocks or (unknown and self.on_nonfinite != "propagate"):
             self._report_nonfinite(work, skipped_blocks)
 
-    def _await(self, arena) -> None:
-        """After a signal: lets Python's handlers run, then waits for the request that goes on."""
-        signal.getsignal(signal.SIGINT)  # any bytecode gives the handlers their turn
-        _lib.check_idempotent(_lib.lib().bp_noop, arena.session.handle)
+    def _count(self, items, change: int) -> None:
+        for _, p, _, _ in items:
+            self.state[p]["step"] = self.state[p].get("step", 0) + change
 
     def _entries(self, items):
         entries = []
@@ -333,13 +328,16 @@ class BlockOptimizer(torch.optim.Optimizer):
         return entries
 
     def _report_nonfinite(self, work, blocks) -> None:
-        parameters = [p for items in work.values() for _, p, _, _ in items]
+        parameters = [p for _, items in work.values() for _, p, _, _ in items]
         names = nonfinite_names(parameters, self._describe)
-        shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > 8 else "")
+        if not names and not blocks:
+            return
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        shown = ", ".join(names[:_NAMES_SHOWN]) + more
         message = (
-            f"step {self._step_count}: {blocks} blocks hold NaN or inf gradients, in {shown}. These blocks were left "
-            "untouched; all other blocks are already updated. Hint: check the loss, lower the learning rate or clip "
-            'gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
+            f"step {self._step_count}: {blocks or 'some'} blocks hold NaN or inf gradients, in {shown}. These blocks "
+            "were left untouched; all other blocks are already updated. Hint: check the loss, lower the learning rate "
+            'or clip gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
         )
         if self.on_nonfinite == "warn":
             warnings.warn(message, RuntimeWarning, stacklevel=4)

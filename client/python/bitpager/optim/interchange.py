@@ -1,8 +1,8 @@
 """States of one parameter in interchange names (state1, state2, qmap1, qmap2, absmax1, absmax2), out of an arena and
 into one.
 
-State tensors have the parameter's shape and element order. 8-bit: uint8 codes into qmap, absmax of every 256 elements in
-memory order. 32-bit: fp32.
+State tensors have the parameter's shape and element order. 8-bit: uint8 codes into qmap, absmax of every 256 elements
+in memory order. 32-bit: fp32.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _absmax(flat, index: int, parameter, name: str) -> torch.Tensor:
     saved = flat.get(f"absmax{index}")
     if not isinstance(saved, torch.Tensor):
         raise ValueError(
-            f"the loaded 8-bit state of {name} lacks absmax{index}; only blockwise states are known, not those with one "
-            "scale a tensor"
+            f"the loaded 8-bit state of {name} lacks absmax{index}; only blockwise states are known, not those with "
+            "one scale a tensor"
         )
     _require_dynamic(flat.get(f"qmap{index}"), index, name)
     saved = saved.detach().to("cpu", torch.float32).flatten()
@@ -128,7 +128,9 @@ def _absmax(flat, index: int, parameter, name: str) -> torch.Tensor:
     if saved.numel() != blocks and saved.numel() == (count + _OLD_BLOCK - 1) // _OLD_BLOCK:
         saved = saved.repeat_interleave(_OLD_BLOCK // BLOCK)[:blocks]  # the same codes mean the same values
     if saved.numel() != blocks:
-        raise ValueError(f"absmax{index} of {name} has {saved.numel()} entries; {blocks} blocks of {BLOCK} need one each")
+        raise ValueError(
+            f"absmax{index} of {name} has {saved.numel()} entries; {blocks} blocks of {BLOCK} need one each"
+        )
     return saved.contiguous().clone()
 
 

@@ -17,7 +17,7 @@ class GlobalOptimManager:
         raise RuntimeError("call GlobalOptimManager.get_instance()")
 
     @classmethod
-    def get_instance(cls) -> "GlobalOptimManager":
+    def get_instance(cls) -> GlobalOptimManager:
         """The one instance of this process."""
         if cls._instance is None:
             cls._instance = object.__new__(cls)

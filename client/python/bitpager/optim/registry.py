@@ -27,7 +27,7 @@ class Registry:
     def __init__(self, rule: int, evictable: bool, name: str, describe):
         self.rule = rule
         self.evictable = evictable
-        self.name = name
+        self.name = name  # of the arenas; those made after a step get "+1", "+2" ...
         self.describe = describe  # parameter -> its name for messages
         self.arenas = []
         self.slots = {}
@@ -138,23 +138,25 @@ def require_parameter(parameter: torch.Tensor, name: str) -> None:
         )
 
 
-def gradient_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
-    """The parameter's gradient as a dense tensor in the parameter's element order."""
+def check_gradient(parameter: torch.Tensor, describe) -> None:
+    """Refuses gradients that cannot be stepped."""
     grad = parameter.grad
     if grad.layout != torch.strided:
+        name = describe(parameter)
         raise ValueError(f"the gradient of {name} is sparse; bitpager steps dense gradients. Hint: use sparse=False.")
     if grad.dtype not in dtypes.FLOATS or grad.device.type != "cpu":
-        dtypes.require_float(grad, f"the gradient of {name}")
-    if dtypes.same_order(grad, parameter) and grad.data_ptr():
-        return grad.resolve_neg() if grad.is_neg() else grad
-    return torch.empty_like(parameter, dtype=grad.dtype, requires_grad=False).copy_(grad)
+        require_parameter(parameter, describe(parameter))
+        dtypes.require_float(grad, f"the gradient of {describe(parameter)}")
 
 
-FINITE_LIMIT = 16  # names in a message about non-finite gradients
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter's gradient as a dense tensor in the parameter's element order."""
+    grad = parameter.grad
+    if grad.is_neg() or not dtypes.same_order(grad, parameter):
+        return torch.empty_like(parameter, dtype=grad.dtype, requires_grad=False).copy_(grad)
+    return grad
 
 
 def nonfinite_names(parameters, describe):
     """Names of the parameters whose gradients hold NaN or inf."""
     return [describe(p) for p in parameters if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-
-

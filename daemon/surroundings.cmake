@@ -11,7 +11,7 @@ if(NOT ZMQ_INCLUDE_DIR OR NOT ZMQ_LIBRARY)
 endif()
 
 add_library(bitpager_daemon_surroundings STATIC
-  budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
+  accept_guard.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
   snapshot.cc snapshot_text.cc telemetry.cc)
 target_link_libraries(bitpager_daemon_surroundings
   PUBLIC bitpager_wire bitpager_options spdlog::spdlog nlohmann_json::nlohmann_json

@@ -21,6 +21,7 @@
 #include <zmq.hpp>
 
 #include "client/wire/unique_fd.h"
+#include "daemon/accept_guard.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -330,6 +331,7 @@ Telemetry::~Telemetry() {
 Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot) {
   if (impl_->thread.joinable()) return {Code::kAlreadyExists, "telemetry has been started"};
   impl_->take_snapshot = std::move(take_snapshot);
+  HoldSpareDescriptor();
   const Status opened = impl_->Open(config);
   if (!opened.ok()) {
     impl_->Close();

@@ -1,16 +1,19 @@
 // The telemetry server over real ipc sockets, its own thread on one side, askers on the other.
 #include "daemon/telemetry.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -73,7 +76,7 @@ class TelemetryServer : public ::testing::Test {
     socket.send(zmq::buffer(body), zmq::send_flags::none);
     return Receive(socket);
   }
-  void ExpectServing() { EXPECT_EQ(json::parse(Ask(R"({"query":"status"})"))["page_bytes"], 4096); }
+  void ExpectServing() { EXPECT_THAT(Ask(R"({"query":"status"})"), HasSubstr("\"page_bytes\":4096")); }
 
   std::string folder_;
   Config config_;
@@ -156,6 +159,38 @@ TEST_F(TelemetryServer, FloodIsCoalescedAndOthersAreServed) {
     flooder.send(zmq::str_buffer(R"({"query":"status"})"), zmq::send_flags::dontwait);
   ExpectServing();
   EXPECT_LT(taken_, 5000);
+}
+
+TEST_F(TelemetryServer, RunningOutOfDescriptorsTurnsConnectionsAway) {
+  int ready[2];
+  ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+  const pid_t server = ::fork();
+  if (server == 0) {
+    const rlimit few{64, 64};
+    const bool started = ::setrlimit(RLIMIT_NOFILE, &few) == 0 && Start().ok();
+    [[maybe_unused]] const ssize_t told = ::write(ready[1], started ? "y" : "n", 1);
+    ::pause();
+    ::_exit(0);
+  }
+  char started = 'n';
+  ASSERT_EQ(::read(ready[0], &started, 1), 1);
+  ASSERT_EQ(started, 'y');
+  const auto address = wire::UnixAddress(config_.socket_path + ".status");
+  {
+    std::vector<wire::UniqueFd> flood;
+    for (int i = 0; i < 300; ++i) {
+      flood.emplace_back(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+      ::connect(flood.back().get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(*address));
+      if (i % 50 == 0) std::this_thread::sleep_for(milliseconds(10));
+    }
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(::waitpid(server, nullptr, WNOHANG), 0) << "the server has ended";
+  }
+  ExpectServing();
+  ::kill(server, SIGKILL);
+  ::waitpid(server, nullptr, 0);
+  ::close(ready[0]);
+  ::close(ready[1]);
 }
 
 TEST_F(TelemetryServer, SnapshotErrorBecomesTheReply) {

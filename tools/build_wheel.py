@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Builds the wheel: the Python package, the daemon, the command and every library they need, without root or compiler on
-the machine that installs it.
+"""Builds the wheel: the Python package, the daemon, the command and every library they need, so that a machine
+installs it without root or compiler.
 
     python tools/build_wheel.py --build-dir build/release --out dist
 
-It is also the project's PEP 517 backend (pip install .), which takes the native files from the CMake build folder named by
-BITPAGER_BUILD_DIR, else builds them into build/wheel. Needs the standard library, patchelf and readelf; nothing from PyPI.
+It is also the project's PEP 517 backend (pip install .), which takes the native files from the CMake build folder named
+by BITPAGER_BUILD_DIR, else builds them into build/wheel. Needs the standard library, patchelf, readelf; no packages.
 """
 
 from __future__ import annotations
@@ -100,17 +100,21 @@ def bundle(files: dict, folder: pathlib.Path) -> None:
     """Copies native files and the libraries they need into `folder`, and makes each look for libraries there first."""
     folder.mkdir(parents=True)
     libraries = {}
+    guests = set()  # libraries that come into Python processes: their C++ runtime is the process's, never the bundled
     for target, source in files.items():
         shutil.copy2(source, folder / target)
         wanted = {s: p for s, p in resolved(source).items() if not SYSTEM_LIBRARIES.fullmatch(s)}
-        if target.startswith("lib") and any(PROGRAM_LIBRARIES.fullmatch(soname) for soname in wanted):
-            raise BuildError(f"{source} needs the C++ runtime as a shared library; link it statically")
+        if target.startswith("lib"):
+            if any(PROGRAM_LIBRARIES.fullmatch(soname) for soname in needed(source)):
+                raise BuildError(f"{source} needs the C++ runtime as a shared library; link it statically")
+            guests.update(soname for soname in wanted if not PROGRAM_LIBRARIES.fullmatch(soname))
         libraries.update(wanted)
     for soname, source in libraries.items():
         shutil.copy2(source.resolve(), folder / soname)
     for path in folder.iterdir():
         path.chmod(0o755)
-        run("patchelf", "--set-rpath", "$ORIGIN", str(path))
+        place = ["--remove-rpath"] if path.name in guests else ["--set-rpath", "$ORIGIN"]
+        run("patchelf", *place, str(path))
         if path.name not in ("bitpagerd", "bitpager"):
             path.chmod(0o644)
     strip(folder)
@@ -173,7 +177,7 @@ def write_wheel(out: pathlib.Path, tag: str, entries: dict, table: dict) -> path
     wheel = f"Wheel-Version: 1.0\nGenerator: bitpager\nRoot-Is-Purelib: false\nTag: {tag}\n"
     entries[f"{info}/WHEEL"] = (wheel.encode(), False)
     entries[f"{info}/entry_points.txt"] = (f"[console_scripts]\n{scripts}".encode(), False)
-    for licence in ("LICENSE", "THIRD_PARTY_LICENSES.md"):
+    for licence in ("LICENSE", "THIRD_PARTY.md"):
         if (ROOT / licence).is_file():
             entries[f"{info}/{licence}"] = ((ROOT / licence).read_bytes(), False)
     record = []

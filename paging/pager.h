@@ -182,7 +182,7 @@ class Pager {
   [[nodiscard]] bool Started(wire::RequestId id) const;  // a run of it was handed out
 
   // ---- leases: a leased extent's pages stay resident until released. kFull beyond the lease reserve (share
-  // less one window), kNotResident unless all its pages are resident now.
+  // less one window of the job's other pages), kNotResident unless all its pages are resident now.
   [[nodiscard]] wire::Status Lease(wire::ExtentId id);
   void LeaseReleased(wire::ExtentId id);
 

@@ -55,6 +55,7 @@ void Pager::Impl::RunDone(wire::RequestId id, std::uint64_t number) {
   Require(window != windows.end(), "RunDone of a window that is not running");
   const std::vector<Page*> pages = std::move(window->pages);
   windows.erase(window);
+  it->second->in_flight -= pages.size();
   for (Page* page : pages) Unhold(*page);
 }
 
@@ -156,7 +157,8 @@ Status Pager::Impl::Lease(wire::ExtentId id) {
   }
   if (extent->spec.evictable) {
     if (shares_stale) RecomputeShares();
-    const std::uint64_t wanted = job.leased + extent->spec.pages + config.window_pages;
+    const std::uint64_t leased = job.leased + extent->spec.pages;
+    const std::uint64_t wanted = leased + std::min<std::uint64_t>(config.window_pages, job.pages - leased);
     if (wanted > job.share) {
       return {Code::kFull, "the lease exceeds the job's reserve, its share less one window, by " +
                                Bytes(wanted - job.share) + "; ask for a request instead"};

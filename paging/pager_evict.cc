@@ -210,14 +210,15 @@ void Pager::Impl::TrimJob(Job& job) {
   ShrinkLeases(job);
 }
 
-// A job's leases never keep it from having one window besides.
+// A job's leases never keep it from having one window of its other pages besides.
 void Pager::Impl::ShrinkLeases(Job& job) {
   if (job.leased == 0) return;
   std::uint64_t kept = 0;
   for (const Extent* extent : job.extents) {
     if (extent->leased && !extent->revoking && extent->spec.evictable) kept += extent->spec.pages;
   }
-  while (kept + std::min<std::uint64_t>(config.window_pages, job.pages) > job.share) {
+  while (kept + std::min<std::uint64_t>(config.window_pages, job.pages - std::min(job.pages, kept)) >
+         job.share) {
     Extent* extent = OldestLease(job);
     if (extent == nullptr) return;
     kept -= extent->spec.pages;

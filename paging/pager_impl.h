@@ -47,13 +47,17 @@ struct Pager::Impl {
   // ---- pager_requests.cc
   wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
   void Advance();  // everything that requests can do now
+  struct Pace {
+    std::uint64_t stride = 1;     // pages that one window may bring in
+    std::uint64_t under_way = 1;  // pages of all acquired windows before which no more may be brought in
+  };
   void ServeFront(Job& job, bool may_acquire);
   bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
-  bool AcquireWindow(Job& job, Request& request, std::uint64_t stride);
-  [[nodiscard]] Window CutWindow(const Job& job, Request& request, std::uint64_t stride, std::uint64_t* need);
+  bool AcquireWindow(Job& job, Request& request, Pace pace);
+  [[nodiscard]] Window CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need);
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
-  [[nodiscard]] std::uint64_t Stride(const Job& job) const;  // pages a window may bring in
+  [[nodiscard]] Pace PaceOf(const Job& job) const;
   [[nodiscard]] bool NeedsFrame(const Page& page) const;
   void Prefetch(Job& job, Request& request);
   bool PrefetchPage(Job& job, Page& page);

@@ -74,7 +74,7 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
       if (may_acquire) Prefetch(job, request);
     } else {
       HandOutRuns(request);
-      while (may_acquire && AcquireWindow(job, request, Stride(job))) HandOutRuns(request);
+      while (may_acquire && AcquireWindow(job, request, PaceOf(job))) HandOutRuns(request);
     }
     if (!RetireFront(job)) return;
   }
@@ -105,18 +105,20 @@ std::uint64_t Pager::Impl::Room(const Job& job, const Request& request) const {
   return request.windows.empty() ? std::max<std::uint64_t>(1, room) : room;
 }
 
-// Pages that one window may bring in. While a job streams, `windows_in_flight` windows of this size are on
-// their way in, running, or on their way out, and keep nothing for the next step. Of P pages visited in turn
-// with C frames, a step moves about (P - C) P / (P - d) pages in when d frames are on their way: so d is
-// chosen such that streaming costs at most one window more than the optimum, P - C.
-std::uint64_t Pager::Impl::Stride(const Job& job) const {
+// How far ahead a job may reach. While it streams, pages on their way in, running, or on their way out keep
+// nothing for the next step: of P pages visited in turn with C frames, a step moves about (P - C) P / (P - d)
+// pages in when d are under way. So d is chosen such that streaming costs about half a window more than the
+// optimum, P - C (single steps vary around that), but never less than a window, if the job has that many
+// frames; and a window brings in as many pages as let `windows_in_flight` windows fit d.
+Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t window = config.window_pages;
-  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
-  if (job.pages <= frames_had) return window;
   const std::uint64_t in_flight = config.windows_in_flight;
-  const std::uint64_t affordable = window * job.pages / (job.pages - frames_had);
-  const std::uint64_t on_their_way = std::min({affordable, in_flight * window, frames_had});
-  return std::clamp<std::uint64_t>(on_their_way / in_flight, 1, window);
+  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
+  if (job.pages <= frames_had) return {window, in_flight * window};
+  const std::uint64_t affordable = window * job.pages / (2 * (job.pages - frames_had) + window);
+  const std::uint64_t under_way = std::min({std::max(affordable, window), in_flight * window, frames_had});
+  const std::uint64_t stride = std::clamp<std::uint64_t>(under_way / in_flight, 1, window);
+  return {stride, stride * in_flight};
 }
 
 // Whether holding `page` takes a frame more than its job has settled for.
@@ -135,18 +137,18 @@ bool Pager::Impl::NeedsFrame(const Page& page) const {
          (page.undefined || frames.segments()[page.frame / config.segment_frames].draining);
 }
 
-// The next pages in order that make up a window: of one pool, none twice, at most `stride` missing. Empty:
-// nothing may be acquired now.
-Window Pager::Impl::CutWindow(const Job& job, Request& request, std::uint64_t stride, std::uint64_t* need) {
+// The next pages in order that make up a window: of one pool, none twice, at most `pace.stride` missing.
+// Empty: nothing may be acquired now.
+Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need) {
   Window window;
   window.start = request.cursor;
   window.number = request.next_window;
   const bool first = request.windows.empty();
   const bool streams = job.pages > job.share;
   const std::uint64_t room = Room(job, request);
-  const std::uint64_t most =
-      streams ? std::clamp<std::uint64_t>(job.share / config.windows_in_flight, stride, config.window_pages)
-              : config.window_pages;
+  const std::uint64_t most = streams ? std::clamp<std::uint64_t>(job.share / config.windows_in_flight,
+                                                                 pace.stride, config.window_pages)
+                                     : config.window_pages;
   std::uint64_t newly_held = 0;
   const std::uint32_t mark = ++last_mark;
   while (!request.at_end() && window.pages.size() < most) {
@@ -155,8 +157,10 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, std::uint64_t st
     if (!window.pages.empty() && page.extent->pool != window.pages.front()->extent->pool) break;
     const bool counts = page.extent->spec.evictable && page.holds == 0;
     const bool missing = NeedsFrame(page);
-    if (missing && *need >= stride) break;
-    if ((counts && newly_held >= room) || (missing && request.windows.size() >= config.windows_in_flight)) {
+    if (missing && *need >= pace.stride) break;
+    const bool too_far = request.windows.size() >= config.windows_in_flight ||
+                         request.in_flight + window.pages.size() >= pace.under_way;
+    if ((counts && newly_held >= room) || (missing && too_far && !first)) {
       if (first) break;
       request.cursor = window.start;
       window.pages.clear();
@@ -172,10 +176,10 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, std::uint64_t st
   return window;
 }
 
-bool Pager::Impl::AcquireWindow(Job& job, Request& request, std::uint64_t stride) {
+bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
   std::uint64_t need = 0;
-  Window window = CutWindow(job, request, stride, &need);
+  Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
   const std::vector<Page*> lacking = [&] {
     std::vector<Page*> pages;
@@ -190,13 +194,14 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, std::uint64_t stride
     for (Page* page : window.pages) Unhold(*page);
     request.cursor = window.start;
     const bool first = request.windows.empty();
-    if (first && stride > 1 && short_of_least) return AcquireWindow(job, request, 1);
+    if (first && pace.stride > 1 && short_of_least) return AcquireWindow(job, request, {1, 1});
     if (first && got == Procured::kShort && job.waiting_since == 0) job.waiting_since = decisions;
     return false;
   }
   job.waiting_since = 0;
   for (Page* page : lacking) Promise(*page);
   ++request.next_window;
+  request.in_flight += window.pages.size();
   request.windows.push_back(std::move(window));
   return true;
 }
@@ -238,6 +243,7 @@ void Pager::Impl::GiveUpWindows(Request& request) {
     for (Page* page : window.pages) Unhold(*page);
     request.cursor = window.start;
     request.next_window = window.number;
+    request.in_flight -= window.pages.size();
     request.windows.pop_back();
   }
 }

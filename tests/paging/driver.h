@@ -113,6 +113,17 @@ class Driver {
   [[nodiscard]] std::size_t segments() const { return segments_.size(); }
   [[nodiscard]] std::size_t outstanding_stores() const { return stores_.size(); }
   [[nodiscard]] std::size_t outstanding_loads() const { return loads_.size(); }
+  [[nodiscard]] std::size_t outstanding_runs() const {
+    std::size_t sum = 0;
+    for (const auto& [job, queue] : runs_) sum += queue.size();
+    return sum;
+  }
+  // Every request of the job has ended.
+  [[nodiscard]] bool idle(wire::JobId job) const {
+    return std::all_of(owner_.begin(), owner_.end(), [&](const auto& each) {
+      return each.second != job.value || finished.count(each.first);
+    });
+  }
   std::mt19937_64& rng() { return rng_; }
 
  private:
@@ -182,8 +193,9 @@ class Driver {
     Disown(Of(drop.frame), drop.page);
     ++dropped;
     if (drop.reason == Reason::kClosing) return;
-    if (model_.count(drop.page)) {
-      EXPECT_EQ(host_[pager.HostFrameOf(drop.page)], model_[drop.page]) << "a lost write";
+    const std::uint64_t host_frame = pager.HostFrameOf(drop.page);
+    if (model_.count(drop.page) && host_frame != ~0ULL) {  // ~0: its extent was removed meanwhile
+      EXPECT_EQ(host_[host_frame], model_[drop.page]) << "a lost write";
     }
   }
   void TakeStore(const StoreAction& store) {

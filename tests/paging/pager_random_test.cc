@@ -124,7 +124,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
 
 TEST_P(RandomOperations, KeepContentAndInvariants) {
   d.check_budget = false;
-  for (int i = 0; i < 6000 && !HasFailure(); ++i) {
+  for (int i = 0; i < 5000 && !HasFailure(); ++i) {
     const std::uint64_t what = Below(100);
     if (what < 3) {
       AddSomething();
@@ -166,7 +166,7 @@ constexpr Machine kMachines[] = {
 };
 
 INSTANTIATE_TEST_SUITE_P(Machines, RandomOperations,
-                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 7)),
+                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 5)),
                          [](const auto& at) {
                            return std::string(std::get<0>(at.param).name) + "Seed" +
                                   std::to_string(std::get<1>(at.param));

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "client/wire/ids.h"
 #include "client/wire/unique_fd.h"
@@ -19,7 +20,11 @@ struct Connection {
   const wire::UniqueFd socket;
   const Peer peer;
   wire::SessionId session;  // dispatcher thread; none before hello and after the end
-  wire::UniqueFd pidfd;     // dispatcher thread hands it over before it is watched
+  bool greeted = false;     // dispatcher thread: hello was accepted once, which is all a connection gets
+
+  std::mutex watch;      // guards the two below: a hello and the loss of its connection may cross
+  wire::UniqueFd pidfd;  // of the client; watched by the listener until the connection is lost
+  bool lost = false;
 
   // Both threads: no more traffic; the listener then sees the hang-up.
   void HangUp() const { ::shutdown(socket.get(), SHUT_RDWR); }

@@ -96,8 +96,8 @@ Status Control::Answered(Call& call) {
 Status Control::Hello(Call& call) {
   wire::HelloBody body;
   if (!wire::ReadBody(call.packet, body)) return WrongSize();
-  if (call.session != nullptr || call.connection->session) {
-    return {Code::kAlreadyExists, "this connection has said hello already."};
+  if (call.connection->greeted) {
+    return {Code::kAlreadyExists, "this connection has said hello already. Hint: connect anew."};
   }
   if (call.packet.fd_count > 1) return {Code::kInvalidArgument, "hello carries at most one fd, the pidfd."};
   wire::Result<Session*> opened = lifecycle_.Open(call.connection->peer, body);
@@ -110,6 +110,7 @@ Status Control::Hello(Call& call) {
     return watched;
   }
   call.connection->session = session.identity().id;
+  call.connection->greeted = true;
   const Job& job = *core_.registry.FindJob(session.identity().job);
   wire::ReplyBody& reply = call.answer.body;
   reply.values[0] = session.identity().id.value;
@@ -132,8 +133,7 @@ Status Control::TakePidfd(Call& call, Session& session) {
   if (!IsPidfd(call.packet.fds[0].get())) {
     return {Code::kInvalidArgument, "the fd that came with hello is not a pidfd."};
   }
-  call.connection->pidfd = std::move(call.packet.fds[0]);
-  return hooks_.watch(call.connection);
+  return hooks_.watch(call.connection, std::move(call.packet.fds[0]));
 }
 
 Status Control::Detach(Call& call) {

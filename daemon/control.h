@@ -19,9 +19,8 @@ class Control {
  public:
   // What happens outside: the listener watches a client's pidfd; the daemon drains.
   struct Hooks {
-    std::function<wire::Status(const ConnectionRef&)> watch = [](const ConnectionRef&) {
-      return wire::Status();
-    };
+    std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)> watch =
+        [](const ConnectionRef&, wire::UniqueFd) { return wire::Status(); };
     std::function<void()> drain = [] {};
   };
 

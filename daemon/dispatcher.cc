@@ -56,7 +56,9 @@ void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet
   Session* session = core_.registry.FindSession(connection->session);
   if (session == nullptr) return;
   connections_[connection->session] = connection;
-  static_cast<void>(AddToEpoll(epoll_.get(), session->request_bell()));
+  if (!session->WatchBell(epoll_.get())) {
+    tasks_.FailSession(*session, {Code::kOutOfMemory, "no memory to watch a session's bell."});
+  }
   next_expiry_ns_ = 0;
   sessions_changed_(core_.registry.sessions().size());
 }
@@ -107,8 +109,11 @@ int Dispatcher::DoWork() {
   ReapSessions();
   const std::uint64_t now_ns = core_.clock.NowNs();
   if (next_expiry_ns_ <= now_ns) {
-    lifecycle_.Expire(now_ns);
+    const int expired = lifecycle_.Expire(now_ns);
     for (const wire::SessionId dead : lifecycle_.TakeDead()) lifecycle_.Close(dead, false);
+    // Work, or Run would sleep over the frames that came free and the sessions to be reaped.
+    if (expired > 0) tasks_.Touch();
+    work += expired;
     next_expiry_ns_ = lifecycle_.NextDeadlineNs().value_or(~std::uint64_t{0});
   }
   return work;
@@ -135,7 +140,7 @@ void Dispatcher::Sleep() {
   // Pairs with the client's fence between its push and its look at daemon_sleeps.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   bool work = false;
-  for (const auto& [id, session] : core_.registry.sessions()) work = work || session->HasRequests();
+  for (const auto& [id, session] : core_.registry.sessions()) work = work || session->CanTakeRequests();
   std::array<epoll_event, 32> events{};
   const int timeout_ms = work ? 0 : SleepMs(core_.clock.NowNs());
   const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);

@@ -51,23 +51,22 @@ class Dispatcher {
  private:
   Dispatcher(const Settings& settings, kernels::Device& device, const Clock& clock, wire::UniqueFd bell,
              wire::UniqueFd epoll)
-      : core_(settings, device, clock), mailbox_(std::move(bell)), epoll_(std::move(epoll)) {}
+      : epoll_(std::move(epoll)), core_(settings, device, clock), mailbox_(std::move(bell)) {}
 
   int ServeSessions();
   void ReapSessions();
   void Sleep();
   [[nodiscard]] int SleepMs(std::uint64_t now_ns) const;
-  void WatchBells();
   void CheckDevice();
   void EndSessions();
 
+  wire::UniqueFd epoll_;  // first: the sessions in core_ take their bells out of it
   Core core_;
   Leases leases_{core_};
   Lifecycle lifecycle_{core_, leases_};
   Tasks tasks_{core_, leases_};
   Control control_{core_, leases_, lifecycle_, tasks_};
   Mailbox mailbox_;
-  wire::UniqueFd epoll_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
   std::uint64_t next_expiry_ns_ = 0;

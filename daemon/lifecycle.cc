@@ -136,7 +136,7 @@ void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {
   core_.registry.RemoveJob(id);
 }
 
-void Lifecycle::Expire(std::uint64_t now_ns) {
+int Lifecycle::Expire(std::uint64_t now_ns) {
   std::vector<wire::JobId> over;
   for (const auto& [id, job] : core_.registry.jobs()) {
     if (job.linger_until_ns != 0 && job.linger_until_ns <= now_ns) over.push_back(id);
@@ -159,6 +159,7 @@ void Lifecycle::Expire(std::uint64_t now_ns) {
       dead_.push_back(id);
     }
   }
+  return static_cast<int>(over.size() + dead_.size());
 }
 
 std::optional<std::uint64_t> Lifecycle::NextDeadlineNs() const {

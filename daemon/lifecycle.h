@@ -35,7 +35,8 @@ class Lifecycle {
   [[nodiscard]] wire::Status CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const;
 
   // ---- time. Kept arenas whose time is over go; clients without a pidfd whose heartbeat stopped are dead.
-  void Expire(std::uint64_t now_ns);
+  // Returns how many of both there were.
+  int Expire(std::uint64_t now_ns);
   // When Expire should be called next; none when nothing waits for time.
   [[nodiscard]] std::optional<std::uint64_t> NextDeadlineNs() const;
   // Sessions that Expire found dead since the last call.

@@ -121,10 +121,15 @@ Status Listener::Bind() {
   return {};
 }
 
-Status Listener::Watch(const ConnectionRef& connection) {
+Status Listener::Watch(const ConnectionRef& connection, wire::UniqueFd pidfd) {
   const auto tag = static_cast<std::uint64_t>(connection->socket.get()) | kPidfdBit;
-  if (AddToEpoll(epoll_.get(), connection->pidfd.get(), tag)) return {};
-  return Errno(Code::kInvalidArgument, "the fd that came as a pidfd cannot be watched", "");
+  const std::lock_guard<std::mutex> lock(connection->watch);
+  if (connection->lost) return {};
+  if (!AddToEpoll(epoll_.get(), pidfd.get(), tag)) {
+    return Errno(Code::kInvalidArgument, "the fd that came as a pidfd cannot be watched", "");
+  }
+  connection->pidfd = std::move(pidfd);
+  return {};
 }
 
 void Listener::StopAccepting() {
@@ -192,7 +197,12 @@ void Listener::Read(const ConnectionRef& connection) {
 void Listener::Lose(const ConnectionRef& connection) {
   const int fd = connection->socket.get();
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
-  if (connection->pidfd) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->pidfd.get(), nullptr);
+  {
+    const std::lock_guard<std::mutex> lock(connection->watch);
+    connection->lost = true;
+    // The client may hold the pidfd too: closing ours alone would not end the watch.
+    if (connection->pidfd) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->pidfd.get(), nullptr);
+  }
   connection->HangUp();
   connections_.erase(fd);
   events_.lost(connection);

@@ -40,8 +40,9 @@ class Listener {
   [[nodiscard]] static wire::Result<std::unique_ptr<Listener>> Start(const ListenerOptions& options,
                                                                      ListenerEvents events);
 
-  // Any thread: the connection is lost too when the process behind its pidfd ends.
-  [[nodiscard]] wire::Status Watch(const ConnectionRef& connection);
+  // Any thread: the connection is lost too when the process behind `pidfd` ends. On a connection that is lost
+  // already the fd is only closed.
+  [[nodiscard]] wire::Status Watch(const ConnectionRef& connection, wire::UniqueFd pidfd);
   // Takes no new connections and removes the socket file; connections go on.
   void StopAccepting();
   void Stop();

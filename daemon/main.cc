@@ -140,7 +140,9 @@ class Daemon {
   void SetHooks() {
     Dispatcher* dispatcher = dispatcher_.get();
     Listener* listener = listener_.get();
-    dispatcher->control().SetHooks({[listener](const ConnectionRef& c) { return listener->Watch(c); },
+    dispatcher->control().SetHooks({[listener](const ConnectionRef& c, wire::UniqueFd pidfd) {
+                                      return listener->Watch(c, std::move(pidfd));
+                                    },
                                     [dispatcher] {
                                       spdlog::info("draining: no new sessions");
                                       dispatcher->Drain();

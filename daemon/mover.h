@@ -61,6 +61,7 @@ class Mover {
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number
   std::deque<Copy> copies_;
+  kernels::Event last_poison_;  // the newest fill; nothing it may write to is freed before it is done
 };
 
 }  // namespace bitpager::daemon

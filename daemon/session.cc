@@ -1,5 +1,6 @@
 #include "daemon/session.h"
 
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -47,7 +48,17 @@ Status Session::MapSegment() {
   return {};
 }
 
+bool Session::WatchBell(int epoll) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = request_bell_.get();
+  if (::epoll_ctl(epoll, EPOLL_CTL_ADD, request_bell_.get(), &event) != 0) return false;
+  epoll_ = epoll;
+  return true;
+}
+
 Session::~Session() {
+  if (epoll_ >= 0) ::epoll_ctl(epoll_, EPOLL_CTL_DEL, request_bell_.get(), nullptr);
   if (view_.base == nullptr) return;
   device_.UnshareWords(view_.base);
   ::munmap(view_.base, wire::kSegmentBytes);

@@ -70,6 +70,10 @@ class Session final : public SessionScope {
   // Takes new records into `pending`. False when the client wrote what no client writes.
   [[nodiscard]] bool TakeRequests();
   [[nodiscard]] bool HasRequests() const { return !requests_.Empty(); }
+  // TakeRequests would take some: a client that fills its rings must not keep the loop from sleeping.
+  [[nodiscard]] bool CanTakeRequests() const {
+    return HasRequests() && !closing && outstanding() < wire::kCompletionSlots;
+  }
   // Writes a completion and wakes the client. False when its ring is full or corrupt: end the session.
   [[nodiscard]] bool Complete(const wire::CompletionRecord& completion);
   // The head of `pending` may start: the client says that its inputs are ready.
@@ -77,6 +81,10 @@ class Session final : public SessionScope {
   // Tells the client that its session is over; later calls change nothing.
   void Fail(wire::Code code);
   [[nodiscard]] bool failed() const { return failed_; }
+
+  // Has `epoll` watch the request bell until the session ends: its client holds the bell too, so closing ours
+  // would not end the watch, and a later fd of the same number would be taken for the bell.
+  [[nodiscard]] bool WatchBell(int epoll);
 
   // Doorbell protocol: Sleep, look at the rings once more, wait on the bell, Wake.
   void AnnounceSleep(bool sleeping);
@@ -112,6 +120,7 @@ class Session final : public SessionScope {
   wire::UniqueFd segment_fd_;
   wire::UniqueFd request_bell_;
   wire::UniqueFd completion_bell_;
+  int epoll_ = -1;  // that watches request_bell_; outlives the session
   wire::SegmentView view_;
   wire::RingConsumer<wire::RequestRecord> requests_;
   wire::RingProducer<wire::CompletionRecord> completions_;

@@ -66,8 +66,9 @@ def test_matches_golden(golden, session, case, dtype, count):
         if f"{key}.step{step}.p" not in tensors:
             continue
         if step == 1:
-            scale = tensors[f"{key}.p0"].float().abs().clamp_min(settings["lr"])  # the update rounds at its own size
-            assert roundings(p.detach(), tensors[f"{key}.step{step}.p"], scale) <= 1
+            scale = tensors[f"{key}.p0"].float().abs().clamp_min(settings["lr"])
+            # One rounding of the update, at its own size, and one of the sum.
+            assert roundings(p.detach(), tensors[f"{key}.step{step}.p"], scale) <= 2
         else:
             assert torch.allclose(p.detach().float(), tensors[f"{key}.step{step}.p"].float(), rtol=1e-2, atol=2e-5)
         ours = tensors_of(optimizer)

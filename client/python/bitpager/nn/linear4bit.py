@@ -51,11 +51,6 @@ class _FourBitProduct(torch.autograd.Function):
         return grad_x, grad_bias, None
 
 
-@_eager
-def _product(x, bias, pages):
-    return _FourBitProduct.apply(x, bias, pages)
-
-
 class Linear4bit(torch.nn.Linear):
     """A linear layer with a frozen 4-bit weight.
 
@@ -167,6 +162,7 @@ class Linear4bit(torch.nn.Linear):
         """The weight as a float tensor of shape [out_features, in_features]."""
         return self.weight.pages.dequantize() if self.is_quantized else self.weight.detach()
 
+    @_eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + bias, computed in compute_dtype, in x's dtype; gradients reach x and bias."""
         if not self.is_quantized:
@@ -174,7 +170,7 @@ class Linear4bit(torch.nn.Linear):
         if self.compute_dtype is None:
             self.compute_dtype = x.dtype
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        return _product(x.to(self.compute_dtype), bias, self.weight.pages).to(x.dtype)
+        return _FourBitProduct.apply(x.to(self.compute_dtype), bias, self.weight.pages).to(x.dtype)
 
     def extra_repr(self) -> str:
         """torch.nn.Linear's, and the kind of quantization."""

@@ -93,8 +93,7 @@ class FourBitParameter(torch.nn.Parameter):
 
     def __new__(cls, data=None, pages=None, quant_storage=torch.uint8):
         if pages is not None:
-            rows = packed_bytes(pages.elements, quant_storage) // torch.empty(0, dtype=quant_storage).element_size()
-            data = torch.zeros(1, dtype=quant_storage).expand(rows, 1)
+            data = _placeholder(pages.elements, quant_storage)
         elif data is None:
             data = torch.empty(0)
         self = torch.Tensor._make_subclass(cls, data, False)
@@ -147,6 +146,13 @@ class FourBitParameter(torch.nn.Parameter):
                     "layer.quantize_(tensor), or load a state dict."
                 )
             return func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
+
+
+def _placeholder(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the packed shape over one element of memory. Not a view: torch.compile asks views for their base."""
+    one = torch.zeros(1, dtype=dtype)
+    rows = packed_bytes(elements, dtype) // one.element_size()
+    return torch.empty(0, dtype=dtype).set_(one.untyped_storage(), 0, (rows, 1), (0, 1))
 
 
 def _is_metadata(func, name: str) -> bool:

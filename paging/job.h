@@ -33,7 +33,7 @@ struct Request {
   wire::RequestId id;
   Job* job = nullptr;
   RequestSpec spec;
-  std::uint64_t visits = 0;  // pages of all ranges together
+  std::vector<Extent*> extents;  // of each range; valid while the cursor is not at the end
   Cursor cursor;             // first page not in any window yet
   std::deque<Window> windows;
   std::uint64_t next_window = 0;

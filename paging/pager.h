@@ -89,7 +89,8 @@ struct LoadAction {
   PageRef page;
   FrameRef frame;
   std::uint64_t host_frame = 0;
-  bool zero = false;  // never written: nothing to copy, the frame's content is undefined
+  bool zero = false;  // never written, or about to be overwritten whole: nothing to copy, content undefined;
+                      // LoadDone is reported all the same
 };
 struct StoreAction {
   PageRef page;
@@ -132,7 +133,8 @@ struct Actions {
   std::vector<LoadAction> loads;
   std::vector<RunAction> runs;
   std::vector<RevokeAction> revokes;
-  std::vector<wire::RequestId> finished;     // all runs done, reservation returned
+  std::vector<wire::RequestId> finished;     // all runs done, reservation returned; each request once,
+                                             // cancelled ones too
   [[nodiscard]] bool empty() const;
 };
 
@@ -186,7 +188,8 @@ class Pager {
   [[nodiscard]] wire::Status Lease(wire::ExtentId id);
   void LeaseReleased(wire::ExtentId id);
 
-  // ---- commands. Evict: pages of the job (all, or `frames` of them) leave as soon as nothing pins them.
+  // ---- commands. Evict: pages of the job (`frames` of them; 0: all that are there now) leave as soon as
+  // nothing pins them; leases are revoked when nothing else is left.
   void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
 
   // Decides everything that can be decided now, appended to `out`.
@@ -196,7 +199,9 @@ class Pager {
   void LoadDone(PageRef page);
   void StoreDone(PageRef page);
   void RunDone(wire::RequestId request, std::uint64_t window);
-  // The device refused a segment (kOutOfMemory): the budget shrinks to what exists; Pump goes on.
+  // The device refused a segment of the last Pump (kOutOfMemory), reported before the next one: the budget
+  // shrinks to what exists until SetDeviceFrames. The caller leaves out that Pump's loads into the segment and
+  // does not report them; nothing else of that Pump touches it.
   void SegmentRefused(std::uint32_t segment);
 
   // ---- reading.

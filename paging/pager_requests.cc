@@ -18,7 +18,7 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
   if (job == nullptr || job->closing) return Status(Code::kNotFound, "no such job");
   auto request = std::make_unique<Request>();
   for (const PageRange& range : spec.ranges) {
-    const Extent* extent = FindExtent(range.extent);
+    Extent* extent = FindExtent(range.extent);
     if (extent == nullptr || extent->zombie || extent->job != job) {
       return Status(Code::kNotFound,
                     "job '" + job->spec.name + "' has no extent " + std::to_string(range.extent.value));
@@ -29,7 +29,7 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
                                            std::to_string(range.count) + " of an extent of " +
                                            std::to_string(pages));
     }
-    request->visits += range.count;
+    request->extents.push_back(extent);
   }
   request->id = {++last_request};
   request->job = job;
@@ -94,7 +94,7 @@ bool Pager::Impl::RetireFront(Job& job) {
 
 Page* Pager::Impl::PageAt(const Request& request) const {
   const PageRange& range = request.spec.ranges[request.cursor.range];
-  return &FindExtent(range.extent)->pages[range.first + request.cursor.offset];
+  return &request.extents[request.cursor.range]->pages[range.first + request.cursor.offset];
 }
 
 // Frames that the pages of further windows may add to what is held: a job never holds more than its share, so

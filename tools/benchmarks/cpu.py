@@ -71,14 +71,20 @@ def _four_bit(setting: Setting) -> list[Row]:
         if not check < 0.12:  # NF4's mean error for normal values is 9% at block 64
             raise RuntimeError(f"dequantized values are {100 * check:.0f}% off: not worth timing")
         private = torch.empty_like(source)
-        leased = median_ms(lambda: None, lambda: weight.dequantize(out=private, path="lease"))
+        try:
+            leased = median_ms(lambda: None, lambda: weight.dequantize(out=private, path="lease"))
+        except (bitpager.BusyError, bitpager.NotResidentError) as error:
+            print(f"no figure for the lease path: {error}")
+            leased = None
     peer_quantize, peer_dequantize = _peer_four_bit(setting, source)
     name = "bitsandbytes" if setting.peer is not None else None
-    return [
+    rows = [
         Row(work.format("quantize", "request"), "ms", quantized, peer_quantize, name, limit),
         Row(work.format("dequantize", "request"), "ms", requested, peer_dequantize, name, limit),
-        Row(work.format("dequantize", "lease"), "ms", leased, peer_dequantize, name, limit),
     ]
+    if leased is not None:
+        rows.append(Row(work.format("dequantize", "lease"), "ms", leased, peer_dequantize, name, limit))
+    return rows
 
 
 def _peer_four_bit(setting: Setting, source: torch.Tensor) -> tuple[float | None, float | None]:

@@ -502,6 +502,23 @@ def test_recorded_bitsandbytes_checkpoint_goes_on(session, kind):
         assert torch.allclose(ps[i], tensors[f"after.{i}"], atol=2e-6), (kind, i)
 
 
+@pytest.mark.parametrize("name", ["AdamW8bit", "Adam32bit", "Lion8bit"])
+def test_bitsandbytes_goes_on_from_our_checkpoint(session, name):
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(5)
+    ours = [torch.nn.Parameter(torch.randn(5000)), torch.nn.Parameter(torch.randn(7, 3))]
+    one = getattr(optim, name)(ours, lr=1e-3, weight_decay=0.1, session=session)
+    random_steps(one, ours, 3, 1)
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    two = getattr(bnb.optim, name)(theirs, lr=1e-3, weight_decay=0.1)
+    two.load_state_dict(one.state_dict())
+    random_steps(one, ours, 2, 2)
+    random_steps(two, theirs, 2, 2)
+    for p, q in zip(ours, theirs):  # codes at near ties may differ by one, and then the next update a little
+        difference = (p - q).abs()
+        assert difference.max() < 1e-3 / 4 and (difference > 2e-6).sum() <= p.numel() // 200
+
+
 def test_grad_scaler_skips_and_clip_works(session):
     model = torch.nn.Linear(80, 80)
     optimizer = optim.AdamW8bit(model.parameters(), lr=1e-2, session=session)

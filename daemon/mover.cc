@@ -8,6 +8,9 @@ namespace {
 // Fills given-up frames, so that a use after eviction shows at once.
 constexpr int kPoisonByte = 0xA5;
 
+// Host memory given back at once: little enough that a store behind it waits a few ms at most.
+constexpr std::uint64_t kGiveBackBytes = 16U << 20;
+
 // The next action continues the copy that ends at (`device`, `host`).
 bool Continues(const std::byte* device_end, const std::byte* host_end, const std::byte* device,
                const std::byte* host) {
@@ -40,6 +43,7 @@ void Mover::Apply(const paging::Actions& actions) {
     segments_.erase(found);
   }
   AllocateSegments(actions.new_segments);
+  for (const paging::HostRun& run : actions.free_host) giving_back_[run.first] = run.count;
   Poison(actions.poison);
   Store(actions.stores);
   Load(actions.loads);
@@ -74,6 +78,9 @@ void Mover::Poison(const std::vector<paging::FrameRef>& frames) {
 
 void Mover::Store(const std::vector<paging::StoreAction>& stores) {
   const std::uint64_t page = pager_.config().page_bytes;
+  if (!giving_back_.empty()) {
+    for (const paging::StoreAction& store : stores) KeepHost(store.host_frame);
+  }
   for (std::size_t i = 0; i < stores.size();) {
     const std::byte* from = AddressOf(stores[i].frame);
     std::byte* to = HostAddress(stores[i].host_frame);
@@ -130,7 +137,7 @@ int Mover::Poll() {
     return true;
   };
   copies_.erase(std::remove_if(copies_.begin(), copies_.end(), done), copies_.end());
-  return reported;
+  return reported + GiveBackHost();
 }
 
 std::byte* Mover::AddressOf(paging::FrameRef frame) const {
@@ -153,8 +160,26 @@ const kernels::DeviceSegment* Mover::ExportedBy(int fd, paging::DomainId domain)
   return nullptr;
 }
 
-void Mover::DecommitHost(std::uint64_t first_frame, std::uint64_t frames) {
-  device_.DecommitHost(HostAddress(first_frame), frames * pager_.config().page_bytes);
+int Mover::GiveBackHost() {
+  if (giving_back_.empty() || !GivenBack()) return 0;
+  const std::uint64_t page = pager_.config().page_bytes;
+  const auto [first, count] = *giving_back_.begin();
+  const std::uint64_t piece = std::min(count, std::max<std::uint64_t>(1, kGiveBackBytes / page));
+  giving_back_.erase(giving_back_.begin());
+  if (piece < count) giving_back_[first + piece] = count - piece;
+  given_back_ = device_.DecommitHost(HostAddress(first), piece * page);
+  return 1;
+}
+
+void Mover::KeepHost(std::uint64_t frame) {
+  auto run = giving_back_.upper_bound(frame);
+  if (run == giving_back_.begin()) return;
+  --run;
+  const auto [first, count] = *run;
+  if (frame >= first + count) return;
+  giving_back_.erase(run);
+  if (frame > first) giving_back_[first] = frame - first;
+  if (frame + 1 < first + count) giving_back_[frame + 1] = first + count - frame - 1;
 }
 
 }  // namespace bitpager::daemon

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <unordered_map>
 #include <vector>
 
@@ -33,9 +34,7 @@ class Mover {
   [[nodiscard]] const kernels::DeviceSegment* SegmentOf(paging::FrameRef frame) const;
   // The segment of a share domain whose exported fd is `fd`; null when there is none.
   [[nodiscard]] const kernels::DeviceSegment* ExportedBy(int fd, paging::DomainId domain) const;
-  // The physical memory of these host frames goes back to the system; no copy may be using them.
-  void DecommitHost(std::uint64_t first_frame, std::uint64_t frames);
-  [[nodiscard]] bool idle() const { return copies_.empty(); }
+  [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
 
  private:
   struct Segment {
@@ -49,6 +48,11 @@ class Mover {
   };
 
   void AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
+  // Host memory of frames that are nobody's goes back to the system piece by piece, behind other stores.
+  int GiveBackHost();
+  [[nodiscard]] bool GivenBack() const { return given_back_.sequence == 0 || device_.Done(given_back_); }
+  // Host frame `frame` is in use again before it was given back.
+  void KeepHost(std::uint64_t frame);
   void Poison(const std::vector<paging::FrameRef>& frames);
   void Store(const std::vector<paging::StoreAction>& stores);
   void Load(const std::vector<paging::LoadAction>& loads);
@@ -61,6 +65,8 @@ class Mover {
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number
   std::deque<Copy> copies_;
+  std::map<std::uint64_t, std::uint64_t> giving_back_;  // runs of host frames to give back: first -> count
+  kernels::Event given_back_;                           // the piece under way
   kernels::Event last_poison_;  // the newest fill; nothing it may write to is freed before it is done
 };
 

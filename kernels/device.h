@@ -88,8 +88,9 @@ class Device {
                                                                     std::uint32_t domain) = 0;
   virtual void FreeSegment(std::uint32_t segment_id) = 0;
   [[nodiscard]] virtual wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) = 0;
-  // Gives the physical memory of a host range back to the system; its content is lost.
-  virtual void DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
+  // Gives the physical memory of a host range back to the system, behind what Queue::kStore holds; its content
+  // is lost.
+  virtual Event DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
 
   // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
   // is being quantized. Null when there is none left.

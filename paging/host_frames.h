@@ -5,13 +5,9 @@
 #include <map>
 #include <vector>
 
-namespace bitpager::paging {
+#include "paging/pager.h"
 
-// Frames [first, first + count).
-struct HostRun {
-  std::uint64_t first = 0;
-  std::uint64_t count = 0;
-};
+namespace bitpager::paging {
 
 // Hands out host frames in runs as long as possible, so that the frames of a window lie side by side and
 // move in one copy.

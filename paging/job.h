@@ -34,11 +34,11 @@ struct Request {
   Job* job = nullptr;
   RequestSpec spec;
   std::vector<Extent*> extents;  // of each range; valid while the cursor is not at the end
-  Cursor cursor;             // first page not in any window yet
+  Cursor cursor;                 // first page not in any window yet
   std::deque<Window> windows;
   std::uint64_t next_window = 0;
   std::uint64_t in_flight = 0;  // pages of all windows together
-  std::vector<Page*> coming;  // prefetch: claimed or loading for it
+  std::vector<Page*> coming;    // prefetch: claimed or loading for it
   bool started = false;
   bool cancelled = false;
 

@@ -23,8 +23,9 @@ void Broken(const char* what) {
 }
 
 bool Actions::empty() const {
-  return free_segments.empty() && new_segments.empty() && drops.empty() && poison.empty() && stores.empty() &&
-         loads.empty() && runs.empty() && revokes.empty() && finished.empty();
+  return free_segments.empty() && new_segments.empty() && free_host.empty() && drops.empty() &&
+         poison.empty() && stores.empty() && loads.empty() && runs.empty() && revokes.empty() &&
+         finished.empty();
 }
 
 Pager::Impl::Impl(const PagerConfig& c)
@@ -52,6 +53,7 @@ void Pager::Impl::Pump(Actions& out) {
   MoveTo(out.loads, pending.loads);
   MoveTo(out.runs, pending.runs);
   MoveTo(out.revokes, pending.revokes);
+  MoveTo(out.free_host, pending.free_host);
   MoveTo(out.finished, pending.finished);
 }
 

@@ -33,13 +33,19 @@ enum class Policy : std::uint8_t { kScanAware, kLru, kClock };
 
 struct PagerConfig {
   std::uint64_t page_bytes = 2U << 20;
-  std::uint64_t device_frames = 0;     // device budget
-  std::uint64_t host_frames = 0;       // host budget: committed at admission, one frame for each page
-  std::uint32_t segment_frames = 1;    // frames in a segment
-  std::uint32_t window_pages = 8;      // pages that one run touches at most
-  std::uint32_t windows_in_flight = 3; // load, step, write-back
+  std::uint64_t device_frames = 0;      // device budget
+  std::uint64_t host_frames = 0;        // host budget: committed at admission, one frame for each page
+  std::uint32_t segment_frames = 1;     // frames in a segment
+  std::uint32_t window_pages = 8;       // pages that one run touches at most
+  std::uint32_t windows_in_flight = 3;  // load, step, write-back
   Policy policy = Policy::kScanAware;
-  bool poison = false;                 // ask for given-up frames to be poisoned
+  bool poison = false;  // ask for given-up frames to be poisoned
+};
+
+// Host frames [first, first + count).
+struct HostRun {
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
 };
 
 // The least device frames a job keeps: one window, or all its pages if it has fewer.
@@ -54,7 +60,7 @@ struct ExtentSpec {
   wire::JobId job;
   wire::ExtentKind kind = wire::ExtentKind::kOptimizerState;
   std::uint64_t pages = 0;
-  bool evictable = true;             // false: device frames are committed at admission
+  bool evictable = true;  // false: device frames are committed at admission
   DomainId domain = kPrivateDomain;
 };
 
@@ -110,9 +116,9 @@ struct RunPage {
 };
 struct RunAction {
   wire::RequestId request;
-  std::uint64_t window = 0;      // counts from 0 within the request
-  std::vector<RunPage> pages;    // resident and pinned until RunDone
-  bool last = false;             // the request's last window
+  std::uint64_t window = 0;    // counts from 0 within the request
+  std::vector<RunPage> pages;  // resident and pinned until RunDone
+  bool last = false;           // the request's last window
 };
 struct RevokeAction {  // ask the lease holders of this extent to let go; report with LeaseReleased
   wire::ExtentId extent;
@@ -127,30 +133,31 @@ struct SegmentRequest {
 struct Actions {
   std::vector<std::uint32_t> free_segments;  // first: give these back
   std::vector<SegmentRequest> new_segments;  // then allocate these, before any load below
+  std::vector<HostRun> free_host;            // no extent's any more; give back before any store below
   std::vector<DropAction> drops;
-  std::vector<FrameRef> poison;              // frames given up (when configured); fill before any reuse
+  std::vector<FrameRef> poison;  // frames given up (when configured); fill before any reuse
   std::vector<StoreAction> stores;
   std::vector<LoadAction> loads;
   std::vector<RunAction> runs;
   std::vector<RevokeAction> revokes;
-  std::vector<wire::RequestId> finished;     // all runs done, reservation returned; each request once,
-                                             // cancelled ones too
+  std::vector<wire::RequestId> finished;  // all runs done, reservation returned; each request once,
+                                          // cancelled ones too
   [[nodiscard]] bool empty() const;
 };
 
 struct JobUsage {
   std::string name;
   std::uint64_t pages = 0;
-  std::uint64_t resident_frames = 0;   // device frames held, Loading and Evicting included
+  std::uint64_t resident_frames = 0;  // device frames held, Loading and Evicting included
   std::uint64_t leased_frames = 0;
-  std::uint64_t host_frames = 0;       // committed
+  std::uint64_t host_frames = 0;  // committed
   std::uint64_t dirty_pages = 0;
   std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
   std::uint64_t pages_by_kind[2] = {0, 0};
-  std::uint64_t loaded_pages = 0;      // copies to the device since the job came
-  std::uint64_t stored_pages = 0;      // copies to the host
+  std::uint64_t loaded_pages = 0;  // copies to the device since the job came
+  std::uint64_t stored_pages = 0;  // copies to the host
   std::uint64_t dropped_pages = 0;
-  std::uint64_t share_frames = 0;      // fair share now
+  std::uint64_t share_frames = 0;  // fair share now
 };
 }  // namespace bitpager::paging
 
@@ -167,8 +174,8 @@ class Pager {
   // one window. Messages name the bytes missing.
   [[nodiscard]] wire::Status AddJob(wire::JobId id, const JobSpec& spec);
   [[nodiscard]] wire::Status SetJob(wire::JobId id, const JobSpec& spec);  // new limits; pages leave by Pump
-  void RemoveJob(wire::JobId id);  // its extents were removed before
-  [[nodiscard]] wire::Status SetDeviceFrames(std::uint64_t frames);  // new device budget (pressure)
+  void RemoveJob(wire::JobId id);                                          // its extents were removed before
+  [[nodiscard]] wire::Status SetDeviceFrames(std::uint64_t frames);        // new device budget (pressure)
 
   // ---- extents. Admission commits host frames for every page (evictable), or device frames (not evictable).
   [[nodiscard]] wire::Result<wire::ExtentId> AddExtent(const ExtentSpec& spec);
@@ -200,14 +207,14 @@ class Pager {
   void StoreDone(PageRef page);
   void RunDone(wire::RequestId request, std::uint64_t window);
   // The device refused a segment of the last Pump (kOutOfMemory), reported before the next one: the budget
-  // shrinks to what exists until SetDeviceFrames. The caller leaves out that Pump's loads into the segment and
-  // does not report them; nothing else of that Pump touches it.
+  // shrinks to what exists until SetDeviceFrames. The caller leaves out that Pump's loads into the segment
+  // and does not report them; nothing else of that Pump touches it.
   void SegmentRefused(std::uint32_t segment);
 
   // ---- reading.
   [[nodiscard]] std::optional<JobUsage> Usage(wire::JobId id) const;
   [[nodiscard]] PageState StateOf(PageRef page) const;
-  [[nodiscard]] std::optional<FrameRef> FrameOf(PageRef page) const;   // when resident
+  [[nodiscard]] std::optional<FrameRef> FrameOf(PageRef page) const;  // when resident
   [[nodiscard]] std::uint64_t HostFrameOf(PageRef page) const;
   [[nodiscard]] std::uint64_t free_frames() const;
   [[nodiscard]] std::uint64_t used_host_frames() const;

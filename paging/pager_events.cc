@@ -134,6 +134,7 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
   job.victims[extent.pool].Compact();
   if (extent.spec.evictable) {
     host.Give(extent.host);
+    pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
     job.host_frames -= extent.spec.pages;
   }
   std::erase(job.extents, &extent);

@@ -111,7 +111,9 @@ class CpuDevice final : public Device {
   [[nodiscard]] wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) override {
     return memory_.ReserveHost(bytes);
   }
-  void DecommitHost(std::byte* at, std::uint64_t bytes) override { CpuMemory::DecommitHost(at, bytes); }
+  Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
+    return Push(Queue::kStore, [at, bytes] { CpuMemory::DecommitHost(at, bytes); });
+  }
   [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
     return static_cast<std::byte*>(std::calloc(bytes == 0 ? 1 : bytes, 1));
   }

@@ -103,6 +103,7 @@ class FakeDaemon {
   std::map<std::uint64_t, Memory> buffers_;
   std::uint64_t last_buffer_ = 0;
   std::uint64_t last_extent_ = 100;
+  std::uint64_t turns_ = 0;
   std::atomic<std::uint64_t> requests_seen_{0};
   std::atomic<std::uint64_t> doorbells_{0};
   std::atomic<int> detaches_{0};

@@ -14,7 +14,8 @@ from .. import _lib, errors
 from ..session import default_session
 from . import interchange
 from .overrides import GlobalOptimManager
-from .registry import Registry, check_gradient, gradient_of, nonfinite_names
+from .registry import Registry, gradient_of, nonfinite_names, refuse_gradient
+from .request import GRAD_CODES, Request, settings_of
 
 try:  # torch.compile must not trace into ctypes
     from torch._compile import _disable_dynamo as _eager
@@ -106,7 +107,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in getattr(self, "_optimizer_load_state_dict_pre_hooks", {}).values():
             state_dict = hook(self, state_dict) or state_dict
-        places = _match_groups(self.param_groups, state_dict["param_groups"])
+        places = interchange.match_groups(self.param_groups, state_dict["param_groups"])
         loaded, rest = {}, {}
         for key, saved in state_dict["state"].items():
             parameter = places.get(key)
@@ -244,44 +245,49 @@ class BlockOptimizer(torch.optim.Optimizer):
             del self._pending[parameter]
 
     def _gather(self):
-        """{arena: (settings table, [(slot, parameter, gradient, index into the table)])} of this step."""
+        """{arena: Request} of this step."""
         self._flush()
+        stepped = []
+        for group_index, group in enumerate(self.param_groups):
+            for index, p in enumerate(group["params"]):
+                grad = p.grad
+                if grad is not None:
+                    if grad.layout is not torch.strided or grad.dtype not in GRAD_CODES or not grad.is_cpu:
+                        refuse_gradient(p, self._describe(p))
+                    stepped.append((group_index, index, p))
         slots = self._registry.slots
-        stepped = [
-            (group_index, index, p)
-            for group_index, group in enumerate(self.param_groups)
-            for index, p in enumerate(group["params"])
-            if p.grad is not None
-        ]
-        for _, _, p in stepped:
-            check_gradient(p, self._describe)
         if any(p not in slots and p.numel() for _, _, p in stepped):
             self._admit()
         manager = GlobalOptimManager.get_instance()
-        work = {}
+        plain = [settings_of(group, None) for group in self.param_groups]
+        requests = {}
         for group_index, index, p in stepped:
-            if not p.numel():
+            slot = slots.get(p)
+            if slot is None:  # without elements
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 continue
-            settings = _settings(self.param_groups[group_index], manager.settings_of(p, (group_index, index)))
-            slot = self._registry.locate(self.session, p)
-            table, items = work.setdefault(slot.arena, ({}, []))
-            place = table.setdefault(settings, len(table))
-            items.append((slot, p, gradient_of(p), place))
-        return work
+            self._registry.locate(self.session, p, slot)
+            override = manager.settings_of(p, (group_index, index))
+            settings = settings_of(self.param_groups[group_index], override) if override else plain[group_index]
+            request = requests.get(slot.arena)
+            if request is None:
+                request = requests[slot.arena] = Request()
+            request.add(slot, p, gradient_of(p), self.state[p], settings)
+        return requests
 
-    def _submit(self, work) -> None:
+    def _submit(self, requests) -> None:
         """One request for each arena. After an interrupt the step is finished first, so that all parameters are at the
         same step; a second one leaves at once."""
-        if not work:
+        if not requests:
             return
         self._step_count += 1
         interrupt, skipped_blocks, unknown = None, 0, False
-        for position, (arena, (table, items)) in enumerate(work.items()):
-            entries = self._entries(items)
-            self._count(items, 1)
+        for position, (arena, request) in enumerate(requests.items()):
+            request.count(1)
             try:
-                code, result = arena.step(entries, list(table), self._step_count, self.on_nonfinite == "propagate")
+                code, result = arena.step(
+                    request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate"
+                )
                 if code == _lib.NON_FINITE:
                     skipped_blocks += result.nonfinite_blocks
                 if code == _lib.INTERRUPTED:
@@ -293,43 +299,16 @@ class BlockOptimizer(torch.optim.Optimizer):
             except errors.DaemonLostError:
                 raise
             except errors.Error:
-                self._count(items, -1)
+                request.count(-1)
                 self._step_count -= 0 if position else 1
                 raise
         if interrupt is not None:
             raise interrupt
         if skipped_blocks or (unknown and self.on_nonfinite != "propagate"):
-            self._report_nonfinite(work, skipped_blocks)
+            self._report_nonfinite(requests, skipped_blocks)
 
-    def _count(self, items, change: int) -> None:
-        for _, p, _, _ in items:
-            self.state[p]["step"] = self.state[p].get("step", 0) + change
-
-    def _entries(self, items):
-        entries = []
-        for slot, p, gradient, group in items:
-            entries.append(
-                (
-                    slot.tensor,
-                    group,
-                    self.state[p].get("step", 0) + 1,
-                    slot.dtype,
-                    _GRAD_CODES[gradient.dtype],
-                    slot.buffer,
-                    slot.offset,
-                    slot.address,
-                    0,
-                    0,
-                    gradient.data_ptr(),
-                )
-            )
-        if any(a[0] >= b[0] for a, b in zip(entries, entries[1:])):
-            entries.sort(key=lambda entry: entry[0])
-        return entries
-
-    def _report_nonfinite(self, work, blocks) -> None:
-        parameters = [p for _, items in work.values() for _, p, _, _ in items]
-        names = nonfinite_names(parameters, self._describe)
+    def _report_nonfinite(self, requests, blocks) -> None:
+        names = nonfinite_names([p for r in requests.values() for p in r.parameters], self._describe)
         if not names and not blocks:
             return
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
@@ -393,9 +372,6 @@ class BlockOptimizer(torch.optim.Optimizer):
         }
 
 
-_GRAD_CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
-
-
 def _empty_of(cls):
     return cls.__new__(cls)
 
@@ -414,32 +390,3 @@ def _strip_names(params, names):
         else:
             plain.append(item)
     return plain
-
-
-def _settings(group, override):
-    """(lr, beta1, beta2, eps, weight_decay) at this moment."""
-    merged = {**group, **override} if override else group
-    betas = merged["betas"]
-    return (
-        float(merged["lr"]),
-        float(betas[0]),
-        float(betas[1]),
-        float(merged.get("eps", 0.0)),
-        float(merged["weight_decay"]),
-    )
-
-
-def _match_groups(groups, saved_groups):
-    """{saved id: parameter}; ids are whatever the saved groups use (numbers, or names from
-    torch.distributed.checkpoint)."""
-    if len(groups) != len(saved_groups):
-        raise ValueError(f"the loaded state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
-    places = {}
-    for index, (group, saved) in enumerate(zip(groups, saved_groups)):
-        if len(group["params"]) != len(saved["params"]):
-            raise ValueError(
-                f"group {index} of the loaded state has {len(saved['params'])} parameters, the optimizer's "
-                f"{len(group['params'])}"
-            )
-        places.update(zip(saved["params"], group["params"]))
-    return places

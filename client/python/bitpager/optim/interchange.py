@@ -80,6 +80,22 @@ def parse(saved: dict, parameter, state_count: int, name: str):
     return LoadedState(int(flat.get("step", 0)), bits, planes, absmax)
 
 
+def match_groups(groups, saved_groups):
+    """{saved id: parameter}; ids are whatever the saved groups use (numbers, or names from
+    torch.distributed.checkpoint)."""
+    if len(groups) != len(saved_groups):
+        raise ValueError(f"the loaded state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
+    places = {}
+    for index, (group, saved) in enumerate(zip(groups, saved_groups)):
+        if len(group["params"]) != len(saved["params"]):
+            raise ValueError(
+                f"group {index} of the loaded state has {len(saved['params'])} parameters, the optimizer's "
+                f"{len(group['params'])}"
+            )
+        places.update(zip(saved["params"], group["params"]))
+    return places
+
+
 def _empty(parameter, bits: int, state_count: int):
     dtype = torch.uint8 if bits == 8 else torch.float32
     planes = [torch.empty_like(parameter, dtype=dtype, requires_grad=False) for _ in range(state_count)]
@@ -142,4 +158,4 @@ def _require_dynamic(qmap, index: int, name: str) -> None:
         raise ValueError(f"qmap{index} of {name} is not the dynamic 8-bit map; other maps are not supported")
 
 
-__all__ = ["LoadedState", "WRAPPED", "entry", "fresh", "parse", "read", "write"]
+__all__ = ["LoadedState", "WRAPPED", "entry", "fresh", "match_groups", "parse", "read", "write"]

@@ -70,15 +70,12 @@ class Registry:
         self.slots.clear()
         self._generation = 0
 
-    def locate(self, session, parameter) -> Slot:
-        """The parameter's slot, with its place in shared memory up to date."""
-        slot = self.slots[parameter]
-        storage = parameter.untyped_storage()._cdata
-        if slot.storage == storage and slot.address == parameter.data_ptr():
+    def locate(self, session, parameter, slot) -> None:
+        """Brings the slot's place in shared memory up to date."""
+        if slot.address == parameter.data_ptr() and slot.storage == parameter.untyped_storage()._cdata:
             if slot.shape == parameter.shape and slot.stride == parameter.stride():
-                return slot
+                return
         self._refresh(session, parameter, slot)
-        return slot
 
     def _refresh(self, session, parameter, slot) -> None:
         name = self.describe(parameter)
@@ -138,15 +135,13 @@ def require_parameter(parameter: torch.Tensor, name: str) -> None:
         )
 
 
-def check_gradient(parameter: torch.Tensor, describe) -> None:
-    """Refuses gradients that cannot be stepped."""
+def refuse_gradient(parameter: torch.Tensor, name: str) -> None:
+    """Says why the parameter's gradient cannot be stepped."""
     grad = parameter.grad
-    if grad.layout != torch.strided:
-        name = describe(parameter)
+    if grad.layout is not torch.strided:
         raise ValueError(f"the gradient of {name} is sparse; bitpager steps dense gradients. Hint: use sparse=False.")
-    if grad.dtype not in dtypes.FLOATS or grad.device.type != "cpu":
-        require_parameter(parameter, describe(parameter))
-        dtypes.require_float(grad, f"the gradient of {describe(parameter)}")
+    require_parameter(parameter, name)
+    dtypes.require_float(grad, f"the gradient of {name}")
 
 
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""Request: what one step asks of one arena."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _lib
+
+GRAD_CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
+
+
+class Request:
+    """What one step asks of one arena. Holds the gradients, which must live until the step has been submitted."""
+
+    __slots__ = ("table", "parameters", "_rows", "_gradients", "_states")
+
+    def __init__(self):
+        self.table = {}  # settings -> their index
+        self.parameters = []
+        self._rows, self._gradients, self._states = [], [], []
+
+    def add(self, slot, parameter, gradient, state, settings) -> None:
+        """One parameter; `slot` is up to date, `state` its dict with the count of steps so far."""
+        place = self.table.setdefault(settings, len(self.table))
+        self.parameters.append(parameter)
+        self._gradients.append(gradient)
+        self._states.append(state)
+        self._rows.append(
+            (
+                slot.tensor,
+                place,
+                state.get("step", 0) + 1,
+                slot.dtype,
+                GRAD_CODES[gradient.dtype],
+                slot.buffer,
+                slot.offset,
+                slot.address,
+                0,
+                0,
+                gradient.data_ptr(),
+            )
+        )
+
+    def entries(self):
+        """Rows for Arena.step, ascending by tensor (groups may have been reordered since the arena was made)."""
+        return sorted(self._rows)
+
+    def count(self, change: int) -> None:
+        """Adds to every parameter's count of steps."""
+        for state in self._states:
+            state["step"] = state.get("step", 0) + change
+
+
+def settings_of(group, override):
+    """(lr, beta1, beta2, eps, weight_decay) at this moment."""
+    merged = {**group, **override} if override else group
+    betas = merged["betas"]
+    return (
+        float(merged["lr"]),
+        float(betas[0]),
+        float(betas[1]),
+        float(merged.get("eps", 0.0)),
+        float(merged["weight_decay"]),
+    )

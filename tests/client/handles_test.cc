@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -52,7 +53,6 @@ class Handles : public ::testing::Test {
   ~Handles() override { bp_disconnect(session_); }
 
   Then OnRequest(FakeDaemon& d, const wire::RequestRecord& record, wire::CompletionRecord& done) {
-    last_op_ = record.op;
     if (record.op == wire::Op::kStep) Step(d, BodyOf<wire::StepBody>(record), done);
     if (record.op == wire::Op::kMoveStates) MoveStates(d, BodyOf<wire::StatesBody>(record));
     if (record.op == wire::Op::kDequantize) Dequantize(d, BodyOf<wire::DequantizeBody>(record));
@@ -96,7 +96,7 @@ class Handles : public ::testing::Test {
   void Grant(FakeDaemon& d, const wire::LeaseBody& body, wire::CompletionRecord& done) {
     ++leases_asked_;
     if (refuse_lease_ != Code::kOk) {
-      done.code = static_cast<std::uint32_t>(refuse_lease_);
+      done.code = static_cast<std::uint32_t>(refuse_lease_.load());
       return;
     }
     const auto layout = *quant::MakeWeightLayout(64, false, page_bytes_);
@@ -163,16 +163,17 @@ class Handles : public ::testing::Test {
   const std::uint64_t page_bytes_ = 64U << 10;
   std::vector<std::uint64_t> elements_ = {300, 5, 1 << 20};
   std::vector<std::byte> codes_[2];
-  std::uint64_t nonfinite_ = 0;
-  std::uint64_t step_ = 0;
-  wire::Op last_op_ = wire::Op::kNoop;
-  Code refuse_lease_ = Code::kOk;
-  int leases_asked_ = 0;
-  int domains_mapped_ = 0;
-  std::uint64_t generation_ = 0;
-  std::uint64_t first_frame_ = 7;
-  std::uint64_t frame_offset_ = 64U << 10;
-  std::uint64_t lease_extent_shift_ = 0;
+  // Written by one of the test and the script, read by the other: their order passes through two mappings of
+  // one memory, which the thread sanitizer cannot see.
+  std::atomic<std::uint64_t> nonfinite_{0};
+  std::atomic<std::uint64_t> step_{0};
+  std::atomic<Code> refuse_lease_{Code::kOk};
+  std::atomic<int> leases_asked_{0};
+  std::atomic<int> domains_mapped_{0};
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<std::uint64_t> first_frame_{7};
+  std::atomic<std::uint64_t> frame_offset_{64U << 10};
+  std::atomic<std::uint64_t> lease_extent_shift_{0};
   Memory domain_{4 * (64U << 10), true};
   std::unique_ptr<FakeDaemon> daemon_;
   bp_session* session_ = nullptr;

@@ -80,6 +80,7 @@ TEST(Session, AttachesWithWhatItWasTold) {
   options.linger_ms = 0;
   const auto session = Session::Connect(options);
   ASSERT_TRUE(session.ok()) << session.status().message();
+  EXPECT_TRUE(daemon.attached());
   EXPECT_EQ(wire::TextOf(seen.job), "test");
   EXPECT_EQ(wire::TextOf(seen.client), std::string(program_invocation_short_name));
   EXPECT_EQ(seen.rank, 3U);
@@ -105,7 +106,9 @@ TEST(Session, NamesItsJobAfterProgramAndProcessByDefault) {
   FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
   ConnectOptions options = To(daemon);
   options.job.clear();
-  ASSERT_TRUE(Session::Connect(options).ok());
+  const auto session = Session::Connect(options);
+  ASSERT_TRUE(session.ok());
+  EXPECT_TRUE(daemon.attached());
   EXPECT_THAT(std::string(wire::TextOf(seen.job)), HasSubstr("-" + std::to_string(::getpid())));
   EXPECT_TRUE(wire::IsPlainName(wire::TextOf(seen.job)));
 }
@@ -352,18 +355,13 @@ using SessionSignal = Interruptible;
 
 TEST_F(SessionSignal, ASignalEndsALongWaitAndTheNextCallWaitsForTheRequestFirst) {
   std::vector<std::uint64_t> order;
-  std::uint64_t open = 0;
   Script script;
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record,
-                          wire::CompletionRecord& done) {
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
     order.push_back(record.ticket);
     if (record.ticket == 1) {
-      open = 1;
       std::this_thread::sleep_for(1500ms);  // longer than signal and grace together
       EXPECT_EQ(daemon.header().request_tail.word.load(), 1U) << "the slab's user must be waited for first";
-      return Then::kComplete;
     }
-    done.ticket = record.ticket;
     return Then::kComplete;
   };
   FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
@@ -377,6 +375,7 @@ TEST_F(SessionSignal, ASignalEndsALongWaitAndTheNextCallWaitsForTheRequestFirst)
   signaller.join();
   EXPECT_TRUE(session->Noop().ok());
   EXPECT_GT(Seconds(start), 1.4);
+  EXPECT_EQ(daemon.requests(), 2U);
   EXPECT_EQ(order, (std::vector<std::uint64_t>{1, 2}));
 }
 

@@ -53,7 +53,9 @@ std::vector<float> AroundMidpoints(bool is_signed, int ulps) {
   return values;
 }
 
-TEST(DynamicEncoder, IsNearestAroundEveryMidpointOfTheSignedMap) { ExpectNearest(true, AroundMidpoints(true, 600)); }
+TEST(DynamicEncoder, IsNearestAroundEveryMidpointOfTheSignedMap) {
+  ExpectNearest(true, AroundMidpoints(true, 600));
+}
 TEST(DynamicEncoder, IsNearestAroundEveryMidpointOfTheUnsignedMap) {
   ExpectNearest(false, AroundMidpoints(false, 600));
 }
@@ -66,6 +68,181 @@ TEST(DynamicEncoder, IsNearestOverAllMagnitudes) {
       values.push_back(is_signed && bits % 2 == 1 ? -x : x);
     }
     ExpectNearest(is_signed, values);
+  }
+}
+
+// ---- the step ----
+struct StepData {
+  std::vector<std::byte> param, grad, states[2];
+  std::vector<float> absmax[2];
+};
+
+void Fill(StepData& data, DType p, DType g, wire::StateBits bits, std::size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  const std::size_t units = (n + 255) / 256;
+  data.param.resize(n * wire::DTypeBytes(p));
+  data.grad.resize(n * wire::DTypeBytes(g));
+  for (std::size_t i = 0; i < n; ++i) {
+    quant::StoreAs(p, data.param.data(), i, normal(random));
+    quant::StoreAs(g, data.grad.data(), i, normal(random) * (i / 256 % 3 == 0 ? 1e-3F : 1.0F));
+  }
+  for (int k = 0; k < 2; ++k) {
+    data.absmax[k].assign(units, 0.25F);
+    data.states[k].resize(units * (bits == wire::StateBits::k8 ? 256 : 1024));
+    for (std::size_t i = 0; i < units * 256; ++i) {
+      if (bits == wire::StateBits::k8) {
+        data.states[k][i] = std::byte(random() % 256);
+      } else {
+        quant::StoreAs(DType::kF32, data.states[k].data(), i, std::fabs(normal(random)));
+      }
+    }
+  }
+}
+
+StepRun RunOf(StepData& data, wire::Rule rule, wire::StateBits bits, DType p, DType g, std::size_t n,
+              const optim8bit::Hyper* hyper) {
+  StepRun run;
+  run.rule = rule;
+  run.bits = bits;
+  run.param_dtype = p;
+  run.grad_dtype = g;
+  for (int k = 0; k < 2; ++k) {
+    run.states[k] = data.states[k].data();
+    run.absmax[k] = data.absmax[k].data();
+  }
+  run.param = data.param.data();
+  run.grad = data.grad.data();
+  run.elements = n;
+  run.hyper = hyper;
+  return run;
+}
+
+void ReferenceRun(const StepRun& run) {
+  for (std::uint64_t first = 0, unit = 0; first < run.elements; first += 256, ++unit) {
+    optim8bit::BlockTensor t{
+        static_cast<std::byte*>(run.param) + first * wire::DTypeBytes(run.param_dtype),
+        static_cast<const std::byte*>(run.grad) + first * wire::DTypeBytes(run.grad_dtype),
+        std::min<std::uint64_t>(256, run.elements - first), run.param_dtype, run.grad_dtype};
+    if (run.skip_nonfinite && optim8bit::HasNonFinite(t)) continue;
+    optim8bit::BlockStates8 coded;
+    optim8bit::BlockStates32 plain;
+    for (std::uint32_t k = 0; k < 2; ++k) {
+      coded.codes[k] = reinterpret_cast<std::uint8_t*>(run.states[k]) + 256 * unit;
+      coded.absmax[k] = run.absmax[k] + unit;
+      plain.values[k] = reinterpret_cast<float*>(run.states[k]) + 256 * unit;
+    }
+    if (run.bits == wire::StateBits::k8) {
+      optim8bit::ReferenceStep8(run.rule, *run.hyper, t, coded);
+    } else {
+      optim8bit::ReferenceStep32(run.rule, *run.hyper, t, plain);
+    }
+  }
+}
+
+// Runs both ways from the same start; every byte must agree.
+void ExpectSameStep(wire::Rule rule, wire::StateBits bits, DType p, DType g, std::size_t n, double decay) {
+  StepData fast;
+  Fill(fast, p, g, bits, n, static_cast<unsigned>(n));
+  StepData slow = fast;
+  for (int t = 1; t <= 3; ++t) {
+    const auto hyper =
+        optim8bit::DeriveHyper(rule, {1e-2, 0.9, 0.99, 1e-8, decay}, static_cast<std::uint64_t>(t));
+    (void)Step(RunOf(fast, rule, bits, p, g, n, &hyper));
+    ReferenceRun(RunOf(slow, rule, bits, p, g, n, &hyper));
+  }
+  ASSERT_TRUE(fast.param == slow.param);
+  for (std::uint32_t k = 0; k < wire::StatesOf(rule); ++k) {
+    ASSERT_TRUE(fast.states[k] == slow.states[k]) << k;
+    ASSERT_EQ(fast.absmax[k], slow.absmax[k]) << k;
+  }
+}
+
+TEST(Step, EqualsTheReferenceBitForBit) {
+  for (const auto rule : {wire::Rule::kAdam, wire::Rule::kLion}) {
+    for (const auto bits : {wire::StateBits::k8, wire::StateBits::k32}) {
+      for (const auto p : {DType::kF32, DType::kF16, DType::kBF16}) {
+        for (const auto g : {DType::kF32, DType::kF16, DType::kBF16}) {
+          for (const std::size_t n : {1UL, 255UL, 256UL, 700UL, 8192UL}) {
+            SCOPED_TRACE(testing::Message() << int(rule) << int(bits) << int(p) << int(g) << " n " << n);
+            ExpectSameStep(rule, bits, p, g, n, n == 700 ? 0.0 : 0.1);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Step, SkipsOrPropagatesNonFiniteBlocks) {
+  for (const bool skip : {true, false}) {
+    StepData data;
+    Fill(data, DType::kF32, DType::kF32, wire::StateBits::k8, 1024, 1);
+    quant::StoreAs(DType::kF32, data.grad.data(), 300, NAN);
+    StepData before = data;
+    const auto hyper = optim8bit::DeriveHyper(wire::Rule::kAdam, {}, 1);
+    StepRun run = RunOf(data, wire::Rule::kAdam, wire::StateBits::k8, DType::kF32, DType::kF32, 1024, &hyper);
+    run.skip_nonfinite = skip;
+    EXPECT_EQ(Step(run), skip ? 1U : 0U);
+    const bool untouched =
+        std::equal(data.param.begin() + 1024, data.param.begin() + 2048, before.param.begin() + 1024);
+    EXPECT_EQ(untouched, skip);
+    EXPECT_EQ(std::isnan(quant::LoadAs(DType::kF32, data.param.data(), 300)), !skip);
+    EXPECT_EQ(std::isnan(data.absmax[0][1]), !skip);
+  }
+}
+
+TEST(Step, KeepsTinyAndHugeStates) {
+  for (const float scale : {1e-22F, 1e-19F, 1e18F, 3e19F}) {
+    StepData fast;
+    Fill(fast, DType::kF32, DType::kF32, wire::StateBits::k8, 512, 9);
+    for (std::size_t i = 0; i < 512; ++i) {
+      quant::StoreAs(DType::kF32, fast.grad.data(), i, scale * static_cast<float>(i + 1));
+    }
+    fast.absmax[0].assign(2, 0.0F);
+    fast.absmax[1].assign(2, 0.0F);
+    StepData slow = fast;
+    const auto hyper = optim8bit::DeriveHyper(wire::Rule::kAdam, {}, 1);
+    (void)Step(RunOf(fast, wire::Rule::kAdam, wire::StateBits::k8, DType::kF32, DType::kF32, 512, &hyper));
+    ReferenceRun(RunOf(slow, wire::Rule::kAdam, wire::StateBits::k8, DType::kF32, DType::kF32, 512, &hyper));
+    EXPECT_TRUE(fast.param == slow.param) << scale;
+    EXPECT_TRUE(fast.states[1] == slow.states[1]) << scale;
+    EXPECT_EQ(fast.absmax[1], slow.absmax[1]) << scale;
+  }
+}
+
+// ---- 4 bits ----
+TEST(FourBit, EqualsTheReferenceBitForBit) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  for (const auto type : {wire::QuantType::kNF4, wire::QuantType::kFP4}) {
+    for (const auto dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (const std::size_t n : {1UL, 33UL, 4096UL, 20001UL}) {
+        for (std::uint32_t blocksize = 32; blocksize <= 4096; blocksize *= 2) {
+          std::vector<std::byte> in(n * wire::DTypeBytes(dtype));
+          for (std::size_t i = 0; i < n; ++i) {
+            quant::StoreAs(dtype, in.data(), i, i / 64 % 5 == 4 ? 0.0F : normal(random));
+          }
+          const std::size_t blocks = (n + blocksize - 1) / blocksize;
+          std::vector<float> absmax(blocks), want_absmax(blocks);
+          std::vector<std::uint8_t> packed((n + 1) / 2), want((n + 1) / 2);
+          BlockAbsmax(dtype, in.data(), n, blocksize, absmax.data());
+          Pack4(type, dtype, in.data(), n, blocksize, absmax.data(), packed.data());
+          std::vector<std::byte> out(in.size()), want_out(in.size());
+          Unpack4(type, dtype, packed.data(), n, blocksize, absmax.data(), out.data(), blocksize == 64);
+          for (std::size_t b = 0; b < blocks; ++b) {
+            const std::size_t count = std::min<std::size_t>(blocksize, n - b * blocksize);
+            const std::byte* block = in.data() + b * blocksize * wire::DTypeBytes(dtype);
+            want_absmax[b] = quant::AbsmaxOf(dtype, block, count);
+            quant::PackBlock4(type, dtype, block, count, want_absmax[b], want.data() + b * blocksize / 2);
+            quant::UnpackBlock4(type, dtype, want.data() + b * blocksize / 2, count, want_absmax[b],
+                                want_out.data() + b * blocksize * wire::DTypeBytes(dtype));
+          }
+          ASSERT_EQ(absmax, want_absmax);
+          ASSERT_EQ(packed, want) << "n " << n << " blocksize " << blocksize;
+          ASSERT_TRUE(out == want_out) << "n " << n << " blocksize " << blocksize;
+        }
+      }
+    }
   }
 }
 

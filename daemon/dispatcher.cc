@@ -70,7 +70,7 @@ void Dispatcher::OnLost(const ConnectionRef& connection) {
 int Dispatcher::ServeSessions() {
   int work = 0;
   for (const auto& [id, session] : core_.registry.sessions()) {
-    if (!session->closing && !session->TakeRequests()) {
+    if (!ending_ && !session->closing && !session->TakeRequests()) {
       tasks_.FailSession(*session, {Code::kProtocol, "the request ring holds what no client writes."});
     }
     if (!session->pending.empty()) work += tasks_.Advance(*session);
@@ -78,15 +78,17 @@ int Dispatcher::ServeSessions() {
   return work;
 }
 
-void Dispatcher::ReapSessions() {
+int Dispatcher::ReapSessions() {
   std::erase_if(connections_, [&](const auto& entry) {
     const Session* session = core_.registry.FindSession(entry.first);
     return session == nullptr || (session->closing && session->failed() && (entry.second->HangUp(), true));
   });
-  if (lifecycle_.Reap() == 0) return;
+  const int reaped = lifecycle_.Reap();
+  if (reaped == 0) return 0;
   tasks_.Touch();
   next_expiry_ns_ = 0;
   sessions_changed_(core_.registry.sessions().size());
+  return reaped;
 }
 
 void Dispatcher::CheckDevice() {
@@ -106,7 +108,7 @@ int Dispatcher::DoWork() {
     CheckDevice();
   }
   work += moved + tasks_.PumpPager();
-  ReapSessions();
+  work += ReapSessions();
   const std::uint64_t now_ns = core_.clock.NowNs();
   if (next_expiry_ns_ <= now_ns) {
     const int expired = lifecycle_.Expire(now_ns);
@@ -140,7 +142,8 @@ void Dispatcher::Sleep() {
   // Pairs with the client's fence between its push and its look at daemon_sleeps.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   bool work = false;
-  for (const auto& [id, session] : core_.registry.sessions()) work = work || session->CanTakeRequests();
+  for (const auto& [id, session] : core_.registry.sessions())
+    work = work || (!ending_ && session->CanTakeRequests());
   std::array<epoll_event, 32> events{};
   const int timeout_ms = work ? 0 : SleepMs(core_.clock.NowNs());
   const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
@@ -161,6 +164,8 @@ int Dispatcher::SleepMs(std::uint64_t now_ns) const {
 
 void Dispatcher::EndSessions() {
   core_.draining = true;
+  DoWork();  // takes what was pushed before the end
+  ending_ = true;
   const std::uint64_t give_up_ns = core_.clock.NowNs() + kStopGraceNs;
   const auto busy = [&] {
     for (const auto& [id, session] : core_.registry.sessions()) {

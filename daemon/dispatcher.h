@@ -54,7 +54,7 @@ class Dispatcher {
       : epoll_(std::move(epoll)), core_(settings, device, clock), mailbox_(std::move(bell)) {}
 
   int ServeSessions();
-  void ReapSessions();
+  [[nodiscard]] int ReapSessions();
   void Sleep();
   [[nodiscard]] int SleepMs(std::uint64_t now_ns) const;
   void CheckDevice();
@@ -69,6 +69,7 @@ class Dispatcher {
   Mailbox mailbox_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
+  bool ending_ = false;  // no more requests are taken
   std::uint64_t next_expiry_ns_ = 0;
   std::function<void(std::size_t)> sessions_changed_ = [](std::size_t) {};
 };

@@ -46,7 +46,7 @@ class Lifecycle {
   [[nodiscard]] wire::Status CheckHello(const wire::HelloBody& hello) const;
   [[nodiscard]] wire::Result<Job*> JoinJob(const Peer& peer, const wire::HelloBody& hello);
   [[nodiscard]] wire::Result<Arena> MakeArena(Session& session, const wire::CreateArenaBody& body);
-  [[nodiscard]] wire::Result<Extent*> Continue(Session& session, Extent* kept, const ArenaKey& key,
+  [[nodiscard]] wire::Result<Extent*> Continue(Session& session, Extent* kept, const Arena& wanted,
                                                const wire::CreateArenaBody& body);
   [[nodiscard]] wire::Result<Extent*> Admit(Session& session, Extent extent, const paging::ExtentSpec& spec,
                                             const char* what);

@@ -73,16 +73,17 @@ wire::Result<Arena> Lifecycle::MakeArena(Session& session, const wire::CreateAre
   return arena;
 }
 
-wire::Result<Extent*> Lifecycle::Continue(Session& session, Extent* kept, const ArenaKey& key,
+wire::Result<Extent*> Lifecycle::Continue(Session& session, Extent* kept, const Arena& wanted,
                                           const wire::CreateArenaBody& body) {
+  const ArenaKey& key = wanted.key;
   if (kept == nullptr) {
     return Status(Code::kNotFound, "no states of optimizer '" + key.optimizer + "' of this job and rank " +
                                        std::to_string(key.rank) +
                                        " were kept. Hint: set a linger time, or load a checkpoint.");
   }
   Arena& arena = *kept->arena();
-  if (arena.layout_hash != body.layout_hash || arena.elements.size() != body.tensors ||
-      arena.layout.rule != body.rule) {
+  if (arena.layout_hash != wanted.layout_hash || arena.elements != wanted.elements ||
+      arena.layout.rule != wanted.layout.rule) {
     return Status(Code::kLayoutMismatch, "the kept states of optimizer '" + key.optimizer +
                                              "' are of other parameters or of another rule (" +
                                              std::to_string(arena.elements.size()) + " tensors kept, " +
@@ -113,7 +114,7 @@ wire::Result<Extent*> Lifecycle::CreateArena(Session& session, const wire::Creat
                                             std::to_string(kept->owner.value) +
                                             ". Hint: name the optimizer, or give each process its rank.");
   }
-  if (body.resume == wire::Resume::kContinue) return Continue(session, kept, arena->key, body);
+  if (body.resume == wire::Resume::kContinue) return Continue(session, kept, *arena, body);
   if (kept != nullptr) DropExtent(*kept);
   Extent extent;
   extent.pages = (arena->units() + arena->layout.units_per_page - 1) / arena->layout.units_per_page;

@@ -33,7 +33,7 @@ wire::Status Mover::Start() {
   return {};
 }
 
-void Mover::Apply(const paging::Actions& actions) {
+int Mover::Apply(const paging::Actions& actions) {
   // Fills are a debugging aid, so waiting for one here costs nobody who measures.
   if (!actions.free_segments.empty()) device_.Synchronize(last_poison_);
   for (const std::uint32_t number : actions.free_segments) {
@@ -42,15 +42,17 @@ void Mover::Apply(const paging::Actions& actions) {
     device_.FreeSegment(found->second.memory.id);
     segments_.erase(found);
   }
-  AllocateSegments(actions.new_segments);
+  const int refused = AllocateSegments(actions.new_segments);
   for (const paging::HostRun& run : actions.free_host) giving_back_[run.first] = run.count;
   Poison(actions.poison);
   Store(actions.stores);
   Load(actions.loads);
+  return refused;
 }
 
-void Mover::AllocateSegments(const std::vector<paging::SegmentRequest>& wanted) {
+int Mover::AllocateSegments(const std::vector<paging::SegmentRequest>& wanted) {
   const paging::PagerConfig& config = pager_.config();
+  int refused = 0;
   for (const paging::SegmentRequest& want : wanted) {
     wire::Result<kernels::DeviceSegment> made =
         device_.AllocateSegment(config.segment_frames, config.page_bytes, want.domain);
@@ -58,8 +60,10 @@ void Mover::AllocateSegments(const std::vector<paging::SegmentRequest>& wanted) 
       segments_[want.segment] = Segment{*made, want.domain};
     } else {
       pager_.SegmentRefused(want.segment);
+      ++refused;
     }
   }
+  return refused;
 }
 
 void Mover::Poison(const std::vector<paging::FrameRef>& frames) {

@@ -25,8 +25,9 @@ class Mover {
   // Reserves host memory for every frame of the host budget; committed when first written.
   [[nodiscard]] wire::Status Start();
 
-  // Issues segments, poison, stores and loads of `actions`. Runs are the caller's.
-  void Apply(const paging::Actions& actions);
+  // Issues segments, poison, stores and loads of `actions`. Runs are the caller's. Returns how many segments
+  // the device refused: the pager knows, and must decide anew.
+  int Apply(const paging::Actions& actions);
   // Reports finished copies to the pager. Returns how many.
   int Poll();
 
@@ -47,7 +48,7 @@ class Mover {
     std::vector<paging::PageRef> pages;
   };
 
-  void AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
+  [[nodiscard]] int AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
   // Host memory of frames that are nobody's goes back to the system piece by piece, behind other stores.
   int GiveBackHost();
   [[nodiscard]] bool GivenBack() const { return given_back_.sequence == 0 || device_.Done(given_back_); }

@@ -37,6 +37,7 @@ struct ActiveTask {
   wire::RequestId request;
   wire::ExtentId lease_extent;  // kLease: the extent that is made resident
   kernels::Event prepared;      // of Work::Prepare
+  wire::Status refused;         // not Ok: it was cancelled before it started, and why
   std::uint64_t admitted_ns = 0;
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;

@@ -94,6 +94,10 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   if (request.ok()) {
     task.request = *request;
     requests_[*request] = session.identity().id;
+    if (!core_.pager.Servable(*request)) {
+      // The device refused memory before; by now it may have some.
+      static_cast<void>(core_.pager.SetDeviceFrames(core_.settings.pager.device_frames).ok());
+    }
     if (task.work != nullptr) task.prepared = task.work->Prepare(core_.device);
     return;
   }
@@ -155,11 +159,25 @@ int Tasks::PumpPager() {
   actions_ = {};
   core_.pager.Pump(actions_);
   if (actions_.empty()) return 0;
-  core_.mover.Apply(actions_);
+  const int refused = core_.mover.Apply(actions_);
   for (const paging::RunAction& run : actions_.runs) Launch(run);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
   for (const wire::RequestId request : actions_.finished) Finished(request);
+  if (refused > 0) RefuseStarved();
   return 1;
+}
+
+void Tasks::RefuseStarved() {
+  touched_ = true;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (!session->active || core_.pager.Servable(session->active->request)) continue;
+    session->active->refused = {Code::kOutOfMemory,
+                                "the device has no memory for one window of " +
+                                    std::to_string(core_.settings.pager.window_pages * core_.page_bytes()) +
+                                    " bytes, although the budget allows it; nothing was applied. Hint: free "
+                                    "memory of the device, then try again."};
+    core_.pager.Cancel(session->active->request);
+  }
 }
 
 void Tasks::Launch(const paging::RunAction& run) {
@@ -212,6 +230,11 @@ void Tasks::Finished(wire::RequestId request) {
   wire::CompletionRecord completion;
   completion.ticket = task->ticket;
   completion.op = task->op;
+  if (!task->refused.ok()) {
+    const Status refused = task->refused;
+    session->active.reset();
+    return Complete(*session, completion, refused);
+  }
   if (task->work != nullptr) {
     FinishWork(*session, *task, completion);
     return;

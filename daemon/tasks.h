@@ -48,6 +48,8 @@ class Tasks {
   void Launch(const paging::RunAction& run);
   void RunEnded(const Run& run);
   void Finished(wire::RequestId request);
+  // The device has less memory than the budget says: cancels what could never start.
+  void RefuseStarved();
   void FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion);
   void Complete(Session& session, wire::CompletionRecord& completion, const wire::Status& status);
   [[nodiscard]] ActiveTask* TaskOf(wire::RequestId request, Session** session);

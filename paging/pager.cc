@@ -172,6 +172,11 @@ std::uint64_t Pager::HostFrameOf(PageRef ref) const {
   return page == nullptr ? ~0ULL : page->host_frame;
 }
 
+bool Pager::Servable(wire::RequestId id) const {
+  const auto it = impl_->requests.find(id.value);
+  return it == impl_->requests.end() || it->second->started || impl_->Servable(*it->second);
+}
+
 std::uint64_t Pager::free_frames() const {
   const std::uint64_t total = impl_->frames.budget() * impl_->config.segment_frames;
   return total > impl_->frames.used_frames() ? total - impl_->frames.used_frames() : 0;

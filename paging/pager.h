@@ -210,6 +210,9 @@ class Pager {
   // shrinks to what exists until SetDeviceFrames. The caller leaves out that Pump's loads into the segment
   // and does not report them; nothing else of that Pump touches it.
   void SegmentRefused(std::uint32_t segment);
+  // False when a request that has not started needs more frames than there are at all since a refusal: it
+  // would wait for ever.
+  [[nodiscard]] bool Servable(wire::RequestId id) const;
 
   // ---- reading.
   [[nodiscard]] std::optional<JobUsage> Usage(wire::JobId id) const;

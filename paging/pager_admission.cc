@@ -214,6 +214,21 @@ std::uint64_t Pager::Impl::EvictableFrames() const {
   return segments * config.segment_frames;
 }
 
+bool Pager::Impl::Servable(const Request& request) const {
+  const std::uint64_t evictable = EvictableFrames();
+  std::uint64_t fixed = 0;
+  for (const auto& [id, job] : jobs) fixed += job->fixed_pages;
+  for (const PageRange& range : request.spec.ranges) {
+    const auto it = extents.find(range.extent.value);
+    if (it == extents.end()) continue;
+    const bool leaves = it->second->spec.evictable;
+    const std::uint64_t needed = leaves ? std::min<std::uint64_t>(range.count, config.window_pages) : fixed;
+    const std::uint64_t there = leaves ? evictable : frames.budget() * config.segment_frames;
+    if (needed > there) return false;
+  }
+  return true;
+}
+
 void Pager::Impl::RecomputeShares() {
   std::vector<Claimant> claimants;
   const std::uint64_t budget = EvictableFrames();

@@ -40,6 +40,7 @@ struct Pager::Impl {
   [[nodiscard]] std::uint64_t MissingFrames(std::uint64_t segments, std::uint64_t newcomers) const;
   void CountPages(Extent& extent, bool add);
   void PlaceOnHost(Extent& extent);
+  [[nodiscard]] bool Servable(const Request& request) const;
   [[nodiscard]] std::uint64_t EvictableFrames() const;  // of the budget, less what stays
   void RecomputeShares();
   [[nodiscard]] std::string Bytes(std::uint64_t frames) const;

@@ -1,0 +1,133 @@
+#include <gtest/gtest.h>
+
+#include "tests/support/in_process_daemon.h"
+#include "tests/support/raw_trainer.h"
+
+namespace bitpager::testing {
+namespace {
+
+using wire::Code;
+using wire::MessageType;
+
+constexpr std::uint32_t kAlice = 1000;
+constexpr std::uint32_t kBob = 2000;
+
+wire::EvictBody EvictOf(const std::string& job, std::uint32_t uid = ~0U) {
+  wire::EvictBody body;
+  wire::CopyText(body.job, job);
+  body.uid = uid;
+  return body;
+}
+wire::LimitBody LimitOf(const std::string& job, std::uint64_t device_bytes, std::uint32_t uid = ~0U) {
+  wire::LimitBody body;
+  wire::CopyText(body.job, job);
+  body.uid = uid;
+  body.device_quota_bytes = device_bytes;
+  return body;
+}
+
+class Commands : public ::testing::Test {
+ protected:
+  Commands() : client_(daemon_.Open("job", 0, {kAlice, kAlice, 1})), trainer_(*client_, {8 * 6144}) {
+    EXPECT_TRUE(trainer_.Create().ok());
+    trainer_.StepOk(1);
+    daemon_.Settle();
+  }
+  std::uint64_t Resident() { return daemon_.core().pager.Usage({1})->resident_frames; }
+
+  InProcessDaemon daemon_;
+  std::unique_ptr<RawClient> client_;
+  RawTrainer trainer_;
+};
+
+TEST_F(Commands, ObeyTheOwner) {
+  auto line = daemon_.Connect({kAlice, kAlice, 1});
+  EXPECT_GT(Resident(), 0U);
+  const Reply reply = line->Ask(MessageType::kEvict, EvictOf("job"));
+  EXPECT_TRUE(reply.ok()) << reply.text();
+  EXPECT_EQ(reply.value(0), 8 * kTestPageBytes);
+  daemon_.Settle();
+  EXPECT_EQ(Resident(), 0U);
+  EXPECT_TRUE(line->Ask(MessageType::kLimit, LimitOf("job", 3 * kTestPageBytes)).ok());
+  trainer_.StepOk(2);
+  daemon_.Settle();
+  EXPECT_LE(Resident(), 3U);
+  ShadowArena shadow = trainer_.Shadow();
+  shadow.Step(1);
+  shadow.Step(2);
+  trainer_.ExpectParams(shadow);
+}
+
+TEST_F(Commands, ObeyRoot) {
+  auto line = daemon_.Connect({0, 0, 1});
+  EXPECT_EQ(line->Ask(MessageType::kEvict, EvictOf("job")).code(), Code::kNotFound) << "root has none of it";
+  EXPECT_TRUE(line->Ask(MessageType::kEvict, EvictOf("job", kAlice)).ok());
+  EXPECT_TRUE(line->Ask(MessageType::kLimit, LimitOf("job", ~0ULL, kAlice)).ok());
+}
+
+TEST_F(Commands, ObeyNobodyElse) {
+  auto line = daemon_.Connect({kBob, kBob, 1});
+  EXPECT_EQ(line->Ask(MessageType::kEvict, EvictOf("job", kAlice)).code(), Code::kPermissionDenied);
+  EXPECT_EQ(line->Ask(MessageType::kEvict, EvictOf("job")).code(), Code::kNotFound);
+  EXPECT_EQ(line->Ask(MessageType::kLimit, LimitOf("job", 3 * kTestPageBytes, kAlice)).code(),
+            Code::kPermissionDenied);
+  EXPECT_EQ(line->Ask(MessageType::kLimit, LimitOf("nothing", 0, kAlice)).code(), Code::kPermissionDenied)
+      << "a stranger does not even learn which names exist";
+  EXPECT_EQ(line->AskBare(MessageType::kDrain).code(), Code::kPermissionDenied);
+  daemon_.Settle();
+  EXPECT_EQ(Resident(), 8U);
+  EXPECT_FALSE(daemon_.core().draining);
+}
+
+TEST_F(Commands, RefuseBadLimits) {
+  auto line = daemon_.Connect({kAlice, kAlice, 1});
+  EXPECT_EQ(line->Ask(MessageType::kLimit, LimitOf("job", 1)).code(), Code::kInvalidArgument);
+  wire::LimitBody body = LimitOf("job", 0);
+  body.weight = -1;
+  EXPECT_EQ(line->Ask(MessageType::kLimit, body).code(), Code::kInvalidArgument);
+  body.weight = 0;
+  body.host_quota_bytes = kTestPageBytes;
+  EXPECT_EQ(line->Ask(MessageType::kLimit, body).code(), Code::kQuotaExceeded) << "more is committed already";
+}
+
+TEST_F(Commands, DrainLetsSessionsFinish) {
+  daemon_.dispatcher->control().SetHooks(
+      {[](const daemon::ConnectionRef&, wire::UniqueFd) { return wire::Status(); },
+       [&] { daemon_.dispatcher->Drain(); }});
+  auto line = daemon_.Connect({0, 0, 1});
+  EXPECT_TRUE(line->AskBare(MessageType::kDrain).ok());
+  trainer_.StepOk(2);
+  auto late = daemon_.Connect();
+  EXPECT_EQ(late->Hello(RawClient::HelloBodyOf("late")).code(), Code::kDraining);
+  client_->HangUp();
+  daemon_.Settle();
+  daemon_.clock.tick_ns = 1000;
+  daemon_.dispatcher->Run();  // returns: it drains and nobody is left
+  EXPECT_EQ(daemon_.sessions(), 0U);
+}
+
+TEST_F(Commands, StopTellsTheSessions) {
+  client_->Push(trainer_.Prepare(2));
+  daemon_.clock.tick_ns = 1000;
+  daemon_.dispatcher->RequestStop();
+  daemon_.dispatcher->Run();
+  EXPECT_EQ(client_->failed(), Code::kDraining);
+  const auto done = client_->Pop();
+  ASSERT_TRUE(done) << "a ticket that was ready is applied and told";
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kOk);
+}
+
+TEST_F(Commands, UsageCounts) {
+  const Reply usage = client_->AskBare(MessageType::kUsage);
+  ASSERT_TRUE(usage.ok());
+  auto value = [&](wire::UsageValue which) { return usage.value(static_cast<std::size_t>(which)); };
+  EXPECT_EQ(value(wire::UsageValue::kPages), 8U);
+  EXPECT_EQ(value(wire::UsageValue::kResidentStateBytes), 8 * kTestPageBytes);
+  EXPECT_EQ(value(wire::UsageValue::kHostBytes), 8 * kTestPageBytes);
+  EXPECT_EQ(value(wire::UsageValue::kSteps), 1U);
+  EXPECT_EQ(value(wire::UsageValue::kDeviceBudgetBytes), 16 * kTestPageBytes);
+  EXPECT_EQ(value(wire::UsageValue::kBufferBytes), trainer_.buffer().map.bytes());
+}
+
+}  // namespace
+}  // namespace bitpager::testing

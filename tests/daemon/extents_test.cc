@@ -1,0 +1,284 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/in_process_daemon.h"
+#include "tests/support/raw_trainer.h"
+
+namespace bitpager::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using wire::Code;
+
+wire::CreateArenaBody ContinueAt(std::uint64_t step, std::uint64_t layout_hash = 0) {
+  wire::CreateArenaBody body;
+  body.resume = wire::Resume::kContinue;
+  body.step = step;
+  body.layout_hash = layout_hash;
+  return body;
+}
+
+// A session of job "job" that trained three steps and went, and what it kept.
+class Kept : public ::testing::Test {
+ protected:
+  static daemon::Settings Lingering() {
+    daemon::Settings settings = TestSettings();
+    settings.linger_ms = 10'000;
+    return settings;
+  }
+  Kept() {
+    auto client = daemon_.Open("job");
+    RawTrainer trainer(*client, {20'000, 99});
+    EXPECT_TRUE(trainer.Create().ok());
+    for (std::uint64_t step = 1; step <= 3; ++step) {
+      trainer.StepOk(step);
+      shadow_.Step(step);
+    }
+    params_.assign(trainer.params(), trainer.params() + 20'099);
+    EXPECT_TRUE(client->AskBare(wire::MessageType::kDetach).ok());
+    daemon_.Settle();
+  }
+
+  InProcessDaemon daemon_{Lingering()};
+  ShadowArena shadow_{wire::Rule::kAdam, {20'000, 99}, kTestHyper};
+  std::vector<float> params_;
+};
+
+TEST_F(Kept, StatesGoOnAsTheyWere) {
+  auto client = daemon_.Open("job");
+  RawTrainer trainer(*client, {20'000, 99});
+  const Reply reply = trainer.Create(ContinueAt(3));
+  ASSERT_TRUE(reply.ok()) << reply.text();
+  EXPECT_EQ(reply.value(3), 3U);
+  trainer.SetParams(params_.data());
+  trainer.StepOk(4);
+  shadow_.Step(4);
+  trainer.ExpectParams(shadow_);
+}
+
+TEST_F(Kept, AnotherStepIsRefusedNamingBoth) {
+  auto client = daemon_.Open("job");
+  RawTrainer trainer(*client, {20'000, 99});
+  const Reply reply = trainer.Create(ContinueAt(2));
+  EXPECT_EQ(reply.code(), Code::kStepMismatch);
+  EXPECT_THAT(reply.text(), HasSubstr("step 3"));
+  EXPECT_THAT(reply.text(), HasSubstr("step 2"));
+  EXPECT_TRUE(trainer.Create(ContinueAt(3)).ok()) << "nothing was lost by the refusal";
+}
+
+TEST_F(Kept, AnotherLayoutIsRefused) {
+  auto client = daemon_.Open("job");
+  RawTrainer fewer(*client, {20'000});
+  EXPECT_EQ(fewer.Create(ContinueAt(3)).code(), Code::kLayoutMismatch);
+  RawTrainer same(*client, {20'000, 99});
+  EXPECT_EQ(same.Create(ContinueAt(3, 77)).code(), Code::kLayoutMismatch);
+  RawTrainer lion(*client, {20'000, 99}, wire::Rule::kLion);
+  EXPECT_EQ(lion.Create(ContinueAt(3)).code(), Code::kLayoutMismatch);
+  RawTrainer other_sizes(*client, {10'000, 99});
+  EXPECT_EQ(other_sizes.Create(ContinueAt(3)).code(), Code::kLayoutMismatch)
+      << "a hash that was not changed does not make other sizes fit";
+}
+
+TEST_F(Kept, AnotherUserDoesNotFindThem) {
+  auto client = daemon_.Open("job", 0, {2000, 2000, 1});
+  RawTrainer trainer(*client, {20'000, 99});
+  EXPECT_EQ(trainer.Create(ContinueAt(3)).code(), Code::kNotFound);
+}
+
+TEST_F(Kept, AnotherRankDoesNotFindThem) {
+  auto client = daemon_.Open("job", 1);
+  RawTrainer trainer(*client, {20'000, 99});
+  EXPECT_EQ(trainer.Create(ContinueAt(3)).code(), Code::kNotFound);
+}
+
+TEST_F(Kept, FreshStartsAtZero) {
+  auto client = daemon_.Open("job");
+  RawTrainer trainer(*client, {20'000, 99});
+  const Reply reply = trainer.Create();
+  ASSERT_TRUE(reply.ok()) << reply.text();
+  EXPECT_EQ(reply.value(3), 0U);
+  ShadowArena shadow = trainer.Shadow();
+  trainer.StepOk(1);
+  shadow.Step(1);
+  trainer.ExpectParams(shadow);
+}
+
+TEST_F(Kept, TheyGoWhenTheirTimeIsOver) {
+  EXPECT_GT(daemon_.core().pager.used_host_frames(), 0U);
+  daemon_.clock.AdvanceMs(9'000);
+  daemon_.Settle();
+  EXPECT_EQ(daemon_.jobs(), 1U);
+  daemon_.clock.AdvanceMs(1'001);
+  EXPECT_GT(daemon_.Turn(), 0) << "or the loop would sleep over the frames that came free";
+  daemon_.Settle();
+  EXPECT_EQ(daemon_.jobs(), 0U);
+  EXPECT_EQ(daemon_.core().pager.used_host_frames(), 0U);
+  EXPECT_EQ(daemon_.core().pager.free_frames(), 16U);
+  EXPECT_TRUE(daemon_.Noticed("job_expired"));
+}
+
+TEST_F(Kept, AReturnStopsTheirClock) {
+  auto client = daemon_.Open("job");
+  daemon_.clock.AdvanceMs(100);
+  client->view().header().heartbeat.word.store(1);
+  for (int i = 2; i < 200; ++i) {
+    daemon_.clock.AdvanceMs(100);
+    client->view().header().heartbeat.word.store(static_cast<std::uint64_t>(i));
+    daemon_.Turn();
+  }
+  EXPECT_EQ(daemon_.sessions(), 1U);
+  RawTrainer trainer(*client, {20'000, 99});
+  EXPECT_TRUE(trainer.Create(ContinueAt(3)).ok());
+}
+
+TEST(Extents, OneKeyIsInUseOnce) {
+  InProcessDaemon daemon;
+  auto first = daemon.Open("job");
+  auto second = daemon.Open("job");
+  RawTrainer one(*first, {1'000});
+  RawTrainer two(*second, {1'000});
+  ASSERT_TRUE(one.Create().ok());
+  EXPECT_EQ(two.Create().code(), Code::kAlreadyExists);
+  EXPECT_EQ(two.Create(ContinueAt(0)).code(), Code::kAlreadyExists);
+  EXPECT_EQ(one.Create().code(), Code::kAlreadyExists) << "also in its own session";
+  wire::CreateArenaBody named;
+  wire::CopyText(named.optimizer, "other");
+  EXPECT_TRUE(two.Create(named).ok());
+  auto other_rank = daemon.Open("job", 1);
+  RawTrainer three(*other_rank, {1'000});
+  EXPECT_TRUE(three.Create().ok());
+  auto other_uid = daemon.Open("job", 0, {2000, 2000, 1});
+  RawTrainer four(*other_uid, {1'000});
+  EXPECT_TRUE(four.Create().ok());
+  one.StepOk(1);
+}
+
+TEST(Extents, AreDroppedOnlyWhenNothingIsOutstanding) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {20'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  const wire::DropExtentBody drop{trainer.extent()};
+  wire::RequestRecord record = trainer.Prepare(1);
+  record.ticket = 1;
+  record.ready = 9;  // not yet
+  client->PushRaw(record);
+  EXPECT_EQ(client->Ask(wire::MessageType::kDropExtent, drop).code(), Code::kInvalidArgument);
+  client->view().header().ready.word.store(9);
+  ASSERT_TRUE(client->Wait());
+  EXPECT_TRUE(client->Ask(wire::MessageType::kDropExtent, drop).ok());
+  EXPECT_EQ(client->Ask(wire::MessageType::kDropExtent, drop).code(), Code::kNotFound);
+  daemon.Settle();
+  EXPECT_EQ(daemon.core().pager.used_host_frames(), 0U);
+}
+
+TEST(Extents, ForeignOnesAreNotDropped) {
+  InProcessDaemon daemon;
+  auto owner = daemon.Open("job");
+  auto other = daemon.Open("job", 1);
+  RawTrainer trainer(*owner, {20'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  EXPECT_EQ(other->Ask(wire::MessageType::kDropExtent, wire::DropExtentBody{trainer.extent()}).code(),
+            Code::kNotFound);
+  trainer.StepOk(1);
+}
+
+TEST(Quotas, HostBytesAreRefusedWithTheBytes) {
+  InProcessDaemon daemon;
+  auto client = daemon.Connect();
+  wire::HelloBody hello = RawClient::HelloBodyOf("job");
+  hello.host_quota_bytes = 20 * kTestPageBytes;
+  ASSERT_TRUE(client->Hello(hello).ok());
+  RawBuffer slab = client->MakeBuffer(10 * kTestPageBytes);
+  const Reply reply =
+      client->Ask(wire::MessageType::kCreateBuffer, wire::CreateBufferBody{11 * kTestPageBytes});
+  EXPECT_EQ(reply.code(), Code::kQuotaExceeded);
+  EXPECT_THAT(reply.text(), HasSubstr(std::to_string(11 * kTestPageBytes)));
+  EXPECT_THAT(reply.text(), HasSubstr(std::to_string(10 * kTestPageBytes)));
+  // 6144 elements a page: 11 pages of states.
+  const Reply arena = client->CreateArena({}, {11 * 6144}, slab);
+  EXPECT_EQ(arena.code(), Code::kQuotaExceeded) << arena.text();
+  EXPECT_TRUE(client->CreateArena({}, {10 * 6144}, slab).ok());
+  EXPECT_TRUE(client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{slab.id}).ok());
+}
+
+TEST(Quotas, TheHostBudgetIsRefusedWithTheBytes) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  RawBuffer slab = client->MakeBuffer(56 * kTestPageBytes);
+  const Reply reply = client->CreateArena({}, {201 * 6144}, slab);
+  EXPECT_EQ(reply.code(), Code::kBudgetExceeded);
+  EXPECT_THAT(reply.text(), HasSubstr(std::to_string(201 * kTestPageBytes)));
+  EXPECT_THAT(reply.text(), HasSubstr(std::to_string(200 * kTestPageBytes)));
+  EXPECT_TRUE(client->CreateArena({}, {200 * 6144}, slab).ok());
+}
+
+TEST(Quotas, DeviceBytesOfPagesThatStayAreRefusedWithTheBytes) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {40 * 6144});
+  wire::CreateArenaBody body;
+  body.evictable = 0;
+  const Reply reply = trainer.Create(body);
+  EXPECT_EQ(reply.code(), Code::kBudgetExceeded);
+  EXPECT_THAT(reply.text(), HasSubstr("bytes"));
+  EXPECT_TRUE(trainer.Create().ok()) << "the same, paged";
+}
+
+TEST(Quotas, ADeviceQuotaUnderOneWindowIsRefused) {
+  InProcessDaemon daemon;
+  auto client = daemon.Connect();
+  wire::HelloBody hello = RawClient::HelloBodyOf("job");
+  hello.device_quota_bytes = kTestPageBytes;
+  const Reply reply = client->Hello(hello);
+  EXPECT_EQ(reply.code(), Code::kInvalidArgument);
+  EXPECT_THAT(reply.text(), HasSubstr("window"));
+  EXPECT_EQ(daemon.jobs(), 0U);
+}
+
+TEST(Quotas, ABudgetUnderOneWindowTakesNoJob) {
+  daemon::Settings settings = TestSettings();
+  settings.pager.device_frames = 1;
+  InProcessDaemon daemon(settings);
+  auto client = daemon.Connect();
+  const Reply reply = client->Hello(RawClient::HelloBodyOf("job"));
+  EXPECT_EQ(reply.code(), Code::kBudgetExceeded);
+  EXPECT_THAT(reply.text(), HasSubstr("bytes"));
+  EXPECT_EQ(daemon.jobs(), 0U);
+}
+
+TEST(Quotas, EveryJobKeepsOneWindow) {
+  InProcessDaemon daemon;  // 16 frames, windows of 2
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 8; ++i) clients.push_back(daemon.Open("job" + std::to_string(i)));
+  auto ninth = daemon.Connect();
+  EXPECT_EQ(ninth->Hello(RawClient::HelloBodyOf("ninth")).code(), Code::kBudgetExceeded);
+}
+
+TEST(Quotas, ADeviceQuotaIsNeverExceeded) {
+  InProcessDaemon daemon;
+  auto client = daemon.Connect();
+  wire::HelloBody hello = RawClient::HelloBodyOf("job");
+  hello.device_quota_bytes = 5 * kTestPageBytes;
+  ASSERT_TRUE(client->Hello(hello).ok());
+  RawTrainer trainer(*client, {20 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  std::uint64_t most = 0;
+  for (std::uint64_t step = 1; step <= 4; ++step) {
+    client->Push(trainer.Prepare(step));
+    std::optional<wire::CompletionRecord> done;
+    ASSERT_TRUE(daemon.TurnUntil([&] {
+      most = std::max(most, daemon.core().pager.Usage({1})->resident_frames);
+      return (done = client->Pop()).has_value();
+    }));
+    EXPECT_EQ(RawClient::CodeOf(*done), Code::kOk);
+    shadow.Step(step);
+  }
+  EXPECT_LE(most, 5U);
+  EXPECT_GE(most, 2U);
+  trainer.ExpectParams(shadow);
+}
+
+}  // namespace
+}  // namespace bitpager::testing

@@ -1,0 +1,149 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/in_process_daemon.h"
+#include "tests/support/raw_trainer.h"
+
+namespace bitpager::testing {
+namespace {
+
+using wire::Code;
+using wire::Op;
+
+TEST(DeviceFault, EndsEverySessionAndMarksWhatWasHalfWritten) {
+  daemon::Settings settings = TestSettings();
+  settings.linger_ms = 60'000;
+  InProcessDaemon daemon(settings);
+  auto first = daemon.Open("first");
+  auto second = daemon.Open("second");
+  RawTrainer stepping(*first, {12 * 6144});
+  RawTrainer quiet(*second, {6144});
+  ASSERT_TRUE(stepping.Create().ok());
+  ASSERT_TRUE(quiet.Create().ok());
+  quiet.StepOk(1);
+  first->Push(stepping.Prepare(1));
+  daemon.device->fault_at_step = daemon.device->steps + 2;
+  ASSERT_TRUE(daemon.TurnUntil([&] { return first->failed() != Code::kOk; }));
+  EXPECT_EQ(first->failed(), Code::kDeviceFault);
+  EXPECT_EQ(second->failed(), Code::kDeviceFault);
+  EXPECT_TRUE(daemon.Noticed("device_fault"));
+  daemon.Settle();
+  EXPECT_EQ(daemon.sessions(), 0U);
+  // What was half written says so; what was whole goes on.
+  daemon.device->fault_at_step = -1;
+  wire::CreateArenaBody resume;
+  resume.resume = wire::Resume::kContinue;
+  auto again = daemon.Open("first");
+  RawTrainer torn(*again, {12 * 6144});
+  EXPECT_EQ(torn.Create(resume).code(), Code::kDeviceFault);
+  auto other = daemon.Open("second");
+  RawTrainer whole(*other, {6144});
+  resume.step = 1;
+  EXPECT_TRUE(whole.Create(resume).ok());
+}
+
+TEST(DeviceMemory, ARefusedSegmentShrinksTheBudgetAndTheStepGoesOn) {
+  InProcessDaemon daemon;
+  daemon.device->segments_left = 4;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {12 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  for (std::uint64_t step = 1; step <= 3; ++step) {
+    trainer.StepOk(step);
+    shadow.Step(step);
+  }
+  trainer.ExpectParams(shadow);
+  EXPECT_LE(daemon.device->segments, 4);
+  daemon.CheckInvariants();
+}
+
+TEST(DeviceMemory, WithoutRoomForAWindowTheRequestIsRefusedAndNothingHangs) {
+  InProcessDaemon daemon;
+  daemon.device->segments_left = 1;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {12 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  const wire::CompletionRecord done = trainer.Step(1);
+  EXPECT_EQ(RawClient::CodeOf(done), Code::kOutOfMemory) << RawClient::TextIn(done);
+  EXPECT_EQ(RawClient::CodeOf(client->Run(Op::kNoop, wire::PhaseBody{})), Code::kOk);
+  daemon.CheckInvariants();
+}
+
+// Registered memory that its owner shrinks: the daemon must live, and only that session end.
+class Shrunk : public ::testing::Test {
+ protected:
+  Shrunk() : healthy_(daemon_.Open("healthy")), client_(daemon_.Open("job")) {
+    trainer_ = std::make_unique<RawTrainer>(*healthy_, std::vector<std::uint64_t>{9'000});
+    EXPECT_TRUE(trainer_->Create().ok());
+    fd_ = MakeMemory(kBytes);
+    const Reply reply = client_->Register(fd_.get(), kBytes);
+    EXPECT_TRUE(reply.ok()) << reply.text();
+    memory_ = reply.value(0);
+  }
+  ~Shrunk() override {
+    ShadowArena shadow = trainer_->Shadow();
+    for (std::uint64_t step = 1; step <= 2; ++step) {
+      trainer_->StepOk(step);
+      shadow.Step(step);
+    }
+    trainer_->ExpectParams(shadow);
+  }
+  static constexpr std::uint64_t kBytes = 1U << 20;
+
+  InProcessDaemon daemon_;
+  std::unique_ptr<RawClient> healthy_, client_;
+  std::unique_ptr<RawTrainer> trainer_;
+  wire::UniqueFd fd_;
+  std::uint64_t memory_ = 0;
+};
+
+TEST_F(Shrunk, GradientsEndTheSession) {
+  RawTrainer trainer(*client_, {9'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  const wire::RequestRecord record = trainer.Prepare(1);
+  trainer.entry(0).grad = {memory_, 0};
+  ASSERT_EQ(::ftruncate(fd_.get(), 0), 0);
+  client_->Push(record);
+  const auto done = client_->Wait();
+  ASSERT_TRUE(done);
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kOutOfRange) << RawClient::TextIn(*done);
+  EXPECT_TRUE(daemon_.TurnUntil([&] { return daemon_.sessions() == 1; }));
+  EXPECT_EQ(client_->failed(), Code::kOutOfRange);
+}
+
+TEST_F(Shrunk, ATableIsRefused) {
+  RawTrainer trainer(*client_, {9'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  wire::RequestRecord record = trainer.Prepare(1);
+  wire::StepBody body;
+  std::memcpy(&body, record.body, sizeof(body));
+  body.table = {memory_, 0};
+  std::memcpy(record.body, &body, sizeof(body));
+  ASSERT_EQ(::ftruncate(fd_.get(), 0), 0);
+  client_->Push(record);
+  const auto done = client_->Wait();
+  ASSERT_TRUE(done);
+  EXPECT_NE(RawClient::CodeOf(*done), Code::kOk);
+}
+
+TEST_F(Shrunk, TheOutputOfADequantizeEndsTheSession) {
+  wire::CreateWeightBody create;
+  create.elements = 50'000;
+  const Reply made = client_->Ask(wire::MessageType::kCreateWeight, create);
+  ASSERT_TRUE(made.ok());
+  wire::QuantizeBody quantize;
+  quantize.extent = made.value(0);
+  quantize.in = {memory_, 0};
+  ASSERT_EQ(RawClient::CodeOf(client_->Run(Op::kQuantize, quantize)), Code::kOk);
+  ASSERT_EQ(::ftruncate(fd_.get(), 4096), 0);
+  wire::DequantizeBody body;
+  body.extent = made.value(0);
+  body.out = {memory_, 0};
+  body.elements = 50'000;
+  EXPECT_EQ(RawClient::CodeOf(client_->Run(Op::kDequantize, body)), Code::kOutOfRange);
+  EXPECT_TRUE(daemon_.TurnUntil([&] { return daemon_.sessions() == 1; }));
+}
+
+}  // namespace
+}  // namespace bitpager::testing

@@ -1,0 +1,186 @@
+#include <gtest/gtest.h>
+
+#include "kernels/local.h"
+#include "tests/support/in_process_daemon.h"
+#include "tests/support/raw_trainer.h"
+
+namespace bitpager::testing {
+namespace {
+
+using wire::Code;
+using wire::MessageType;
+using wire::Op;
+
+constexpr std::uint64_t kElements = 60'000;  // two pages and a bit
+
+class LeaseTest : public ::testing::Test {
+ protected:
+  LeaseTest() : client_(daemon_.Open("job")), memory_(client_->MakeBuffer(1U << 20)) {
+    extent_ = Make(*client_, memory_);
+  }
+  ~LeaseTest() override {
+    daemon_.Settle();
+    daemon_.CheckInvariants();
+  }
+  static std::uint64_t Make(RawClient& client, RawBuffer& memory) {
+    wire::CreateWeightBody body;
+    body.elements = kElements;
+    const Reply reply = client.Ask(MessageType::kCreateWeight, body);
+    EXPECT_TRUE(reply.ok()) << reply.text();
+    FillGradient(memory.map.At<float>(0), kElements, 1, 1);
+    wire::QuantizeBody quantize;
+    quantize.extent = reply.value(0);
+    quantize.in = memory.Place();
+    EXPECT_EQ(RawClient::CodeOf(client.Run(Op::kQuantize, quantize)), Code::kOk);
+    return reply.value(0);
+  }
+  wire::LeaseSlot& Slot(const wire::CompletionRecord& granted) {
+    return client_->view().leases()[granted.values[0]];
+  }
+  void Evict() {
+    wire::EvictBody body;
+    wire::CopyText(body.job, "job");
+    EXPECT_TRUE(client_->Ask(MessageType::kEvict, body).ok());
+    daemon_.Turn();
+  }
+  std::uint64_t Leased() { return daemon_.core().pager.Usage({1})->leased_frames; }
+
+  InProcessDaemon daemon_;
+  std::unique_ptr<RawClient> client_;
+  RawBuffer memory_;
+  std::uint64_t extent_ = 0;
+};
+
+TEST_F(LeaseTest, GivesFramesThatHoldTheWeight) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk) << RawClient::TextIn(granted);
+  const wire::LeaseSlot& slot = Slot(granted);
+  EXPECT_EQ(slot.generation.load(), granted.values[1]);
+  EXPECT_EQ(slot.extent, extent_);
+  EXPECT_EQ(Leased(), slot.frames);
+  const wire::LeaseFrame first = client_->view().lease_frames()[slot.first_frame];
+  const Reply mapped = client_->Ask(MessageType::kMapDomain, wire::MapDomainBody{first.mapping});
+  ASSERT_TRUE(mapped.ok()) << mapped.text();
+  ASSERT_EQ(mapped.fds.size(), 1U);
+  EXPECT_EQ(SharedMap(mapped.fds[0].get(), mapped.value(0), true).base(), nullptr) << "read-only";
+  const SharedMap domain(mapped.fds[0].get(), mapped.value(0), false);
+  ASSERT_NE(domain.base(), nullptr);
+  std::vector<const std::byte*> pages;
+  for (std::uint64_t i = 0; i < slot.frames; ++i) {
+    pages.push_back(domain.base() + client_->view().lease_frames()[slot.first_frame + i].offset);
+  }
+  kernels::PagedWeight weight;
+  weight.layout = *quant::MakeWeightLayout(64, false, kTestPageBytes);
+  weight.pages = pages;
+  weight.elements = kElements;
+  std::vector<float> in_place(kElements);
+  ASSERT_TRUE(kernels::DequantizePages(weight, 0, kElements, wire::DType::kF32, in_place.data()).ok());
+  wire::DequantizeBody request;
+  request.extent = extent_;
+  request.out = memory_.Place();
+  request.elements = kElements;
+  ASSERT_EQ(RawClient::CodeOf(client_->Run(Op::kDequantize, request)), Code::kOk);
+  EXPECT_EQ(std::memcmp(in_place.data(), memory_.map.base(), kElements * 4), 0);
+}
+
+TEST_F(LeaseTest, IsKeptWhileItIsReadThoughRevoked) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  wire::LeaseSlot& slot = Slot(granted);
+  slot.in_use.store(granted.values[1]);
+  EXPECT_EQ(slot.revoke.load(), 0U);
+  Evict();
+  for (int i = 0; i < 20; ++i) daemon_.Turn();
+  EXPECT_GE(slot.revoke.load(), granted.values[1]);
+  EXPECT_GT(Leased(), 0U);
+  EXPECT_GT(daemon_.core().pager.Usage({1})->resident_frames, 0U) << "its frames may still be read";
+  slot.in_use.store(0);
+  daemon_.Settle();
+  EXPECT_EQ(Leased(), 0U);
+  EXPECT_EQ(daemon_.core().pager.Usage({1})->resident_frames, 0U);
+}
+
+TEST_F(LeaseTest, IsRefusedWhileItIsRevoked) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  Slot(granted).in_use.store(granted.values[1]);
+  Evict();
+  EXPECT_EQ(RawClient::CodeOf(client_->Run(Op::kLease, wire::LeaseBody{extent_})), Code::kFull);
+  Slot(granted).in_use.store(0);
+  daemon_.Settle();
+  EXPECT_EQ(RawClient::CodeOf(client_->Run(Op::kLease, wire::LeaseBody{extent_})), Code::kOk)
+      << "loaded anew, then leased";
+}
+
+TEST_F(LeaseTest, EndsWithItsExtent) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  Slot(granted).in_use.store(granted.values[1]);
+  EXPECT_TRUE(client_->Ask(MessageType::kDropExtent, wire::DropExtentBody{extent_}).ok());
+  daemon_.Settle();
+  EXPECT_GE(Slot(granted).revoke.load(), granted.values[1]);
+  EXPECT_EQ(Leased(), 0U);
+  EXPECT_EQ(daemon_.core().pager.used_host_frames(), 0U);
+}
+
+TEST_F(LeaseTest, EndsWithItsSession) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  Slot(granted).in_use.store(granted.values[1]);  // killed while it reads
+  client_->HangUp();
+  daemon_.Settle();
+  EXPECT_EQ(daemon_.sessions(), 0U);
+  EXPECT_EQ(daemon_.core().pager.used_host_frames(), 0U);
+  EXPECT_EQ(daemon_.core().pager.free_frames(), 16U);
+}
+
+TEST_F(LeaseTest, BeyondTheReserveIsFull) {
+  std::vector<std::uint64_t> extents{extent_};
+  int full = 0;
+  for (int i = 0; i < 8; ++i) extents.push_back(Make(*client_, memory_));
+  for (const std::uint64_t extent : extents) {
+    const Code code = RawClient::CodeOf(client_->Run(Op::kLease, wire::LeaseBody{extent}));
+    EXPECT_TRUE(code == Code::kFull || code == Code::kNotResident || code == Code::kOk)
+        << static_cast<int>(code);
+    if (code != Code::kOk) ++full;
+  }
+  EXPECT_GT(full, 0);
+  EXPECT_LE(Leased(), 14U) << "one window of the 16 frames is never leased";
+  // A request still works beside the leases.
+  wire::DequantizeBody request;
+  request.extent = extents.back();
+  request.out = memory_.Place();
+  request.elements = kElements;
+  EXPECT_EQ(RawClient::CodeOf(client_->Run(Op::kDequantize, request)), Code::kOk);
+}
+
+TEST_F(LeaseTest, GivesWayToAnotherJob) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  auto other = daemon_.Open("other");
+  RawTrainer trainer(*other, {30 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  for (std::uint64_t step = 1; step <= 2; ++step) {
+    trainer.StepOk(step);
+    shadow.Step(step);
+  }
+  trainer.ExpectParams(shadow);
+}
+
+TEST_F(LeaseTest, ADomainIsMappedByItsOwnUserOnly) {
+  const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent_});
+  ASSERT_EQ(RawClient::CodeOf(granted), Code::kOk);
+  const std::uint64_t mapping = client_->view().lease_frames()[Slot(granted).first_frame].mapping;
+  auto stranger = daemon_.Open("job", 0, {2000, 2000, 1});
+  const Reply refused = stranger->Ask(MessageType::kMapDomain, wire::MapDomainBody{mapping});
+  EXPECT_EQ(refused.code(), Code::kNotFound);
+  EXPECT_TRUE(refused.fds.empty());
+  EXPECT_EQ(RawClient::CodeOf(stranger->Run(Op::kLease, wire::LeaseBody{extent_})), Code::kNotFound);
+  for (const std::uint64_t bad : {std::uint64_t{0}, std::uint64_t{1}, mapping + 1, ~std::uint64_t{0}}) {
+    EXPECT_EQ(client_->Ask(MessageType::kMapDomain, wire::MapDomainBody{bad}).code(), Code::kNotFound);
+  }
+}
+
+}  // namespace
+}  // namespace bitpager::testing

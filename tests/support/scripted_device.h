@@ -1,0 +1,131 @@
+// A device around another device, with faults to order: segments or scratch refused, a fault after the nth
+// step, imports counted. Every other call goes through. The device thread; the counters too.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+
+#include "kernels/device.h"
+
+namespace bitpager::testing {
+
+class ScriptedDevice final : public kernels::Device {
+ public:
+  explicit ScriptedDevice(std::unique_ptr<kernels::Device> inner) : inner_(std::move(inner)) {}
+
+  // ---- the script
+  std::uint64_t segments_left = ~std::uint64_t{0};  // AllocateSegment refuses when it is 0
+  std::int64_t fault_at_step = -1;                  // TakeFault reports once this many steps were launched
+  bool refuse_scratch = false;
+  bool refuse_imports = false;
+  // ---- what was seen
+  std::int64_t steps = 0;
+  std::int64_t segments = 0;  // alive
+  std::int64_t imports = 0;   // alive
+  std::int64_t scratches = 0;
+  std::int64_t shared_words = 0;
+  std::uint64_t copied_bytes = 0;
+
+  [[nodiscard]] kernels::DeviceInfo Info() const override { return inner_->Info(); }
+  [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
+                                                                     std::uint64_t page_bytes,
+                                                                     std::uint32_t domain) override {
+    if (segments_left == 0) {
+      return wire::Status(wire::Code::kOutOfMemory,
+                          "no memory for " + std::to_string(frames * page_bytes) + " bytes (scripted)");
+    }
+    auto made = inner_->AllocateSegment(frames, page_bytes, domain);
+    if (made.ok()) {
+      --segments_left;
+      ++segments;
+    }
+    return made;
+  }
+  void FreeSegment(std::uint32_t segment_id) override {
+    --segments;
+    inner_->FreeSegment(segment_id);
+  }
+  [[nodiscard]] wire::Result<kernels::HostRegion> ReserveHost(std::uint64_t bytes) override {
+    return inner_->ReserveHost(bytes);
+  }
+  kernels::Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
+    return inner_->DecommitHost(at, bytes);
+  }
+  [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
+    if (refuse_scratch) return nullptr;
+    ++scratches;
+    return inner_->AllocateScratch(bytes);
+  }
+  void FreeScratch(std::byte* at) override {
+    --scratches;
+    inner_->FreeScratch(at);
+  }
+  [[nodiscard]] wire::Result<kernels::Import> ImportMemory(const kernels::ImportSource& source) override {
+    if (refuse_imports) return wire::Status(wire::Code::kOutOfMemory, "no memory to map (scripted)");
+    auto made = inner_->ImportMemory(source);
+    if (made.ok()) ++imports;
+    return made;
+  }
+  void ReleaseImport(std::uint64_t import_id) override {
+    --imports;
+    inner_->ReleaseImport(import_id);
+  }
+  [[nodiscard]] bool ImportFailed(std::uint64_t import_id) const override {
+    return inner_->ImportFailed(import_id);
+  }
+
+  kernels::Event Copy(kernels::Queue queue, void* to, const void* from, std::uint64_t bytes) override {
+    copied_bytes += bytes;
+    return inner_->Copy(queue, to, from, bytes);
+  }
+  kernels::Event Fill(kernels::Queue queue, void* at, int byte, std::uint64_t bytes) override {
+    return inner_->Fill(queue, at, byte, bytes);
+  }
+  kernels::Event Signal(kernels::Queue queue, std::atomic<std::uint64_t>* word,
+                        std::uint64_t value) override {
+    return inner_->Signal(queue, word, value);
+  }
+  [[nodiscard]] wire::Status ShareWords(void* at, std::uint64_t bytes) override {
+    ++shared_words;
+    return inner_->ShareWords(at, bytes);
+  }
+  void UnshareWords(void* at) override {
+    --shared_words;
+    inner_->UnshareWords(at);
+  }
+  void Wait(kernels::Queue queue, kernels::Event event) override { inner_->Wait(queue, event); }
+  [[nodiscard]] bool Done(kernels::Event event) const override { return inner_->Done(event); }
+  void Synchronize(kernels::Event event) override { inner_->Synchronize(event); }
+  [[nodiscard]] int progress_fd() const override { return inner_->progress_fd(); }
+  [[nodiscard]] wire::Status TakeFault() override {
+    if (fault_at_step >= 0 && steps >= fault_at_step) {
+      return {wire::Code::kDeviceFault, "the device stopped (scripted)"};
+    }
+    return inner_->TakeFault();
+  }
+
+  kernels::Event Step(kernels::StepArgs args) override {
+    ++steps;
+    return inner_->Step(std::move(args));
+  }
+  kernels::Event Dequantize(kernels::DequantizeArgs args) override {
+    return inner_->Dequantize(std::move(args));
+  }
+  kernels::Event BlockAbsmax(kernels::BlockAbsmaxArgs args) override {
+    return inner_->BlockAbsmax(std::move(args));
+  }
+  kernels::Event NestAbsmax(kernels::NestAbsmaxArgs args) override {
+    return inner_->NestAbsmax(std::move(args));
+  }
+  kernels::Event Quantize(kernels::QuantizeArgs args) override { return inner_->Quantize(std::move(args)); }
+  kernels::Event MovePacked(kernels::PackedArgs args) override { return inner_->MovePacked(std::move(args)); }
+  kernels::Event MoveStates(kernels::StatePlanesArgs args) override {
+    return inner_->MoveStates(std::move(args));
+  }
+
+ private:
+  std::unique_ptr<kernels::Device> inner_;
+};
+
+}  // namespace bitpager::testing

@@ -57,7 +57,6 @@ Timeline::Timeline(wire::SegmentView view, wire::UniqueFd request_bell, wire::Un
       request_bell_(std::move(request_bell)),
       completion_bell_(std::move(completion_bell)),
       socket_(socket),
-      one_processor_(UsableProcessors() == 1),
       requests_(view.requests(), wire::kRequestSlots, &view.header().request_tail.word,
                 &view.header().request_head.word),
       completions_(view.completions(), wire::kCompletionSlots, &view.header().completion_tail.word,
@@ -163,7 +162,8 @@ Result<bool> Timeline::Spin(std::uint64_t ticket) {
       }
       wire::CpuPause();
     }
-    if (one_processor_) ::sched_yield();
+    // The bell often wakes the daemon on this very processor.
+    ::sched_yield();
   } while (Clock::now() < end);
   return false;
 }

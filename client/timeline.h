@@ -96,7 +96,6 @@ class Timeline {
   wire::UniqueFd request_bell_;
   wire::UniqueFd completion_bell_;
   int socket_;
-  bool one_processor_;  // spinning would keep the daemon from running
   wire::RingProducer<wire::RequestRecord> requests_;
   wire::RingConsumer<wire::CompletionRecord> completions_;
 

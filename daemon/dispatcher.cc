@@ -1,5 +1,6 @@
 #include "daemon/dispatcher.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 
 #include <algorithm>
@@ -123,11 +124,12 @@ int Dispatcher::DoWork() {
 
 void Dispatcher::Run() {
   std::uint64_t last_work_ns = core_.clock.NowNs();
+  unsigned looks = 0;
   while (!stopping_.load(std::memory_order_acquire)) {
     if (DoWork() > 0) {
       last_work_ns = core_.clock.NowNs();
     } else if (core_.clock.NowNs() - last_work_ns < core_.settings.spin_ns) {
-      Pause();
+      Pause(looks);
     } else if (core_.draining && core_.registry.sessions().empty()) {
       break;
     } else {

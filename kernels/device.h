@@ -88,8 +88,8 @@ class Device {
                                                                     std::uint32_t domain) = 0;
   virtual void FreeSegment(std::uint32_t segment_id) = 0;
   [[nodiscard]] virtual wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) = 0;
-  // Gives the physical memory of a host range back to the system, behind what Queue::kStore holds; its content
-  // is lost.
+  // Gives the physical memory of a host range back to the system, behind what Queue::kStore holds; its
+  // content is lost.
   virtual Event DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
 
   // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
@@ -106,8 +106,8 @@ class Device {
   // ---- queues ----
   virtual Event Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) = 0;
   virtual Event Fill(Queue queue, void* at, int byte, std::uint64_t bytes) = 0;
-  // Stores `value` (release) into a word of a session's shared segment, behind what `queue` holds. The segment
-  // was announced by ShareWords, which pins it where the device asks for it.
+  // Stores `value` (release) into a word of a session's shared segment, behind what `queue` holds. The
+  // segment was announced by ShareWords, which pins it where the device asks for it.
   virtual Event Signal(Queue queue, std::atomic<std::uint64_t>* word, std::uint64_t value) = 0;
   [[nodiscard]] virtual wire::Status ShareWords(void* at, std::uint64_t bytes) = 0;
   virtual void UnshareWords(void* at) = 0;

@@ -43,8 +43,8 @@ struct Packed4 {
                                           std::uint32_t blocksize, wire::DType dtype, void* out,
                                           int threads = 1);
 
-// 8-bit blockwise: codes[i] = index of the entry of `map` nearest to x / absmax, ties to the entry nearer to zero.
-// map: 256 finite floats, ascending. blocksize: a power of two, 64 to 4096. absmax: one a block.
+// 8-bit blockwise: codes[i] = index of the entry of `map` nearest to x / absmax, ties to the entry nearer to
+// zero. map: 256 finite floats, ascending. blocksize: a power of two, 64 to 4096. absmax: one a block.
 [[nodiscard]] wire::Status QuantizeBlockwise(std::span<const float> map, wire::DType dtype, const void* in,
                                              std::uint64_t elements, std::uint32_t blocksize,
                                              std::uint8_t* codes, float* absmax, int threads = 1);

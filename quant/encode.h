@@ -12,7 +12,8 @@
 
 namespace bitpager::quant {
 
-// Nearest entry of an ascending map, given its thresholds; ties go to the entry nearer to zero. NaN encodes as 0.
+// Nearest entry of an ascending map, given its thresholds; ties go to the entry nearer to zero. NaN encodes
+// as 0.
 BITPAGER_HD constexpr std::uint8_t EncodeNearest(const float* thresholds, float x) {
   unsigned code = 0;
   for (unsigned step = 128; step != 0; step /= 2) {

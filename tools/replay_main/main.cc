@@ -122,9 +122,11 @@ int Replay(const Options& options) {
     std::printf("%s\n", rows.dump(1).c_str());
   } else {
     std::printf(
-        "in, out: pages copied to the device and back. Optimum in: the least that any policy could copy in for\n"
+        "in, out: pages copied to the device and back. Optimum in: the least that any policy could copy in "
+        "for\n"
         "the same visits (Belady's MIN), each job in its fair share of the frames; optimum out: what that\n"
-        "schedule writes back, which is not a bound of its own. Jobs that borrow idle frames can move less.\n");
+        "schedule writes back, which is not a bound of its own. Jobs that borrow idle frames can move "
+        "less.\n");
   }
   return 0;
 }

@@ -45,7 +45,7 @@ Result<std::unique_ptr<Buffer>> Buffer::Create(const Session& session, std::uint
   const Result<Connection::Lock> lock = connection->Enter();
   if (!lock.ok()) return lock.status();
   std::uint64_t id = 0;
-  Result<Mapping> mapping = connection->MakeBuffer(bytes, id);
+  Result<wire::Mapping> mapping = connection->MakeBuffer(bytes, id);
   if (!mapping.ok()) return mapping.status();
   std::byte* const data = mapping->base();
   connection->buffers()[id] = std::move(*mapping);

@@ -12,7 +12,7 @@ using wire::Result;
 using wire::Status;
 
 // The segment must be what this version knows, and unable to shrink under us.
-Status CheckSegment(const Mapping& segment, int fd) {
+Status CheckSegment(const wire::Mapping& segment, int fd) {
   constexpr unsigned kNeeded = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
   const wire::SegmentHeader& header = wire::SegmentView{segment.base()}.header();
   if (header.magic != wire::kSegmentMagic) {
@@ -27,7 +27,7 @@ Status CheckSegment(const Mapping& segment, int fd) {
       header.lease_slots != wire::kLeaseSlots || header.total_bytes != wire::kSegmentBytes) {
     return {Code::kProtocol, "the session's segment has other sizes than its version says"};
   }
-  if ((SealsOf(fd) & kNeeded) != kNeeded) {
+  if ((wire::SealsOf(fd) & kNeeded) != kNeeded) {
     return {Code::kProtocol, "the session's segment is not sealed against resizing"};
   }
   return {};
@@ -41,7 +41,7 @@ Status ForkedChild() {
           "keep bitpager out of forked workers"};
 }
 
-Connection::Parts::Parts(SocketCalls attached, Mapping segment_map, Reply& hello, int threads)
+Connection::Parts::Parts(SocketCalls attached, wire::Mapping segment_map, Reply& hello, int threads)
     : calls(std::move(attached)),
       segment(std::move(segment_map)),
       timeline({segment.base()}, std::move(hello.packet.fds[1]), std::move(hello.packet.fds[2]), calls.fd()),
@@ -58,7 +58,7 @@ Result<std::shared_ptr<Connection>> Connection::Make(SocketCalls calls, Reply he
                                        " fds instead of 3");
   }
   const int fd = hello.packet.fds[0].get();
-  Result<Mapping> segment = Mapping::Map(fd, wire::kSegmentBytes, MapMode::kReadWrite);
+  Result<wire::Mapping> segment = wire::Mapping::Map(fd, wire::kSegmentBytes, wire::MapMode::kReadWrite);
   if (!segment.ok()) return segment.status();
   if (Status fine = CheckSegment(*segment, fd); !fine.ok()) return fine;
   std::shared_ptr<Connection> made(new Connection(std::move(info)));
@@ -92,7 +92,7 @@ Result<Connection::Lock> Connection::Enter() {
   return lock;
 }
 
-Result<Mapping> Connection::MakeBuffer(std::uint64_t bytes, std::uint64_t& id) {
+Result<wire::Mapping> Connection::MakeBuffer(std::uint64_t bytes, std::uint64_t& id) {
   return Judged(client::MakeBuffer(parts_->calls, bytes, id));
 }
 

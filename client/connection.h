@@ -16,10 +16,10 @@
 #include "client/fork_guard.h"
 #include "client/heartbeat.h"
 #include "client/lease.h"
-#include "client/mapping.h"
 #include "client/slab.h"
 #include "client/socket_calls.h"
 #include "client/timeline.h"
+#include "client/wire/mapping.h"
 #include "client/wire/messages.h"
 #include "client/wire/status.h"
 
@@ -68,13 +68,13 @@ class Connection {
     return Judged(parts_->calls.AskBare(type));
   }
   // A sealed buffer made by the daemon, mapped; sets `id`.
-  [[nodiscard]] wire::Result<Mapping> MakeBuffer(std::uint64_t bytes, std::uint64_t& id);
+  [[nodiscard]] wire::Result<wire::Mapping> MakeBuffer(std::uint64_t bytes, std::uint64_t& id);
   // Room in the slab for `bytes`.
   [[nodiscard]] wire::Status ReserveSlab(std::uint64_t bytes);
   // Asks for a lease that was granted at `grant`.
   [[nodiscard]] wire::Result<Lease> TakeLease(const LeaseGrant& grant);
   // Mappings of this session's own buffers, by id.
-  [[nodiscard]] std::map<std::uint64_t, Mapping>& buffers() { return parts_->buffers; }
+  [[nodiscard]] std::map<std::uint64_t, wire::Mapping>& buffers() { return parts_->buffers; }
   // Scratch for lists of copies.
   [[nodiscard]] std::vector<CopyRange>& ranges() { return parts_->ranges; }
 
@@ -86,15 +86,15 @@ class Connection {
 
  private:
   struct Parts {
-    Parts(SocketCalls attached, Mapping segment_map, Reply& hello, int threads);
+    Parts(SocketCalls attached, wire::Mapping segment_map, Reply& hello, int threads);
     ForkGuard guard;
     SocketCalls calls;
-    Mapping segment;
+    wire::Mapping segment;
     Timeline timeline;
     Slab slab;
     CopyPool copies;
     DomainMaps domains;
-    std::map<std::uint64_t, Mapping> buffers;
+    std::map<std::uint64_t, wire::Mapping> buffers;
     std::vector<CopyRange> ranges;
     std::unique_ptr<Heartbeat> heartbeat;  // last: its thread ends before what it writes to
   };

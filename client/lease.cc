@@ -22,9 +22,10 @@ Status DomainMaps::Map(SocketCalls& calls, std::uint64_t mapping) {
   Result<Reply> reply = calls.Ask(wire::MessageType::kMapDomain, body);
   if (!reply.ok()) return reply.status();
   if (reply->packet.fd_count != 1) return BadSlot("frames come without their file");
-  Result<Mapping> map = Mapping::Map(reply->packet.fds[0].get(), reply->body.values[0], MapMode::kReadOnly);
+  Result<wire::Mapping> map =
+      wire::Mapping::Map(reply->packet.fds[0].get(), reply->body.values[0], wire::MapMode::kReadOnly);
   if (!map.ok()) return map.status();
-  Mapping& place = maps_[mapping];
+  wire::Mapping& place = maps_[mapping];
   if (place.bytes() != 0) replaced_.push_back(std::move(place));
   place = std::move(*map);
   return {};

@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
-#include "client/mapping.h"
 #include "client/socket_calls.h"
+#include "client/wire/mapping.h"
 #include "client/wire/segment.h"
 #include "client/wire/status.h"
 
@@ -26,8 +26,8 @@ class DomainMaps {
  private:
   wire::Status Map(SocketCalls& calls, std::uint64_t mapping);
 
-  std::map<std::uint64_t, Mapping> maps_;
-  std::vector<Mapping> replaced_;
+  std::map<std::uint64_t, wire::Mapping> maps_;
+  std::vector<wire::Mapping> replaced_;
 };
 
 // A granted lease: the pages of one weight, until revoked.

@@ -15,7 +15,7 @@ constexpr std::uint64_t kLeastBytes = 1U << 20;
 
 }  // namespace
 
-Result<Mapping> MakeBuffer(SocketCalls& calls, std::uint64_t bytes, std::uint64_t& buffer) {
+Result<wire::Mapping> MakeBuffer(SocketCalls& calls, std::uint64_t bytes, std::uint64_t& buffer) {
   wire::CreateBufferBody body;
   body.bytes = bytes;
   Result<Reply> reply = calls.Ask(wire::MessageType::kCreateBuffer, body);
@@ -23,16 +23,16 @@ Result<Mapping> MakeBuffer(SocketCalls& calls, std::uint64_t bytes, std::uint64_
   constexpr unsigned kNeeded = F_SEAL_SHRINK | F_SEAL_SEAL;
   const int fd = reply->packet.fd_count == 1 ? reply->packet.fds[0].get() : -1;
   const std::uint64_t granted = reply->body.values[1];
-  if (fd < 0 || reply->body.values[0] == 0 || granted < bytes || (SealsOf(fd) & kNeeded) != kNeeded) {
+  if (fd < 0 || reply->body.values[0] == 0 || granted < bytes || (wire::SealsOf(fd) & kNeeded) != kNeeded) {
     return Status(Code::kProtocol, "the daemon's buffer has no sealed file of the size that was asked for");
   }
-  Result<Mapping> mapping = Mapping::Map(fd, granted, MapMode::kReadWrite);
+  Result<wire::Mapping> mapping = wire::Mapping::Map(fd, granted, wire::MapMode::kReadWrite);
   if (mapping.ok()) buffer = reply->body.values[0];
   return mapping;
 }
 
 Status Slab::Create(SocketCalls& calls, std::uint64_t bytes) {
-  Result<Mapping> mapping = MakeBuffer(calls, bytes, buffer_);
+  Result<wire::Mapping> mapping = MakeBuffer(calls, bytes, buffer_);
   if (!mapping.ok()) return mapping.status();
   mapping_ = std::move(*mapping);
   return {};
@@ -43,7 +43,7 @@ Status Slab::Reserve(SocketCalls& calls, std::uint64_t bytes) {
   if (bytes <= mapping_.bytes()) return {};
   const std::uint64_t before = mapping_.bytes();
   if (buffer_ != 0) {
-    mapping_ = Mapping();  // first, so that the job never holds both
+    mapping_ = wire::Mapping();  // first, so that the job never holds both
     wire::ReleaseBufferBody body;
     body.buffer = buffer_;
     buffer_ = 0;

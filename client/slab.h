@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "client/mapping.h"
 #include "client/socket_calls.h"
+#include "client/wire/mapping.h"
 #include "client/wire/records.h"
 #include "client/wire/status.h"
 
@@ -33,13 +33,13 @@ class Slab {
  private:
   wire::Status Create(SocketCalls& calls, std::uint64_t bytes);
 
-  Mapping mapping_;
+  wire::Mapping mapping_;
   std::uint64_t buffer_ = 0;
   std::uint64_t taken_bytes_ = 0;
 };
 
 // Asks the daemon for a sealed buffer and maps it. Sets `buffer` to its id.
-[[nodiscard]] wire::Result<Mapping> MakeBuffer(SocketCalls& calls, std::uint64_t bytes,
-                                               std::uint64_t& buffer);
+[[nodiscard]] wire::Result<wire::Mapping> MakeBuffer(SocketCalls& calls, std::uint64_t bytes,
+                                                     std::uint64_t& buffer);
 
 }  // namespace bitpager::client

@@ -142,7 +142,9 @@ Result<bool> Timeline::Collect(std::uint64_t wanted) {
 Status Timeline::Lost() {
   const std::uint64_t failed = view_.header().failed.word.load(std::memory_order_acquire);
   if (failed != 0) {
-    const Code why = CodeFrom(failed);
+    Code why = CodeFrom(failed);
+    // No session ends by a code that asks the caller to try again.
+    if (why <= Code::kNotResident || why == Code::kInterrupted) why = Code::kProtocol;
     return Fail({why, "the daemon ended this session (" + std::string(wire::CodeName(why)) +
                           "). Hint: its log says more; connect again"});
   }

@@ -1,7 +1,6 @@
 #include "daemon/session.h"
 
 #include <sys/epoll.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -33,13 +32,14 @@ Status Session::MapSegment() {
   wire::Result<wire::UniqueFd> memory = MakeSealedMemory("bitpager-session", wire::kSegmentBytes);
   if (!memory.ok()) return memory.status();
   segment_fd_ = std::move(*memory);
-  void* base = ::mmap(nullptr, wire::kSegmentBytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment_fd_.get(), 0);
-  if (base == MAP_FAILED) {
-    return {Code::kOutOfMemory, std::string("cannot map a session's segment: ") + std::strerror(errno) + "."};
-  }
-  view_.base = static_cast<std::byte*>(base);
+  wire::Result<wire::Mapping> mapping =
+      wire::Mapping::Map(segment_fd_.get(), wire::kSegmentBytes, wire::MapMode::kReadWrite);
+  if (!mapping.ok()) return mapping.status();
+  mapping_ = std::move(*mapping);
+  std::byte* base = mapping_.base();
   Status shared = device_.ShareWords(base, wire::kSegmentBytes);
   if (!shared.ok()) return shared;
+  view_.base = base;
   wire::SegmentHeader* header = new (base) wire::SegmentHeader;
   header->total_bytes = wire::kSegmentBytes;
   requests_ = {view_.requests(), wire::kRequestSlots, &header->request_tail.word, &header->request_head.word};
@@ -61,7 +61,6 @@ Session::~Session() {
   if (epoll_ >= 0) ::epoll_ctl(epoll_, EPOLL_CTL_DEL, request_bell_.get(), nullptr);
   if (view_.base == nullptr) return;
   device_.UnshareWords(view_.base);
-  ::munmap(view_.base, wire::kSegmentBytes);
 }
 
 bool Session::TakeRequests() {

@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "client/wire/ids.h"
+#include "client/wire/mapping.h"
 #include "client/wire/ring.h"
 #include "client/wire/segment.h"
 #include "client/wire/status.h"
@@ -122,6 +123,7 @@ class Session final : public SessionScope {
   wire::UniqueFd request_bell_;
   wire::UniqueFd completion_bell_;
   int epoll_ = -1;  // that watches request_bell_; outlives the session
+  wire::Mapping mapping_;
   wire::SegmentView view_;
   wire::RingConsumer<wire::RequestRecord> requests_;
   wire::RingProducer<wire::CompletionRecord> completions_;

@@ -1,4 +1,4 @@
-#include "client/mapping.h"
+#include "client/wire/mapping.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -9,7 +9,7 @@
 #include <cstring>
 #include <string>
 
-namespace bitpager::client {
+namespace bitpager::wire {
 namespace {
 
 namespace ipc = boost::interprocess;
@@ -31,27 +31,25 @@ class FdFile {
 
 }  // namespace
 
-wire::Result<Mapping> Mapping::Map(int fd, std::uint64_t bytes, MapMode mode) {
+Result<Mapping> Mapping::Map(int fd, std::uint64_t bytes, MapMode mode) {
   struct stat file {};
   if (::fstat(fd, &file) != 0 || bytes == 0 || file.st_size < 0 ||
       static_cast<std::uint64_t>(file.st_size) < bytes) {
-    return wire::Status(wire::Code::kProtocol, "a shared memory file holds " + std::to_string(file.st_size) +
-                                                   " bytes, " + std::to_string(bytes) + " were announced");
+    return Status(Code::kProtocol, "a shared memory file holds " + std::to_string(file.st_size) + " bytes, " +
+                                       std::to_string(bytes) + " were announced");
   }
   try {
     Mapping mapping;
     ipc::mapped_region region(FdFile(fd), mode == MapMode::kReadOnly ? ipc::read_only : ipc::read_write, 0,
                               static_cast<std::size_t>(bytes));
     if (::madvise(region.get_address(), region.get_size(), MADV_DONTFORK) != 0) {
-      return wire::Status(wire::Code::kInternal,
-                          std::string("madvise(MADV_DONTFORK) failed: ") + std::strerror(errno));
+      return Status(Code::kInternal, std::string("madvise(MADV_DONTFORK) failed: ") + std::strerror(errno));
     }
     mapping.region_.swap(region);
     return mapping;
   } catch (const ipc::interprocess_exception& error) {
-    return wire::Status(wire::Code::kOutOfMemory, "cannot map " + std::to_string(bytes) +
-                                                      " bytes of shared memory (" + error.what() +
-                                                      "). Hint: look at ulimit -v and the free memory");
+    return Status(Code::kOutOfMemory, "cannot map " + std::to_string(bytes) + " bytes of shared memory (" +
+                                          error.what() + "). Hint: look at ulimit -v and the free memory");
   }
 }
 
@@ -60,4 +58,4 @@ unsigned SealsOf(int fd) {
   return seals < 0 ? 0U : static_cast<unsigned>(seals);
 }
 
-}  // namespace bitpager::client
+}  // namespace bitpager::wire

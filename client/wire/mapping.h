@@ -8,7 +8,7 @@
 
 #include "client/wire/status.h"
 
-namespace bitpager::client {
+namespace bitpager::wire {
 
 enum class MapMode : std::uint8_t { kReadOnly, kReadWrite };
 
@@ -16,7 +16,7 @@ class Mapping {
  public:
   Mapping() = default;
   // Maps the first `bytes` of `fd`. kProtocol: the file is shorter. kOutOfMemory: no address space or memory.
-  [[nodiscard]] static wire::Result<Mapping> Map(int fd, std::uint64_t bytes, MapMode mode);
+  [[nodiscard]] static Result<Mapping> Map(int fd, std::uint64_t bytes, MapMode mode);
 
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(region_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return region_.get_size(); }
@@ -28,4 +28,4 @@ class Mapping {
 // The seals of a memory file (fcntl F_GET_SEALS); 0 where there are none.
 [[nodiscard]] unsigned SealsOf(int fd);
 
-}  // namespace bitpager::client
+}  // namespace bitpager::wire

@@ -107,4 +107,29 @@ constexpr DecodeTables MakeDecodeTables(const quant::Map256& map) {
 inline constexpr DecodeTables kSignedDecode = MakeDecodeTables(quant::kSignedDynamicMap);
 inline constexpr DecodeTables kUnsignedDecode = MakeDecodeTables(quant::kUnsignedDynamicMap);
 
+// The signed map by distance from the code of zero: entry 127 + i is magnitude i, entry 127 - i its negative.
+// Distance 128, the entry 1.0, has no partner and stands outside.
+struct alignas(64) MagnitudeTables {
+  std::array<float, 128> value{};
+  std::array<std::array<std::uint8_t, 128>, 4> plane{};
+};
+constexpr MagnitudeTables MakeMagnitudeTables(const quant::Map256& map, std::size_t zero) {
+  MagnitudeTables out;
+  for (std::size_t i = 0; i < 128; ++i) {
+    out.value[i] = map[zero + i];
+    const auto bits = __builtin_bit_cast(std::uint32_t, map[zero + i]);
+    for (std::size_t k = 0; k < 4; ++k) out.plane[k][i] = static_cast<std::uint8_t>(bits >> (8 * k));
+  }
+  return out;
+}
+inline constexpr MagnitudeTables kSignedMagnitudes =
+    MakeMagnitudeTables(quant::kSignedDynamicMap, quant::kSignedZeroCode);
+constexpr bool IsOddAround(const quant::Map256& map, std::size_t zero) {
+  for (std::size_t i = 1; i < 128; ++i) {
+    if (map[zero + i] != -map[zero - i]) return false;
+  }
+  return map[zero] == 0.0F && map[zero + 128] == 1.0F;
+}
+static_assert(IsOddAround(quant::kSignedDynamicMap, quant::kSignedZeroCode));
+
 }  // namespace bitpager::kernels::simd

@@ -1,6 +1,8 @@
 #include "client/connect.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -50,6 +52,18 @@ Status ConnectError(const std::string& path, int error) {
   }
 }
 
+// Where this user's own daemon serves: as the daemon chooses by default. Below /tmp only when the folder is
+// this user's and closed to others, or anybody could pose as the daemon. Empty: nowhere.
+std::string UserSocket() {
+  const std::string runtime = Environment("XDG_RUNTIME_DIR");
+  if (!runtime.empty()) return runtime + "/bitpager/bitpager.sock";
+  const std::string folder = "/tmp/bitpager-" + std::to_string(::geteuid());
+  struct stat info {};
+  const bool ours = ::lstat(folder.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
+                    info.st_uid == ::geteuid() && (info.st_mode & 077) == 0;
+  return ours ? folder + "/bitpager.sock" : std::string();
+}
+
 // A daemon that is not there is no answer; every other outcome is one.
 bool NobodyThere(const Status& status) {
   return status.code() == Code::kUnreachable;
@@ -76,8 +90,7 @@ Result<wire::UniqueFd> ConnectTo(const std::string& path) {
 
 Result<Found> FindDaemon(const SearchOptions& options) {
   const std::string named = options.socket.empty() ? Environment("BITPAGER_SOCKET") : options.socket;
-  std::string places[2] = {kSystemSocket, Environment("XDG_RUNTIME_DIR")};
-  if (!places[1].empty()) places[1] += "/bitpager/bitpager.sock";
+  std::string places[2] = {kSystemSocket, UserSocket()};
   if (!named.empty()) {
     places[0] = named;
     places[1].clear();

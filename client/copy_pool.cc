@@ -1,7 +1,7 @@
 #include "client/copy_pool.h"
 
+#include <algorithm>
 #include <csignal>
-#include <cstring>
 #include <system_error>
 
 #include "client/local_ops.h"
@@ -9,8 +9,10 @@
 namespace bitpager::client {
 namespace {
 
-// Under this a second thread costs more than it saves.
-constexpr std::uint64_t kParallelBytes = 4U << 20;
+// Under this a second thread costs more than it saves: waking one takes as long as copying some 100 KiB.
+constexpr std::uint64_t kParallelBytes = 1U << 20;
+// Taken at once: little enough that a thread that wakes late, or shares its processor, holds up nobody.
+constexpr std::uint64_t kPieceBytes = 256U << 10;
 
 }  // namespace
 
@@ -31,18 +33,17 @@ void CopyPool::Run(std::span<const CopyRange> ranges) {
     return;
   }
   if (workers_.empty()) Start();
-  const int parts = static_cast<int>(workers_.size()) + 1;
-  {
-    const std::lock_guard lock(mutex_);
-    ranges_ = ranges;
-    total_bytes_ = total;
-    running_ = parts - 1;
-    ++round_;
-  }
-  wake_.notify_all();
-  CopyPart(parts - 1, parts);
+  const auto helpers = static_cast<int>(std::min<std::uint64_t>(workers_.size(), total / kPieceBytes - 1));
   std::unique_lock lock(mutex_);
-  finished_.wait(lock, [this] { return running_ == 0; });
+  ranges_ = ranges;
+  next_ = {};
+  wanted_ = helpers;
+  lock.unlock();
+  for (int i = 0; i < helpers; ++i) wake_.notify_one();
+  lock.lock();
+  TakePieces(lock);
+  wanted_ = 0;  // every piece is taken: a late worker stays asleep
+  finished_.wait(lock, [this] { return working_ == 0; });
 }
 
 void CopyPool::Start() {
@@ -52,41 +53,50 @@ void CopyPool::Start() {
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
-    for (int i = 0; i + 1 < threads_; ++i) workers_.emplace_back([this, i] { Work(i); });
+    for (int i = 0; i + 1 < threads_; ++i) workers_.emplace_back([this] { Work(); });
   } catch (const std::system_error&) {
     // No more threads to be had: those that started do the work, with the caller.
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-void CopyPool::Work(int index) {
-  std::uint64_t seen = 0;
+void CopyPool::Work() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+    wake_.wait(lock, [&] { return stop_ || wanted_ > 0; });
     if (stop_) return;
-    seen = round_;
-    lock.unlock();
-    CopyPart(index, static_cast<int>(workers_.size()) + 1);
-    lock.lock();
-    if (--running_ == 0) finished_.notify_one();
+    --wanted_;
+    ++working_;
+    TakePieces(lock);
+    if (--working_ == 0) finished_.notify_one();
   }
 }
 
-void CopyPool::CopyPart(int index, int parts) const {
-  const std::uint64_t chunk = (total_bytes_ / static_cast<std::uint64_t>(parts) + 63) / 64 * 64;
-  const std::uint64_t first = chunk * static_cast<std::uint64_t>(index);
-  const std::uint64_t last = index + 1 == parts ? total_bytes_ : first + chunk;
-  std::uint64_t at = 0;  // where the range starts in the concatenation
-  for (const CopyRange& range : ranges_) {
-    const std::uint64_t from = first > at ? first - at : 0;
-    const std::uint64_t to = last > at ? (last - at < range.bytes ? last - at : range.bytes) : 0;
-    if (from < to) {
-      CopyBytes(static_cast<char*>(range.to) + from, static_cast<const char*>(range.from) + from, to - from);
-    }
-    at += range.bytes;
-    if (at >= last) break;
+void CopyPool::TakePieces(std::unique_lock<std::mutex>& lock) {
+  const std::span<const CopyRange> ranges = ranges_;
+  while (next_.range < ranges.size()) {
+    const Cursor piece = next_;
+    next_ = Walk(ranges, piece, false);
+    lock.unlock();
+    (void)Walk(ranges, piece, true);
+    lock.lock();
   }
+}
+
+CopyPool::Cursor CopyPool::Walk(std::span<const CopyRange> ranges, Cursor at, bool copy) {
+  std::uint64_t room = kPieceBytes;
+  while (room != 0 && at.range < ranges.size()) {
+    const CopyRange& range = ranges[at.range];
+    const std::uint64_t bytes = std::min(room, range.bytes - at.offset);
+    if (copy && bytes != 0) {
+      CopyBytes(static_cast<char*>(range.to) + at.offset, static_cast<const char*>(range.from) + at.offset,
+                bytes);
+    }
+    room -= bytes;
+    at.offset += bytes;
+    if (at.offset == range.bytes) at = {at.range + 1, 0};
+  }
+  return at;
 }
 
 }  // namespace bitpager::client

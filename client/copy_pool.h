@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <span>
@@ -30,10 +31,19 @@ class CopyPool {
   [[nodiscard]] int threads() const { return threads_; }
 
  private:
+  // Where a piece begins: a range and the bytes of it that earlier pieces cover. Pieces cut the ranges'
+  // bytes, end to end, at every kPieceBytes.
+  struct Cursor {
+    std::size_t range = 0;
+    std::uint64_t offset = 0;
+  };
+
   void Start();
-  void Work(int index);
-  // Part `index` of `parts` of all bytes of ranges_, cut on 64-byte borders of the concatenation.
-  void CopyPart(int index, int parts) const;
+  void Work();
+  // Copies pieces until none is left. Called with `lock` held; holds it between pieces and on return.
+  void TakePieces(std::unique_lock<std::mutex>& lock);
+  // Returns the end of the piece that begins `at`; copies it on the way when `copy` is set.
+  static Cursor Walk(std::span<const CopyRange> ranges, Cursor at, bool copy);
 
   const int threads_;
   std::vector<std::thread> workers_;
@@ -42,9 +52,9 @@ class CopyPool {
   std::condition_variable wake_;
   std::condition_variable finished_;
   std::span<const CopyRange> ranges_;
-  std::uint64_t total_bytes_ = 0;
-  std::uint64_t round_ = 0;
-  int running_ = 0;
+  Cursor next_;      // of the first piece that nobody took
+  int wanted_ = 0;   // workers that may still join this round
+  int working_ = 0;  // workers inside this round
   bool stop_ = false;
 };
 

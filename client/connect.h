@@ -23,9 +23,9 @@ struct SearchOptions {
   std::string daemon_path;  // bitpagerd to start; empty: look for it
   bool spawn = true;
 };
-// Search order: `socket`; BITPAGER_SOCKET; /run/bitpager/bitpager.sock; this user's, $XDG_RUNTIME_DIR/bitpager/
-// bitpager.sock or /tmp/bitpager-<uid>/bitpager.sock; the private daemon. A named socket must answer, and a daemon that is there but refuses is an
-// error, not a reason to look on.
+// Search order: `socket`; BITPAGER_SOCKET; /run/bitpager/bitpager.sock; this user's,
+// $XDG_RUNTIME_DIR/bitpager/ bitpager.sock or /tmp/bitpager-<uid>/bitpager.sock; the private daemon. A named
+// socket must answer, and a daemon that is there but refuses is an error, not a reason to look on.
 [[nodiscard]] wire::Result<Found> FindDaemon(const SearchOptions& options);
 
 }  // namespace bitpager::client

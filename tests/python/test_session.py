@@ -141,6 +141,7 @@ def test_data_loader_workers_do_not_disturb(daemon, run_python):
 
 INTERRUPT = """
 import os, signal, sys, threading, time, torch, bitpager
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIGINT ignored
 session = bitpager.connect(socket=sys.argv[1], job="notebook", linger=0)
 p = torch.nn.Parameter(torch.ones(3_000_000))
 optimizer = bitpager.optim.PagedAdamW8bit([p], lr=0.01)

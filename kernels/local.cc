@@ -134,17 +134,16 @@ wire::Status Quantize4Bit(wire::QuantType type, wire::DType dtype, const void* i
     absmax = scratch.get();
   }
   ForPieces(elements, blocksize, threads, [&](std::uint64_t first, std::uint64_t count) {
-    // One window of blocks at a time, so that the second pass finds its input in the cache.
-    const std::uint64_t window = std::max<std::uint64_t>(8192, blocksize);
-    for (std::uint64_t at = first; at < first + count; at += window) {
-      const std::uint64_t n = std::min(window, first + count - at);
-      float* block_absmax = absmax + at / blocksize;
-      simd::BlockAbsmax(dtype, At(in, dtype, at), n, blocksize, block_absmax);
-      simd::Pack4(type, dtype, At(in, dtype, at), n, blocksize, block_absmax, out->packed + at / 2);
-    }
+    simd::Quantize4(type, dtype, At(in, dtype, first), count, blocksize, absmax + first / blocksize,
+                    out->packed + first / 2);
   });
   out->offset = 0.0F;
-  if (nested) quant::NestAbsmax({absmax, blocks}, out->nested_codes, out->absmax2, &out->offset);
+  if (!nested) return {};
+  out->offset = simd::NestMean(absmax, blocks);
+  ForPieces(blocks, quant::kNestedBlock, threads, [&](std::uint64_t first, std::uint64_t count) {
+    simd::NestRun(absmax + first, count, out->offset, out->nested_codes + first,
+                  out->absmax2 + first / quant::kNestedBlock);
+  });
   return {};
 }
 

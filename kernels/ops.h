@@ -92,13 +92,14 @@ struct NestAbsmaxArgs {
 };
 
 // Second pass: packs pages. Codes are nearest to x * (1 / absmax) with the unquantized absmax.
-// The planes below belong to the whole weight; each page receives its part.
+// The planes below belong to the whole weight; each page receives its part. A weight that is not nested needs
+// no first pass: with `absmax` null, the absmaxes are computed here and the input is read once.
 struct QuantizeArgs {
   WeightFormat format;
   wire::DType in_dtype = wire::DType::kF32;
   std::vector<WeightSpan> spans;
   std::vector<const void*> ins;                // first element of each span
-  const float* absmax = nullptr;               // of all blocks
+  const float* absmax = nullptr;               // of all blocks; null: see above, only when not nested
   const std::uint8_t* nested_codes = nullptr;  // of all blocks; null when not nested
   const float* absmax2 = nullptr;              // of all groups; null when not nested
 };

@@ -166,7 +166,7 @@ class CpuDevice final : public Device {
     return PushOp(args, [this](const BlockAbsmaxArgs& a) { RunBlockAbsmax(pool_, a); });
   }
   Event NestAbsmax(NestAbsmaxArgs args) override {
-    return PushOp(args, [](const NestAbsmaxArgs& a) { RunNestAbsmax(a); });
+    return PushOp(args, [this](const NestAbsmaxArgs& a) { RunNestAbsmax(pool_, a); });
   }
   Event Quantize(QuantizeArgs args) override {
     return PushOp(std::move(args), [this](const QuantizeArgs& a) { RunQuantize(pool_, a); });

@@ -24,6 +24,7 @@ using wire::kStateBlock;
 constexpr std::uint64_t kPieceElements = 64 * 1024;
 constexpr std::uint64_t kPieceUnits = kPieceElements / kStateBlock;
 constexpr std::uint64_t kPieceBytes = 512 * 1024;
+constexpr std::uint64_t kPieceNested = 64 * quant::kNestedBlock;  // blocks whose absmax is quantized
 
 // Where unit `unit` of state k lies in a page, and its absmax.
 std::byte* StateAt(const StateLayout& layout, std::byte* page, std::uint32_t k, std::uint32_t unit) {
@@ -161,8 +162,14 @@ void PackSlice(const QuantizeArgs& args, const Slice& slice) {
   const WeightSpan& span = args.spans[slice.run];
   const WeightSlice cut = Cut(span, slice, layout.blocksize);
   const auto* in = static_cast<const std::byte*>(args.ins[slice.run]) + cut.skip * DTypeBytes(args.in_dtype);
-  simd::Pack4(args.format.type, args.in_dtype, in, cut.elements, layout.blocksize, args.absmax + cut.block,
-              PackedAt(layout, span.page, cut.slot));
+  std::uint8_t* packed = PackedAt(layout, span.page, cut.slot);
+  if (args.absmax != nullptr) {
+    simd::Pack4(args.format.type, args.in_dtype, in, cut.elements, layout.blocksize, args.absmax + cut.block,
+                packed);
+    return;
+  }
+  float* absmax = PlainAbsmaxAt(layout, span.page, cut.slot);
+  simd::Quantize4(args.format.type, args.in_dtype, in, cut.elements, layout.blocksize, absmax, packed);
 }
 
 // One span's states of one kind, between its page and the planes at element `at` of the tensor.
@@ -215,12 +222,19 @@ void RunBlockAbsmax(WorkerPool& pool, const BlockAbsmaxArgs& args) {
   });
 }
 
-void RunNestAbsmax(const NestAbsmaxArgs& args) {
-  quant::NestAbsmax({args.absmax, args.blocks}, args.codes, args.absmax2, args.offset);
+void RunNestAbsmax(WorkerPool& pool, const NestAbsmaxArgs& args) {
+  const float mean = simd::NestMean(args.absmax, args.blocks);
+  *args.offset = mean;
+  pool.Run((args.blocks + kPieceNested - 1) / kPieceNested, [&](std::uint64_t piece) {
+    const std::uint64_t first = piece * kPieceNested;
+    simd::NestRun(args.absmax + first, std::min(kPieceNested, args.blocks - first), mean, args.codes + first,
+                  args.absmax2 + first / quant::kNestedBlock);
+  });
 }
 
 void RunQuantize(WorkerPool& pool, const QuantizeArgs& args) {
   for (const WeightSpan& span : args.spans) {
+    if (args.absmax == nullptr) break;  // written with the codes
     // Into the page: the planes are only read.
     MoveAbsmax(args.format.layout, span, const_cast<float*>(args.absmax),
                const_cast<std::uint8_t*>(args.nested_codes), const_cast<float*>(args.absmax2), true);

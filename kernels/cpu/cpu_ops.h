@@ -10,7 +10,7 @@ namespace bitpager::kernels::cpu {
 void RunStep(WorkerPool& pool, const StepArgs& args);
 void RunDequantize(WorkerPool& pool, const DequantizeArgs& args);
 void RunBlockAbsmax(WorkerPool& pool, const BlockAbsmaxArgs& args);
-void RunNestAbsmax(const NestAbsmaxArgs& args);
+void RunNestAbsmax(WorkerPool& pool, const NestAbsmaxArgs& args);
 void RunQuantize(WorkerPool& pool, const QuantizeArgs& args);
 void RunMovePacked(WorkerPool& pool, const PackedArgs& args);
 void RunMoveStates(WorkerPool& pool, const StatePlanesArgs& args);

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 
+#include "kernels/simd/eight_bit.h"
 #include "kernels/simd/four_bit.h"
 #include "kernels/simd/vectors-inl.h"
 #include "quant/block.h"
@@ -329,6 +330,18 @@ void Pack4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_
   HWY_DYNAMIC_DISPATCH(PackOnTarget)(type, dtype, in, elements, blocksize, absmax, packed);
 }
 
+void Quantize4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
+               std::uint32_t blocksize, float* absmax, std::uint8_t* packed) {
+  // So little at a time that packing finds its input in the first-level cache.
+  const std::uint64_t window = std::max<std::uint64_t>(4096, blocksize);
+  for (std::uint64_t at = 0; at < elements; at += window) {
+    const std::uint64_t count = std::min(window, elements - at);
+    const std::byte* from = static_cast<const std::byte*>(in) + at * wire::DTypeBytes(dtype);
+    BlockAbsmax(dtype, from, count, blocksize, absmax + at / blocksize);
+    Pack4(type, dtype, from, count, blocksize, absmax + at / blocksize, packed + at / 2);
+  }
+}
+
 void Unpack4(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed, std::uint64_t elements,
              std::uint32_t blocksize, const float* absmax, void* out, bool stream) {
   HWY_DYNAMIC_DISPATCH(UnpackOnTarget)(type, dtype, packed, elements, blocksize, absmax, out, stream);
@@ -340,6 +353,30 @@ void UnnestRun(const std::uint8_t* codes, std::uint64_t first_block, std::uint64
   for (std::uint64_t i = 0; i < blocks; ++i) {
     const std::uint64_t group = (first_block + i) / quant::kNestedBlock - first_group;
     absmax[i] = quant::UnnestAbsmax(codes[i], absmax2[group], offset);
+  }
+}
+
+// Eight sums by index modulo 8, whatever the processor: the order is part of the format's definition here.
+float NestMean(const float* absmax, std::uint64_t blocks) {
+  if (blocks == 0) return 0.0F;
+  std::array<double, 8> sums{};
+  std::uint64_t i = 0;
+  for (; i + 8 <= blocks; i += 8) {
+    for (std::size_t k = 0; k < 8; ++k) sums[k] += absmax[i + k];
+  }
+  for (std::size_t k = 0; i + k < blocks; ++k) sums[k] += absmax[i + k];
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  return static_cast<float>(total / static_cast<double>(blocks));
+}
+
+void NestRun(const float* absmax, std::uint64_t blocks, float mean, std::uint8_t* codes, float* absmax2) {
+  std::array<float, quant::kNestedBlock> centred{};
+  for (std::uint64_t first = 0; first < blocks; first += quant::kNestedBlock) {
+    const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(quant::kNestedBlock, blocks - first));
+    for (std::size_t i = 0; i < count; ++i) centred[i] = absmax[first + i] - mean;
+    EncodeDynamic(true, wire::DType::kF32, centred.data(), count, quant::kNestedBlock, codes + first,
+                  absmax2 + first / quant::kNestedBlock);
   }
 }
 

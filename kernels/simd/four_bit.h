@@ -17,6 +17,10 @@ void BlockAbsmax(wire::DType dtype, const void* in, std::uint64_t elements, std:
 void Pack4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
            std::uint32_t blocksize, const float* absmax, std::uint8_t* packed);
 
+// Both of the above; reads its input from memory once.
+void Quantize4(wire::QuantType type, wire::DType dtype, const void* in, std::uint64_t elements,
+               std::uint32_t blocksize, float* absmax, std::uint8_t* packed);
+
 // out[i] = table[code] * absmax[i / blocksize], rounded to `dtype`. `stream`: the output will not be read
 // soon; write it past the caches.
 void Unpack4(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed, std::uint64_t elements,
@@ -26,5 +30,11 @@ void Unpack4(wire::QuantType type, wire::DType dtype, const std::uint8_t* packed
 // the weight; absmax2 starts at the group of that block.
 void UnnestRun(const std::uint8_t* codes, std::uint64_t first_block, std::uint64_t blocks,
                const float* absmax2, float offset, float* absmax);
+
+// Double quantization in two parts, together quant::NestAbsmax bit for bit. The mean of all blocks' absmaxes;
+// 0 for none.
+[[nodiscard]] float NestMean(const float* absmax, std::uint64_t blocks);
+// Then codes and absmax2 of `blocks` consecutive blocks, the first of them at a group's begin.
+void NestRun(const float* absmax, std::uint64_t blocks, float mean, std::uint8_t* codes, float* absmax2);
 
 }  // namespace bitpager::kernels::simd

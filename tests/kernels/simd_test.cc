@@ -246,5 +246,101 @@ TEST(FourBit, EqualsTheReferenceBitForBit) {
   }
 }
 
+TEST(FourBit, NestsAbsmaxesLikeTheReference) {
+  std::mt19937 random(3);
+  std::uniform_real_distribution<float> uniform(0.0F, 3.0F);
+  for (const std::size_t n : {0UL, 1UL, 7UL, 255UL, 256UL, 257UL, 1000UL, 40001UL}) {
+    std::vector<float> absmax(n);
+    for (float& a : absmax) a = uniform(random);
+    std::vector<float> absmax2(n / 256 + 1), want_absmax2(n / 256 + 1);
+    std::vector<std::uint8_t> codes(n), want(n);
+    float want_mean = -1.0F;
+    quant::NestAbsmax(absmax, want.data(), want_absmax2.data(), &want_mean);
+    const float mean = NestMean(absmax.data(), n);
+    EXPECT_EQ(mean, want_mean) << n;
+    NestRun(absmax.data(), n, mean, codes.data(), absmax2.data());
+    EXPECT_EQ(codes, want) << n;
+    EXPECT_EQ(absmax2, want_absmax2) << n;
+  }
+}
+
+// Hyperparameters and magnitudes at the edges of the format: roots and quotients of every size, down to
+// subnormal, in every lane.
+TEST(Step, RoundsRootsAndQuotientsLikeTheReferenceOverAllMagnitudes) {
+  std::mt19937 random(11);
+  constexpr std::size_t kElements = 65536;
+  for (const double eps : {1e-8, 1e-30, 0.0}) {
+    StepData fast;
+    Fill(fast, DType::kF32, DType::kF32, wire::StateBits::k32, kElements, 12);
+    for (std::size_t i = 0; i < kElements; ++i) {
+      // Any finite bit pattern; v is not negative.
+      const auto finite = [&] {
+        return std::bit_cast<float>(static_cast<std::uint32_t>(random()) % 0x7F800000U);
+      };
+      const float m = finite();
+      quant::StoreAs(DType::kF32, fast.states[0].data(), i, i % 2 == 0 ? m : -m);
+      quant::StoreAs(DType::kF32, fast.states[1].data(), i, i % 97 == 0 ? 0.0F : finite());
+      quant::StoreAs(DType::kF32, fast.grad.data(), i, i % 3 == 0 ? 0.0F : finite() * 0x1p-64F);
+    }
+    StepData slow = fast;
+    const auto hyper = optim8bit::DeriveHyper(wire::Rule::kAdam, {1e-3, 0.9, 0.999, eps, 0.01}, 3);
+    const auto run = [&](StepData& data) {
+      return RunOf(data, wire::Rule::kAdam, wire::StateBits::k32, DType::kF32, DType::kF32, kElements,
+                   &hyper);
+    };
+    (void)Step(run(fast));
+    ReferenceRun(run(slow));
+    for (std::size_t i = 0; i < kElements; ++i) {
+      const float a = quant::LoadAs(DType::kF32, fast.param.data(), i);
+      const float b = quant::LoadAs(DType::kF32, slow.param.data(), i);
+      ASSERT_TRUE(std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b) ||
+                  (std::isnan(a) && std::isnan(b)))
+          << i << ": " << a << " " << b;
+    }
+  }
+}
+
+TEST(DynamicDecoder, EqualsTheMapForEveryCodeAtEveryPlace) {
+  std::vector<std::uint8_t> codes;
+  for (int turn = 0; turn < 64; ++turn) {
+    for (int c = 0; c < 256; ++c) codes.push_back(static_cast<std::uint8_t>(c + turn));
+  }
+  quant::Map256 odd{};  // neither ascending nor symmetric
+  for (std::size_t c = 0; c < 256; ++c) odd[c] = static_cast<float>((c * 37 + 11) % 256) * 0.37F - 40.0F;
+  for (const auto& map : {quant::kSignedDynamicMap, quant::kUnsignedDynamicMap, odd}) {
+    for (const auto dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      const std::size_t width = wire::DTypeBytes(dtype);
+      std::vector<std::byte> out(codes.size() * width), want(codes.size() * width);
+      const std::vector<float> absmax(codes.size() / 64, 0.7F);
+      Decode8(map, dtype, codes.data(), codes.size(), 64, absmax.data(), out.data());
+      for (std::size_t i = 0; i < codes.size(); i += 64) {
+        quant::DecodeBlock8(map, dtype, &codes[i], 64, 0.7F, &want[i * width]);
+      }
+      EXPECT_TRUE(out == want);
+    }
+  }
+}
+
+// One step from every code of both states: what the step decodes is what the map says.
+TEST(Step, DecodesEveryCodeAtEveryPlace) {
+  for (const auto rule : {wire::Rule::kAdam, wire::Rule::kLion}) {
+    constexpr std::size_t kElements = 256 * 64;
+    StepData fast;
+    Fill(fast, DType::kF32, DType::kF32, wire::StateBits::k8, kElements, 13);
+    for (std::size_t i = 0; i < kElements; ++i) {
+      for (std::size_t k = 0; k < 2; ++k) fast.states[k][i] = std::byte((i + i / 256 * (k + 1)) % 256);
+    }
+    StepData slow = fast;
+    const auto hyper = optim8bit::DeriveHyper(rule, {1e-3, 0.9, 0.999, 1e-8, 0.01}, 5);
+    (void)Step(RunOf(fast, rule, wire::StateBits::k8, DType::kF32, DType::kF32, kElements, &hyper));
+    ReferenceRun(RunOf(slow, rule, wire::StateBits::k8, DType::kF32, DType::kF32, kElements, &hyper));
+    EXPECT_TRUE(fast.param == slow.param);
+    for (std::uint32_t k = 0; k < wire::StatesOf(rule); ++k) {
+      EXPECT_TRUE(fast.states[k] == slow.states[k]);
+      EXPECT_EQ(fast.absmax[k], slow.absmax[k]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bitpager::kernels::simd

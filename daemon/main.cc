@@ -3,6 +3,7 @@
 // client.
 #include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -179,6 +180,16 @@ class Daemon {
   PrivateLife private_life_;
 };
 
+// A session takes five descriptors. The soft limit is usually 1024, for programs that use select.
+void RaiseOpenFiles() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    spdlog::warn("cannot raise the limit of open files. Hint: LimitNOFILE= in the unit, or ulimit -n");
+  }
+}
+
 int Main(int argc, char** argv) {
   wire::Result<LoadedConfig> loaded = LoadConfig(argc, argv);
   if (!loaded.ok()) return Refuse(loaded.status());
@@ -188,6 +199,7 @@ int Main(int argc, char** argv) {
   }
   if (Status logging = StartLog(loaded->config.log_level); !logging.ok()) return Refuse(logging);
   if (Status cores = ForbidCoreDumps(); !cores.ok()) spdlog::warn("{}", cores.message());
+  RaiseOpenFiles();
   // Blocked before any thread exists, so that only the signal watcher sees them.
   sigset_t mask;
   sigemptyset(&mask);

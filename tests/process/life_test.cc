@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -115,6 +116,25 @@ TEST(Start, RefusesBudgetsThatAreNotThere) {
   DaemonProcess window({{"--device-budget", "1MiB", "--page-size", "2MiB"}, "", ~0U, false});
   EXPECT_TRUE(Refused(window));
   EXPECT_THAT(window.Log(), HasSubstr("window"));
+}
+
+TEST(Start, IsNotBoundByTheSoftLimitOfOpenFiles) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;
+  low.rlim_cur = 64;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  DaemonProcess daemon(kSmall);  // inherits it
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  std::vector<std::shared_ptr<client::Session>> sessions;
+  for (int i = 0; i < 40; ++i) {
+    client::ConnectOptions options = daemon.ConnectOptionsOf("job");
+    options.rank = static_cast<std::uint32_t>(i);
+    auto session = client::Session::Connect(options);
+    ASSERT_TRUE(session.ok()) << session.status().message();
+    sessions.push_back(*session);
+  }
+  EXPECT_TRUE(sessions.back()->Noop().ok());
 }
 
 TEST(Idle, UsesNoCpuWithTwoSessions) {

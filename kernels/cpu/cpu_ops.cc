@@ -21,7 +21,7 @@ using wire::DTypeBytes;
 using wire::kStateBlock;
 
 // Work of one piece: enough to hide the hand-out (some hundred ns), little enough to balance.
-constexpr std::uint64_t kPieceElements = 64 * 1024;
+constexpr std::uint64_t kPieceElements = 32 * 1024;
 constexpr std::uint64_t kPieceUnits = kPieceElements / kStateBlock;
 constexpr std::uint64_t kPieceBytes = 512 * 1024;
 constexpr std::uint64_t kPieceNested = 64 * quant::kNestedBlock;  // blocks whose absmax is quantized

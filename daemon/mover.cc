@@ -1,6 +1,7 @@
 #include "daemon/mover.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace bitpager::daemon {
 namespace {
@@ -43,7 +44,7 @@ int Mover::Apply(const paging::Actions& actions) {
     segments_.erase(found);
   }
   const int refused = AllocateSegments(actions.new_segments);
-  for (const paging::HostRun& run : actions.free_host) giving_back_[run.first] = run.count;
+  for (const paging::HostRun& run : actions.free_host) GiveBackLater(run);
   Poison(actions.poison);
   Store(actions.stores);
   Load(actions.loads);
@@ -162,6 +163,23 @@ const kernels::DeviceSegment* Mover::ExportedBy(int fd, paging::DomainId domain)
     }
   }
   return nullptr;
+}
+
+// Merges: the run, or a part of it, may still wait from an earlier owner, and a newer one that never stored
+// left it there. One frame in two runs would be given back by one of them after it was kept from the other.
+void Mover::GiveBackLater(paging::HostRun run) {
+  std::uint64_t end = run.first + run.count;
+  auto next = giving_back_.upper_bound(run.first);
+  if (next != giving_back_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second >= run.first) next = before;
+  }
+  while (next != giving_back_.end() && next->first <= end) {
+    run.first = std::min(run.first, next->first);
+    end = std::max(end, next->first + next->second);
+    next = giving_back_.erase(next);
+  }
+  giving_back_[run.first] = end - run.first;
 }
 
 int Mover::GiveBackHost() {

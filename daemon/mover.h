@@ -50,6 +50,7 @@ class Mover {
 
   [[nodiscard]] int AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
   // Host memory of frames that are nobody's goes back to the system piece by piece, behind other stores.
+  void GiveBackLater(paging::HostRun run);
   int GiveBackHost();
   [[nodiscard]] bool GivenBack() const { return given_back_.sequence == 0 || device_.Done(given_back_); }
   // Host frame `frame` is in use again before it was given back.
@@ -66,7 +67,7 @@ class Mover {
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number
   std::deque<Copy> copies_;
-  std::map<std::uint64_t, std::uint64_t> giving_back_;  // runs of host frames to give back: first -> count
+  std::map<std::uint64_t, std::uint64_t> giving_back_;  // host frames to give back: first -> count, disjoint
   kernels::Event given_back_;                           // the piece under way
   kernels::Event last_poison_;  // the newest fill; nothing it may write to is freed before it is done
 };

@@ -19,6 +19,7 @@ class ScriptedDevice final : public kernels::Device {
   std::int64_t fault_at_step = -1;                  // TakeFault reports once this many steps were launched
   bool refuse_scratch = false;
   bool refuse_imports = false;
+  bool hold_decommit = false;  // the newest DecommitHost is not reported as done
   // ---- what was seen
   std::int64_t steps = 0;
   std::int64_t segments = 0;  // alive
@@ -50,7 +51,7 @@ class ScriptedDevice final : public kernels::Device {
     return inner_->ReserveHost(bytes);
   }
   kernels::Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
-    return inner_->DecommitHost(at, bytes);
+    return decommit_ = inner_->DecommitHost(at, bytes);
   }
   [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
     if (refuse_scratch) return nullptr;
@@ -95,7 +96,10 @@ class ScriptedDevice final : public kernels::Device {
     inner_->UnshareWords(at);
   }
   void Wait(kernels::Queue queue, kernels::Event event) override { inner_->Wait(queue, event); }
-  [[nodiscard]] bool Done(kernels::Event event) const override { return inner_->Done(event); }
+  [[nodiscard]] bool Done(kernels::Event event) const override {
+    const bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
+    return !held && inner_->Done(event);
+  }
   void Synchronize(kernels::Event event) override { inner_->Synchronize(event); }
   [[nodiscard]] int progress_fd() const override { return inner_->progress_fd(); }
   [[nodiscard]] wire::Status TakeFault() override {
@@ -125,6 +129,7 @@ class ScriptedDevice final : public kernels::Device {
   }
 
  private:
+  kernels::Event decommit_;  // the newest
   std::unique_ptr<kernels::Device> inner_;
 };
 

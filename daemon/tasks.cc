@@ -98,7 +98,6 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
       // The device refused memory before; by now it may have some.
       static_cast<void>(core_.pager.SetDeviceFrames(core_.settings.pager.device_frames).ok());
     }
-    if (task.work != nullptr) task.prepared = task.work->Prepare(core_.device);
     return;
   }
   wire::CompletionRecord completion;
@@ -187,6 +186,7 @@ void Tasks::Launch(const paging::RunAction& run) {
   if (task != nullptr) {
     if (task->runs_in_flight++ == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
     if (task->work != nullptr) {
+      if (run.window == 0) task->work->Prepare(core_.device);
       std::vector<ResidentPage> window;
       window.reserve(run.pages.size());
       for (const paging::RunPage& page : run.pages) {

@@ -95,14 +95,14 @@ class QuantizeWork final : public Work {
     return {extent_.job, paging::Access::kOverwrite, Cover(extent_, Whole(*extent_.weight())), false};
   }
 
-  kernels::Event Prepare(kernels::Device& device) override {
+  void Prepare(kernels::Device& device) override {
     Weight& weight = *extent_.weight();
     weight.filled = false;
     float* absmax = reinterpret_cast<float*>(statistics_.absmax.get());
-    kernels::Event event =
-        device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
-    if (!weight.format.layout.nested) return event;
-    return device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
+    device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
+    if (weight.format.layout.nested) {
+      device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
+    }
   }
 
   kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {

@@ -58,8 +58,9 @@ class Work {
 
   // The pages to visit, in order. Empty ranges: no page is needed, Launch is not called.
   [[nodiscard]] virtual paging::RequestSpec Pages() const = 0;
-  // Enqueues what must come before the first window. Sequence 0: nothing.
-  virtual kernels::Event Prepare(kernels::Device&) { return {}; }
+  // Enqueues what must come before the first window; called right before its launch, so that a request which
+  // is refused has touched nothing and left nothing on the device.
+  virtual void Prepare(kernels::Device&) {}
   // Enqueues the work of one window. Windows come in order, each once.
   virtual kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) = 0;
   // All windows are done: fills values and, for an outcome that is not plain success, returns it.

@@ -173,6 +173,11 @@ Status Control::RegisterBuffer(Call& call) {
   if (body.bytes == 0 || body.writable > 1 || body.sealed > 1) {
     return {Code::kInvalidArgument, "registering a buffer takes a size above 0 and flags of 0 or 1."};
   }
+  if (!call.session->HasRoomFor(body.bytes)) {
+    return {Code::kQuotaExceeded, "a session registers at most 4 TiB in 16384 buffers; " +
+                                      std::to_string(body.bytes) +
+                                      " bytes more pass that. Hint: release some."};
+  }
   wire::Result<kernels::Import> import =
       core_.device.ImportMemory({call.packet.fds[0].get(), body.bytes, body.sealed == 1, body.writable == 1});
   if (!import.ok()) return import.status();
@@ -223,7 +228,13 @@ Status Control::DropExtent(Call& call) {
   wire::DropExtentBody body;
   if (!wire::ReadBody(call.packet, body)) return WrongSize();
   tasks_.Touch();
-  return lifecycle_.Drop(*call.session, wire::ExtentId{body.extent});
+  // What the client pushed before it asked comes first: hints, which it does not wait for, end here.
+  Session& session = *call.session;
+  if (!session.closing && !session.TakeRequests()) {
+    tasks_.FailSession(session, {Code::kProtocol, "the request ring holds what no client writes."});
+  }
+  tasks_.Advance(session);
+  return lifecycle_.Drop(session, wire::ExtentId{body.extent});
 }
 
 Status Control::MapDomain(Call& call) {

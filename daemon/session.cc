@@ -117,6 +117,7 @@ wire::BufferId Session::AddBuffer(const kernels::Import& import, bool writable, 
   const wire::BufferId id{next_buffer_++};
   buffers_[id] = std::make_shared<Buffer>(device_, id, import, writable, own);
   if (own) own_buffer_bytes_ += import.bytes;
+  buffer_bytes_ += import.bytes;
   return id;
 }
 
@@ -126,6 +127,7 @@ Status Session::RemoveBuffer(wire::BufferId id) {
     return {Code::kNotFound, "no buffer " + std::to_string(id.value) + " in this session."};
   }
   if (found->second->own()) own_buffer_bytes_ -= found->second->bytes();
+  buffer_bytes_ -= found->second->bytes();
   buffers_.erase(found);
   return {};
 }

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -37,7 +38,6 @@ struct ActiveTask {
   std::unique_ptr<Work> work;  // none for a lease
   wire::RequestId request;
   wire::ExtentId lease_extent;  // kLease: the extent that is made resident
-  kernels::Event prepared;      // of Work::Prepare
   wire::Status refused;         // not Ok: it was cancelled before it started, and why
   std::uint64_t admitted_ns = 0;
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
@@ -95,6 +95,12 @@ class Session final : public SessionScope {
   [[nodiscard]] BufferRef FindBuffer(wire::BufferId id) const override;
   [[nodiscard]] Extent* FindExtent(wire::ExtentId id) const override;
   wire::BufferId AddBuffer(const kernels::Import& import, bool writable, bool own);
+  // Whether `bytes` more may be mapped for this session: no client takes the addresses that all live on.
+  [[nodiscard]] bool HasRoomFor(std::uint64_t bytes) const {
+    constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 42;
+    constexpr std::size_t kMostBuffers = std::size_t{1} << 14;
+    return buffers_.size() < kMostBuffers && bytes <= kMostBytes - std::min(kMostBytes, buffer_bytes_);
+  }
   // kNotFound.
   [[nodiscard]] wire::Status RemoveBuffer(wire::BufferId id);
   [[nodiscard]] std::uint64_t own_buffer_bytes() const { return own_buffer_bytes_; }
@@ -130,6 +136,7 @@ class Session final : public SessionScope {
   std::uint64_t next_ticket_ = 1;
   std::uint64_t next_buffer_ = 1;
   std::uint64_t own_buffer_bytes_ = 0;
+  std::uint64_t buffer_bytes_ = 0;  // of all buffers
   bool failed_ = false;
   std::unordered_map<wire::BufferId, BufferRef, wire::IdHash> buffers_;
   std::unordered_map<wire::ExtentId, Extent*, wire::IdHash> extents_;

@@ -20,6 +20,10 @@ using wire::Code;
 using wire::Status;
 
 constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
+// Sparse files cost their owners nothing. So imports together get a quarter of the address space and half of
+// the mappings that Linux allows by default, and frames, sessions and the heap keep the rest.
+constexpr std::uint64_t kMostImportedBytes = std::uint64_t{1} << 45;
+constexpr std::size_t kMostImports = std::size_t{1} << 15;
 
 std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) {
   return (bytes + to - 1) / to * to;
@@ -55,8 +59,9 @@ std::byte* MapAnonymous(std::uint64_t bytes, int extra_flags) {
   return base + head;
 }
 
-// What a file must be to stand behind an import; `*map_bytes` is the length to map.
-Status CheckImportable(const ImportSource& source, std::uint64_t* map_bytes) {
+// What a file must be to stand behind an import; `*map_bytes` is the length to map. `*guarded`: touching it
+// may raise SIGBUS: it can shrink, or its huge pages can run out although its size is sealed.
+Status CheckImportable(const ImportSource& source, std::uint64_t* map_bytes, bool* guarded) {
   struct stat file {};
   struct statfs system {};
   if (source.fd < 0 || fstat(source.fd, &file) != 0 || fstatfs(source.fd, &system) != 0) {
@@ -80,6 +85,7 @@ Status CheckImportable(const ImportSource& source, std::uint64_t* map_bytes) {
     }
   }
   *map_bytes = RoundUp(source.bytes, static_cast<std::uint64_t>(system.f_bsize));
+  *guarded = !source.sealed || system.f_type == HUGETLBFS_MAGIC;
   return {};
 }
 
@@ -200,7 +206,14 @@ void CpuMemory::DecommitHost(std::byte* at, std::uint64_t bytes) {
 
 wire::Result<Import> CpuMemory::ImportMemory(const ImportSource& source) {
   Imported imported;
-  if (Status s = CheckImportable(source, &imported.mapping.bytes); !s.ok()) return s;
+  bool guarded = false;
+  if (Status s = CheckImportable(source, &imported.mapping.bytes, &guarded); !s.ok()) return s;
+  const std::uint64_t room = kMostImportedBytes - imported_bytes_;
+  if (imports_.size() >= kMostImports || imported.mapping.bytes > room) {
+    return Status(Code::kOutOfMemory, "import: no room for " + std::to_string(source.bytes) +
+                                          " bytes beside " + std::to_string(imports_.size()) +
+                                          " imports of " + std::to_string(imported_bytes_) + " bytes");
+  }
   const int protection = source.writable ? PROT_READ | PROT_WRITE : PROT_READ;
   void* const raw = mmap(nullptr, imported.mapping.bytes, protection, MAP_SHARED, source.fd, 0);
   if (raw == MAP_FAILED) {
@@ -208,7 +221,8 @@ wire::Result<Import> CpuMemory::ImportMemory(const ImportSource& source) {
     return Status(code, "import: cannot map " + std::to_string(source.bytes) + " bytes: " + Errno());
   }
   imported.mapping.base = static_cast<std::byte*>(raw);
-  if (!source.sealed) imported.guard = Guard(raw, imported.mapping.bytes);
+  if (guarded) imported.guard = Guard(raw, imported.mapping.bytes);
+  imported_bytes_ += imported.mapping.bytes;
   const std::uint64_t id = next_import_++;
   imports_.emplace(id, imported);
   return Import{imported.mapping.base, source.bytes, id};
@@ -219,6 +233,7 @@ void CpuMemory::ReleaseImport(std::uint64_t import_id) {
   if (found == imports_.end()) return;
   if (found->second.guard != nullptr) Unguard(found->second.guard);
   munmap(found->second.mapping.base, found->second.mapping.bytes);
+  imported_bytes_ -= found->second.mapping.bytes;
   imports_.erase(found);
 }
 

@@ -49,7 +49,7 @@ class CpuMemory {
   };
   struct Imported {
     Mapping mapping;
-    GuardSlot* guard = nullptr;  // null when sealed
+    GuardSlot* guard = nullptr;  // null when no access can fail
   };
 
   [[nodiscard]] static wire::Status OpenDomain(Domain* domain);
@@ -62,6 +62,7 @@ class CpuMemory {
   std::map<std::uint32_t, Segment> segments_;
   std::map<std::uint32_t, Domain> domains_;
   std::map<std::uint64_t, Imported> imports_;
+  std::uint64_t imported_bytes_ = 0;  // as mapped
   std::vector<Mapping> regions_;
   std::uint32_t next_segment_ = 1;
   std::uint64_t next_import_ = 1;

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "client/wire/text.h"
 #include "tests/support/in_process_daemon.h"
 #include "tests/support/raw_trainer.h"
 
@@ -170,6 +171,61 @@ TEST(Extents, AreDroppedOnlyWhenNothingIsOutstanding) {
   EXPECT_EQ(client->Ask(wire::MessageType::kDropExtent, drop).code(), Code::kNotFound);
   daemon.Settle();
   EXPECT_EQ(daemon.core().pager.used_host_frames(), 0U);
+}
+
+// Frames that wait to be given back may pass through other hands first; what their last owner stored stays.
+TEST(Extents, MemoryThatComesBackLateIsNotTakenFromItsNextOwner) {
+  InProcessDaemon daemon;
+  const auto make = [&](std::uint32_t rank, std::uint64_t pages) {
+    auto client = daemon.Open("job", rank);
+    auto trainer = std::make_unique<RawTrainer>(*client, std::vector<std::uint64_t>{pages * 6144});
+    EXPECT_TRUE(trainer->Create().ok());
+    return std::pair{std::move(client), std::move(trainer)};
+  };
+  const auto drop = [&](const auto& owner) {
+    EXPECT_TRUE(
+        owner.first->Ask(wire::MessageType::kDropExtent, wire::DropExtentBody{owner.second->extent()}).ok());
+    daemon.Turn();
+  };
+  const auto first = make(0, 1);
+  const auto wide = make(1, 8);
+  daemon.device->hold_decommit = true;
+  drop(first);  // under way, so that all others wait
+  daemon.Turn();
+  drop(wide);
+  const auto left = make(2, 3);  // the first one's frame and two of the wide one's
+  const auto inner = make(3, 2);
+  drop(inner);
+  const auto last = make(4, 2);  // where `inner` was
+  ShadowArena shadow = last.second->Shadow();
+  last.second->StepOk(1);
+  shadow.Step(1);
+  wire::EvictBody evict;
+  wire::CopyText(evict.job, "job");
+  ASSERT_TRUE(last.first->Ask(wire::MessageType::kEvict, evict).ok());
+  ASSERT_TRUE(daemon.TurnUntil([&] {
+    const auto usage = daemon.core().pager.Usage(wire::JobId{1});
+    return usage && usage->resident_frames == 0 && usage->stored_pages == 2;
+  }));
+  daemon.device->hold_decommit = false;
+  daemon.Settle();
+  last.second->StepOk(2);
+  shadow.Step(2);
+  last.second->ExpectParams(shadow);
+}
+
+TEST(Extents, AreDroppedBehindHints) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {20'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  client->Push(RawClient::RecordOf(wire::Op::kPrefetch, wire::PrefetchBody{trainer.extent(), 0, 0}));
+  client->Push(RawClient::RecordOf(wire::Op::kPhase, wire::PhaseBody{}));
+  const wire::DropExtentBody drop{trainer.extent()};
+  const Reply reply = client->Ask(wire::MessageType::kDropExtent, drop);
+  EXPECT_TRUE(reply.ok()) << reply.text();
+  daemon.Settle();
+  daemon.CheckInvariants();
 }
 
 TEST(Extents, ForeignOnesAreNotDropped) {

@@ -19,8 +19,9 @@ struct Connection {
 
   const wire::UniqueFd socket;
   const Peer peer;
-  wire::SessionId session;  // dispatcher thread; none before hello and after the end
-  bool greeted = false;     // dispatcher thread: hello was accepted once, which is all a connection gets
+  std::uint64_t number = 0;  // the listener's, set before anybody else sees the connection; never used again
+  wire::SessionId session;   // dispatcher thread; none before hello and after the end
+  bool greeted = false;      // dispatcher thread: hello was accepted once, which is all a connection gets
 
   std::mutex watch;      // guards the two below: a hello and the loss of its connection may cross
   wire::UniqueFd pidfd;  // of the client; watched by the listener until the connection is lost

@@ -19,8 +19,9 @@ namespace {
 using wire::Code;
 using wire::Status;
 
-// epoll data: the socket's fd, with this bit when the event is of its pidfd.
-constexpr std::uint64_t kPidfdBit = std::uint64_t{1} << 32;
+// epoll data: the connection's number, with this bit when the event is of its pidfd. Not its fd: an event
+// that was taken before the connection was lost would hit the next connection on the same fd.
+constexpr std::uint64_t kPidfdBit = std::uint64_t{1} << 62;
 constexpr std::uint64_t kStopTag = ~std::uint64_t{0};
 constexpr std::uint64_t kListenTag = ~std::uint64_t{1};
 
@@ -122,7 +123,7 @@ Status Listener::Bind() {
 }
 
 Status Listener::Watch(const ConnectionRef& connection, wire::UniqueFd pidfd) {
-  const auto tag = static_cast<std::uint64_t>(connection->socket.get()) | kPidfdBit;
+  const std::uint64_t tag = connection->number | kPidfdBit;
   const std::lock_guard<std::mutex> lock(connection->watch);
   if (connection->lost) return {};
   if (!AddToEpoll(epoll_.get(), pidfd.get(), tag)) {
@@ -156,8 +157,7 @@ void Listener::Loop() {
         Quiet(stop_bell_.get());
       } else if (tag == kListenTag) {
         Accept();
-      } else if (const auto found = connections_.find(static_cast<int>(tag & 0xFFFFFFFFU));
-                 found != connections_.end()) {
+      } else if (const auto found = connections_.find(tag & ~kPidfdBit); found != connections_.end()) {
         const ConnectionRef connection = found->second;
         (tag & kPidfdBit) != 0 ? Lose(connection) : Read(connection);
       }
@@ -183,7 +183,8 @@ void Listener::Accept() {
   const Peer peer{credentials.uid, credentials.gid, credentials.pid};
   const int fd = socket.get();
   auto connection = std::make_shared<Connection>(std::move(socket), peer);
-  if (AddToEpoll(epoll_.get(), fd, static_cast<std::uint64_t>(fd))) connections_[fd] = std::move(connection);
+  connection->number = ++last_number_;
+  if (AddToEpoll(epoll_.get(), fd, last_number_)) connections_[last_number_] = std::move(connection);
 }
 
 void Listener::Read(const ConnectionRef& connection) {
@@ -204,7 +205,7 @@ void Listener::Lose(const ConnectionRef& connection) {
     if (connection->pidfd) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->pidfd.get(), nullptr);
   }
   connection->HangUp();
-  connections_.erase(fd);
+  connections_.erase(connection->number);
   events_.lost(connection);
 }
 

@@ -65,7 +65,8 @@ class Listener {
   wire::UniqueFd stop_bell_;
   std::atomic<bool> stopping_{false};  // pairs with the thread's look after the bell rang
   std::atomic<bool> accepting_{true};
-  std::unordered_map<int, ConnectionRef> connections_;  // listener thread; by socket
+  std::unordered_map<std::uint64_t, ConnectionRef> connections_;  // listener thread; by number
+  std::uint64_t last_number_ = 0;                                 // listener thread
   std::thread thread_;
 };
 

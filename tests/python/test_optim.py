@@ -519,6 +519,44 @@ def test_bitsandbytes_goes_on_from_our_checkpoint(session, name):
         assert difference.max() < 1e-3 / 4 and (difference > 2e-6).sum() <= p.numel() // 200
 
 
+class InterruptedTable:
+    """Packs the rows of a step, and raises KeyboardInterrupt at the first ones."""
+
+    def __init__(self, inner, times):
+        self.inner, self.times, self.size = inner, times, inner.size
+
+    def pack_into(self, *arguments):
+        self.times -= 1
+        if self.times >= 0:
+            raise KeyboardInterrupt
+        self.inner.pack_into(*arguments)
+
+
+def test_an_interrupt_before_the_request_neither_skips_nor_splits_a_step(session, monkeypatch):
+    from bitpager import arena
+
+    def steps(times):
+        torch.manual_seed(3)
+        wide, narrow = (torch.nn.Parameter(torch.randn(n)) for n in (5000, 300))  # an arena of each width
+        optimizer = optim.AdamW8bit([wide, narrow], lr=1e-2, session=session)
+        for step in range(3):
+            wide.grad, narrow.grad = torch.randn(5000), torch.randn(300)
+            if step == 1 and times:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(arena, "_ENTRY", InterruptedTable(arena._ENTRY, times))
+                    optimizer.step()
+                if times == 2:
+                    assert [state["step"] for state in optimizer.state.values()] == [1, 1]
+                    optimizer.step()
+            else:
+                optimizer.step()
+        return wide.detach().clone(), narrow.detach().clone()
+
+    plain = steps(0)
+    for times in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(steps(times), plain))
+
+
 def test_grad_scaler_skips_and_clip_works(session):
     model = torch.nn.Linear(80, 80)
     optimizer = optim.AdamW8bit(model.parameters(), lr=1e-2, session=session)

@@ -56,6 +56,7 @@ class Arena:
         )
         self.handle = handle.value
         self._finalizer = drop_later(self, session, "bp_arena_drop", self.handle)
+        self.submitted = False  # the step that was asked for last has reached the library
         self._entries = ctypes.create_string_buffer(_ENTRY.size * len(self.elements))
 
     @property
@@ -88,7 +89,8 @@ class Arena:
         options.propagate_nonfinite = int(propagate)
         options.step = step
         result = _lib.sized(_lib.StepResult)
-        code = _lib.lib().bp_step(
+        submit = _lib.lib().bp_step
+        arguments = (
             self.session.handle,
             self.handle,
             ctypes.addressof(buffer),
@@ -98,6 +100,8 @@ class Arena:
             ctypes.byref(options),
             ctypes.byref(result),
         )
+        self.submitted = True
+        code = submit(*arguments)
         if code == _lib.INTERRUPTED:
             _lib.note_interrupted()
         elif code not in (_lib.OK, _lib.NON_FINITE):

@@ -284,16 +284,25 @@ class BlockOptimizer(torch.optim.Optimizer):
         interrupt, skipped_blocks, unknown = None, 0, False
         for position, (arena, request) in enumerate(requests.items()):
             request.count(1)
+            arena.submitted = False
             try:
-                code, result = arena.step(
-                    request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate"
-                )
+                try:
+                    code, result = self._step_arena(arena, request)
+                except KeyboardInterrupt as error:
+                    if arena.submitted:
+                        raise
+                    interrupt = error  # the library has not seen the step yet
+                    code, result = self._step_arena(arena, request)
                 if code == _lib.NON_FINITE:
                     skipped_blocks += result.nonfinite_blocks
                 if code == _lib.INTERRUPTED:
                     unknown = True
                     _lib.settle(arena.session.handle)
             except KeyboardInterrupt as error:
+                if not arena.submitted:  # the second one
+                    request.count(-1)
+                    self._step_count -= 0 if position else 1
+                    raise
                 interrupt = error
                 _lib.settle(arena.session.handle)
             except errors.DaemonLostError:
@@ -306,6 +315,11 @@ class BlockOptimizer(torch.optim.Optimizer):
             raise interrupt
         if skipped_blocks or (unknown and self.on_nonfinite != "propagate"):
             self._report_nonfinite(requests, skipped_blocks)
+
+    def _step_arena(self, arena, request):
+        return arena.step(
+            request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate"
+        )
 
     def _report_nonfinite(self, requests, blocks) -> None:
         names = nonfinite_names([p for r in requests.values() for p in r.parameters], self._describe)

@@ -28,6 +28,10 @@ Status Lifecycle::CheckHello(const wire::HelloBody& hello) const {
   if (!std::isfinite(hello.weight) || hello.weight < 0 || hello.weight > 1e6) {
     return {Code::kInvalidArgument, "a job's weight is a number above 0 and at most 1e6 (0: the default)."};
   }
+  constexpr std::int64_t kLongestLingerMs = std::int64_t{30} * 24 * 3600 * 1000;
+  if (hello.linger_ms < -1 || hello.linger_ms > kLongestLingerMs) {
+    return {Code::kInvalidArgument, "linger is 0 to 30 days in ms, or -1 for the daemon's default."};
+  }
   return {};
 }
 

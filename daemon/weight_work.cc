@@ -77,12 +77,12 @@ class DequantizeWork final : public Work {
   wire::DType dtype_;
 };
 
-// Statistics of a whole weight while it is quantized.
+// Statistics of a whole weight while it is quantized; of nested ones only.
 struct Statistics {
   Scratch absmax;   // fp32 a block
-  Scratch codes;    // uint8 a block; nested only
-  Scratch absmax2;  // fp32 a group; nested only
-  Scratch offset;   // fp32; nested only
+  Scratch codes;    // uint8 a block
+  Scratch absmax2;  // fp32 a group
+  Scratch offset;   // fp32
 };
 
 class QuantizeWork final : public Work {
@@ -98,11 +98,11 @@ class QuantizeWork final : public Work {
   void Prepare(kernels::Device& device) override {
     Weight& weight = *extent_.weight();
     weight.filled = false;
+    // A block's own absmax is found while it is packed; double quantization must know them all before.
+    if (!weight.format.layout.nested) return;
     float* absmax = reinterpret_cast<float*>(statistics_.absmax.get());
     device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
-    if (weight.format.layout.nested) {
-      device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
-    }
+    device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
   }
 
   kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
@@ -233,13 +233,13 @@ AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& b
   if (!in.ok()) return in.status();
   const std::uint64_t blocks = weight.blocks();
   Statistics statistics;
-  statistics.absmax = Scratch(device, blocks * sizeof(float));
-  bool fits = static_cast<bool>(statistics.absmax);
+  bool fits = true;
   if (weight.format.layout.nested) {
+    statistics.absmax = Scratch(device, blocks * sizeof(float));
     statistics.codes = Scratch(device, blocks);
     statistics.absmax2 = Scratch(device, quant::BlocksOf(blocks, quant::kNestedBlock) * sizeof(float));
     statistics.offset = Scratch(device, sizeof(float));
-    fits = fits && statistics.codes && statistics.absmax2 && statistics.offset;
+    fits = statistics.absmax && statistics.codes && statistics.absmax2 && statistics.offset;
   }
   if (!fits) {
     return Status(Code::kOutOfMemory,

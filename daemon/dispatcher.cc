@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 
+#include "client/wire/cpu.h"
 #include "daemon/shared_memory.h"
 
 namespace bitpager::daemon {
@@ -145,7 +146,7 @@ void Dispatcher::Run() {
 void Dispatcher::Sleep() {
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(true);
   // Pairs with the client's fence between its push and its look at daemon_sleeps.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  wire::StoreLoadFence();
   bool work = false;
   for (const auto& [id, session] : core_.registry.sessions())
     work = work || (!ending_ && session->CanTakeRequests());

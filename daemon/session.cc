@@ -7,6 +7,7 @@
 #include <cstring>
 #include <new>
 
+#include "client/wire/cpu.h"
 #include "daemon/shared_memory.h"
 
 namespace bitpager::daemon {
@@ -79,7 +80,7 @@ bool Session::Complete(const wire::CompletionRecord& completion) {
   if (completions_.Push(completion) != RingState::kOk) return false;
   wire::SegmentHeader& header = view_.header();
   // Pairs with the client's fence between setting client_sleeps and its last look at the ring.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  wire::StoreLoadFence();
   if (header.client_sleeps.word.load(std::memory_order_relaxed) != 0) Ring(completion_bell_.get());
   return true;
 }

@@ -34,14 +34,18 @@ class DeviceConformance : public ::testing::TestWithParam<DeviceOptions> {
     pages_ = segment->base;
   }
   void TearDown() override {
-    if (device_ != nullptr) {
-      EXPECT_TRUE(device_->TakeFault().ok());
+    if (device_ == nullptr) return;
+    EXPECT_TRUE(device_->TakeFault().ok());
+    for (const Queue queue : {Queue::kLoad, Queue::kStore, Queue::kCompute}) {
+      device_->Synchronize(device_->Fill(queue, pages_, 0, 1));
     }
+    for (std::byte* at : scratches_) device_->FreeScratch(at);
   }
   std::byte* Page(std::size_t i) { return pages_ + i * kPage; }
   template <typename T>
   T* Scratch(std::size_t count) {
-    return reinterpret_cast<T*>(device_->AllocateScratch(count * sizeof(T)));
+    scratches_.push_back(device_->AllocateScratch(count * sizeof(T)));
+    return reinterpret_cast<T*>(scratches_.back());
   }
   static int MemoryFile(std::uint64_t bytes, int seals) {
     const int fd = memfd_create("client", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -54,6 +58,7 @@ class DeviceConformance : public ::testing::TestWithParam<DeviceOptions> {
 
   std::unique_ptr<Device> device_;
   std::byte* pages_ = nullptr;
+  std::vector<std::byte*> scratches_;
 };
 
 TEST_P(DeviceConformance, CopiesAndFillsInOrder) {

@@ -16,6 +16,7 @@
 #include <string>
 #include <utility>
 
+#include "client/wire/unique_fd.h"
 #include "kernels/cpu/cpu_memory.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/task_queue.h"
@@ -79,14 +80,13 @@ std::string ProcessorName() {
 class CpuDevice final : public Device {
  public:
   CpuDevice(int threads, int progress_fd)
-      : progress_fd_(progress_fd),
+      : progress_(progress_fd),
         pool_(threads),
         queues_{TaskQueue("bp-load", progress_fd), TaskQueue("bp-store", progress_fd),
                 TaskQueue("bp-compute", progress_fd)} {}
   ~CpuDevice() override {
     // Waits between queues only point at work that was pushed before them, so all of it ends.
     for (int q = 0; q < kQueues; ++q) queues_[q].Await(queues_[q].pushed());
-    close(progress_fd_);
   }
 
   [[nodiscard]] DeviceInfo Info() const override {
@@ -150,7 +150,7 @@ class CpuDevice final : public Device {
   }
   [[nodiscard]] bool Done(Event event) const override { return At(event.queue).Done(event.sequence); }
   void Synchronize(Event event) override { At(event.queue).Await(event.sequence); }
-  [[nodiscard]] int progress_fd() const override { return progress_fd_; }
+  [[nodiscard]] int progress_fd() const override { return progress_.get(); }
   [[nodiscard]] wire::Status TakeFault() override {
     const std::lock_guard lock(fault_mutex_);
     return fault_;
@@ -200,7 +200,7 @@ class CpuDevice final : public Device {
     if (fault_.ok()) fault_ = std::move(status);
   }
 
-  const int progress_fd_;
+  const wire::UniqueFd progress_;  // first: the queues' threads ring it until they have ended
   CpuMemory memory_;
   std::mutex fault_mutex_;
   Status fault_;  // sticky: guarded by fault_mutex_

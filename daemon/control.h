@@ -9,7 +9,6 @@
 #include "client/wire/messages.h"
 #include "daemon/connection.h"
 #include "daemon/core.h"
-#include "daemon/leases.h"
 #include "daemon/lifecycle.h"
 #include "daemon/tasks.h"
 
@@ -24,8 +23,8 @@ class Control {
     std::function<void()> drain = [] {};
   };
 
-  Control(Core& core, Leases& leases, Lifecycle& lifecycle, Tasks& tasks)
-      : core_(core), leases_(leases), lifecycle_(lifecycle), tasks_(tasks) {}
+  Control(Core& core, Lifecycle& lifecycle, Tasks& tasks)
+      : core_(core), lifecycle_(lifecycle), tasks_(tasks) {}
   void SetHooks(Hooks hooks) { hooks_ = std::move(hooks); }
 
   // Handles one message and answers it. The connection is hung up when it breaks the protocol.
@@ -66,7 +65,6 @@ class Control {
   [[nodiscard]] wire::Result<Job*> CommandedJob(const Peer& peer, std::string_view name, std::uint32_t uid);
 
   Core& core_;
-  Leases& leases_;
   Lifecycle& lifecycle_;
   Tasks& tasks_;
   Hooks hooks_;

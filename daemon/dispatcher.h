@@ -65,7 +65,7 @@ class Dispatcher {
   Leases leases_{core_};
   Lifecycle lifecycle_{core_, leases_};
   Tasks tasks_{core_, leases_};
-  Control control_{core_, leases_, lifecycle_, tasks_};
+  Control control_{core_, lifecycle_, tasks_};
   Mailbox mailbox_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "client/wire/cpu.h"
 #include "client/wire/text.h"
@@ -47,14 +48,29 @@ Memory::~Memory() {
   if (base != nullptr) ::munmap(base, bytes);
 }
 
-std::string TemporaryPath(const std::string& name) {
-  static const std::string folder = [] {
+namespace {
+
+// Goes with the process that made it, not with a forked child of it.
+struct TemporaryFolder {
+  TemporaryFolder() {
     char pattern[] = "/tmp/bitpager-test-XXXXXX";
     Require(::mkdtemp(pattern) != nullptr, "mkdtemp");
-    return std::string(pattern);
-  }();
+    path = pattern;
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    if (::getpid() == maker) std::filesystem::remove_all(path, ignored);
+  }
+  std::string path;
+  pid_t maker = ::getpid();
+};
+
+}  // namespace
+
+std::string TemporaryPath(const std::string& name) {
+  static const TemporaryFolder folder;
   static std::atomic<int> count{0};
-  return folder + "/" + std::to_string(count++) + "-" + name;
+  return folder.path + "/" + std::to_string(count++) + "-" + name;
 }
 
 FakeDaemon::FakeDaemon(std::string path, Script script) : path_(std::move(path)), script_(std::move(script)) {

@@ -2,6 +2,10 @@
 
 #include <sys/stat.h>
 
+#include <cstring>
+#include <string_view>
+#include <vector>
+
 #include "client/wire/text.h"
 #include "daemon/pidfd.h"
 #include "daemon/shared_memory.h"
@@ -18,6 +22,32 @@ Status WrongSize() {
   return {Code::kProtocol,
           "a message whose body has the wrong size. Hint: client and daemon are of different "
           "versions; use the library that came with the daemon."};
+}
+
+Status CheckRegistration(const wire::RegisterBufferBody& body, int fds) {
+  if (body.kind > wire::BufferKind::kDeviceVmm) {
+    return {Code::kInvalidArgument,
+            "unknown kind of memory " + std::to_string(static_cast<unsigned>(body.kind)) + "."};
+  }
+  if (body.bytes == 0 || body.writable > 1 || body.sealed > 1) {
+    return {Code::kInvalidArgument, "registering a buffer takes a size above 0 and flags of 0 or 1."};
+  }
+  if (body.kind == wire::BufferKind::kFile && fds != 1) {
+    return {Code::kInvalidArgument, "registering a file takes exactly one fd."};
+  }
+  if (body.kind == wire::BufferKind::kDeviceIpc && fds != 0) {
+    return {Code::kInvalidArgument, "registering memory by its handle takes no fd."};
+  }
+  const bool whole = body.handle_bytes > 0 && fds > 0 &&
+                     body.bytes / static_cast<unsigned>(fds) == body.handle_bytes &&
+                     body.bytes % body.handle_bytes == 0;
+  if (body.kind == wire::BufferKind::kDeviceVmm && !whole) {
+    return {Code::kInvalidArgument, "registering a range of a device takes one fd for each of its " +
+                                        std::to_string(body.handle_bytes) + "-byte handles; " +
+                                        std::to_string(fds) + " came for " + std::to_string(body.bytes) +
+                                        " bytes."};
+  }
+  return {};
 }
 
 bool NeedsSession(MessageType type) {
@@ -46,8 +76,8 @@ void Control::Handle(const ConnectionRef& connection, wire::Packet& packet) {
   }
   if (status.ok()) status = Answered(call);
   answer.body.code = static_cast<std::uint32_t>(status.code());
-  wire::CopyText(answer.body.message, status.message());
   if (!status.ok()) {
+    wire::CopyText(answer.body.message, status.message());
     ++core_.counters.errors[status.code()];
     answer.fd_count = 0;
   }
@@ -100,6 +130,12 @@ Status Control::Hello(Call& call) {
     return {Code::kAlreadyExists, "this connection has said hello already. Hint: connect anew."};
   }
   if (call.packet.fd_count > 1) return {Code::kInvalidArgument, "hello carries at most one fd, the pidfd."};
+  const std::string_view device = wire::TextOf(body.device);
+  if (!device.empty() && device != core_.device_info.uuid) {
+    return {Code::kNotFound, "this daemon serves device " + core_.device_info.uuid + " (" +
+                                 core_.device_info.name + "), not " + std::string(device) +
+                                 ". Hint: start a daemon on that device, or list it in the configuration."};
+  }
   wire::Result<Session*> opened = lifecycle_.Open(call.connection->peer, body);
   if (!opened.ok()) return opened.status();
   Session& session = **opened;
@@ -118,6 +154,8 @@ Status Control::Hello(Call& call) {
   reply.values[2] = core_.page_bytes();
   reply.values[3] = session.heartbeat_ns != 0 ? core_.settings.heartbeat_interval_ms : 0;
   reply.values[4] = static_cast<std::uint64_t>(job.linger_ms);
+  reply.values[5] = core_.device_info.synchronous_clients ? 1 : 0;
+  wire::CopyText(reply.message, core_.device_info.kind + " " + core_.device_info.uuid);
   session.segment().header().page_bytes = core_.page_bytes();
   call.answer.AddFd(session.segment_fd());
   call.answer.AddFd(session.request_bell());
@@ -168,18 +206,27 @@ Status Control::CreateBuffer(Call& call) {
 Status Control::RegisterBuffer(Call& call) {
   wire::RegisterBufferBody body;
   if (!wire::ReadBody(call.packet, body)) return WrongSize();
-  if (call.packet.fd_count != 1)
-    return {Code::kInvalidArgument, "registering a buffer takes exactly one fd."};
-  if (body.bytes == 0 || body.writable > 1 || body.sealed > 1) {
-    return {Code::kInvalidArgument, "registering a buffer takes a size above 0 and flags of 0 or 1."};
-  }
+  Status fine = CheckRegistration(body, call.packet.fd_count);
+  if (!fine.ok()) return fine;
   if (!call.session->HasRoomFor(body.bytes)) {
     return {Code::kQuotaExceeded, "a session registers at most 4 TiB in 16384 buffers; " +
                                       std::to_string(body.bytes) +
                                       " bytes more pass that. Hint: release some."};
   }
-  wire::Result<kernels::Import> import =
-      core_.device.ImportMemory({call.packet.fds[0].get(), body.bytes, body.sealed == 1, body.writable == 1});
+  kernels::ImportSource source;
+  std::vector<int> fds;
+  for (int i = 0; i < call.packet.fd_count; ++i) {
+    fds.push_back(call.packet.fds[static_cast<std::size_t>(i)].get());
+  }
+  source.kind = body.kind;
+  source.fd = fds.empty() ? -1 : fds.front();
+  source.fds = fds;
+  source.bytes = body.bytes;
+  source.sealed = body.sealed == 1;
+  source.writable = body.writable == 1;
+  source.handle_bytes = body.handle_bytes;
+  std::memcpy(source.handle.data(), body.handle, wire::kIpcHandleBytes);
+  wire::Result<kernels::Import> import = core_.device.ImportMemory(source);
   if (!import.ok()) return import.status();
   call.answer.body.values[0] = call.session->AddBuffer(*import, body.writable == 1, false).value;
   call.answer.body.values[1] = body.bytes;

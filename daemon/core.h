@@ -55,12 +55,14 @@ struct Core {
   Core(const Settings& settings_in, kernels::Device& device_in, const Clock& clock_in)
       : settings(settings_in),
         device(device_in),
+        device_info(device_in.Info()),
         clock(clock_in),
         pager(settings_in.pager),
         mover(device_in, pager) {}
 
   const Settings settings;
   kernels::Device& device;
+  const kernels::DeviceInfo device_info;  // as it was at the start; free_bytes moves on
   const Clock& clock;
   paging::Pager pager;
   Mover mover;

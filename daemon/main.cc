@@ -82,8 +82,8 @@ class Daemon {
     if (!device.ok()) return device.status();
     device_ = std::move(*device);
     const kernels::DeviceInfo info = device_->Info();
-    wire::Result<Budgets> budgets =
-        ResolveBudgets(config_, machine, {true, false, info.free_bytes, info.total_bytes});
+    wire::Result<Budgets> budgets = ResolveBudgets(
+        config_, machine, {info.in_host_memory, info.pins_host, info.free_bytes, info.total_bytes});
     if (!budgets.ok()) return budgets.status();
     wire::Result<std::unique_ptr<Dispatcher>> made =
         Dispatcher::Make(SettingsOf(config_, *budgets, info), *device_, clock_);

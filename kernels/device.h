@@ -4,11 +4,13 @@
 // only enqueue and complete asynchronously, on the CPU device too.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,7 +36,10 @@ struct DeviceInfo {
   std::uint64_t free_bytes = 0;      // available to this process now
   std::uint32_t segment_frames = 1;  // device frames are allocated and given back in such runs
   bool synchronous_clients = true;   // step() waits on the CPU; false where streams wait on the timeline
-  std::string simd;                  // instruction set that the CPU kernels chose
+  bool in_host_memory = true;        // device frames are host memory: both budgets share one room
+  bool pins_host = false;            // host frames are locked in memory
+  bool rings_progress = true;        // false: progress_fd stays silent, whoever waits must poll Done
+  std::string simd;                  // instruction set of the CPU kernels, or "sm_90" and the like
 };
 
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
@@ -64,11 +69,18 @@ struct Import {
   std::uint64_t id = 0;
 };
 
+// What kind of memory a client offers; the values of wire::BufferKind.
+using MemoryKind = wire::BufferKind;
+
 struct ImportSource {
-  int fd = -1;              // memfd or shm_open file, duplicated by the device if it keeps it
-  std::uint64_t bytes = 0;  // expected size; checked against the file
-  bool sealed = false;      // true: SHRINK sealed, no guard is needed
+  int fd = -1;              // kFile: memfd or shm_open file, duplicated by the device if it keeps it
+  std::uint64_t bytes = 0;  // expected size; checked against the file or the allocation
+  bool sealed = false;      // kFile. true: SHRINK sealed, no guard is needed
   bool writable = true;
+  MemoryKind kind = MemoryKind::kFile;
+  std::array<std::byte, wire::kIpcHandleBytes> handle{};  // kDeviceIpc: of the base of the allocation
+  std::span<const int> fds = {};   // kDeviceVmm: the physical handles that make up the range, in order
+  std::uint64_t handle_bytes = 0;  // kDeviceVmm: size of each of them
 };
 
 class Device {
@@ -97,7 +109,8 @@ class Device {
   [[nodiscard]] virtual std::byte* AllocateScratch(std::uint64_t bytes) = 0;
   virtual void FreeScratch(std::byte* at) = 0;
 
-  // Maps a client's memory. Errors: kInvalidArgument (not a memory file), kOutOfRange (shorter than said).
+  // Maps a client's memory. Errors: kInvalidArgument (not a memory file, a handle that does not open),
+  // kOutOfRange (shorter than said), kUnsupported (a kind of memory that this device does not reach).
   [[nodiscard]] virtual wire::Result<Import> ImportMemory(const ImportSource& source) = 0;
   virtual void ReleaseImport(std::uint64_t import_id) = 0;
   // True once a guarded import was found shrunk under us: its owner's session must be failed.
@@ -116,7 +129,8 @@ class Device {
   [[nodiscard]] virtual bool Done(Event event) const = 0;
   // Blocks until `event` is complete. For shutdown and tests; the daemon's loop never calls it.
   virtual void Synchronize(Event event) = 0;
-  // An eventfd that becomes readable after any queue's progress since it was last read.
+  // An eventfd that becomes readable after any queue's progress since it was last read (DeviceInfo::
+  // rings_progress).
   [[nodiscard]] virtual int progress_fd() const = 0;
   // First error of any finished op since the last call; Ok when none. A fault is sticky.
   [[nodiscard]] virtual wire::Status TakeFault() = 0;
@@ -134,10 +148,28 @@ class Device {
 struct DeviceOptions {
   std::string kind = "cpu";
   int index = 0;
-  int threads = 0;  // CPU device: compute threads; 0 = the processors this process may use
+  int threads = 0;                   // CPU device: compute threads; 0 = the processors this process may use
+  std::string uuid;                  // CUDA: "GPU-..." names the device, whatever its index; empty: `index`
+  bool managed = false;              // CUDA: device frames and host frames are one managed allocation
+  bool managed_beyond_free = false;  // CUDA, managed: more than the device has free may be allocated
+};
+
+// A device that this machine has, or why it cannot be used.
+struct DeviceListing {
+  std::string kind;
+  int index = 0;
+  std::string name;
+  std::string uuid;
+  std::uint64_t total_bytes = 0;
+  std::string architecture;  // "sm_90"; empty on the CPU
+  std::string driver;        // of the driver, "13.0"; empty on the CPU
+  std::string problem;       // empty: usable
 };
 
 // The one place that opens a device.
 [[nodiscard]] wire::Result<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);
+// Every device of this machine, the CPU first. `why_no_cuda` says why no GPU is listed: no driver, one below
+// the floor, no device, or a build without CUDA; empty when one is usable.
+[[nodiscard]] std::vector<DeviceListing> ListDevices(std::string* why_no_cuda = nullptr);
 
 }  // namespace bitpager::kernels

@@ -16,4 +16,14 @@ wire::Result<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options) {
                       "device kind \"" + options.kind + "\" is not built in: this build has \"cpu\"");
 }
 
+std::vector<DeviceListing> ListDevices(std::string* why_no_cuda) {
+  std::vector<DeviceListing> out;
+  if (wire::Result<std::unique_ptr<Device>> opened = cpu::OpenCpuDevice(1); opened.ok()) {
+    const DeviceInfo info = (*opened)->Info();
+    out.push_back({info.kind, 0, info.name, info.uuid, info.total_bytes, "", "", ""});
+  }
+  if (why_no_cuda != nullptr) *why_no_cuda = "this build has no CUDA";
+  return out;
+}
+
 }  // namespace bitpager::kernels

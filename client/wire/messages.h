@@ -15,14 +15,14 @@ namespace bitpager::wire {
 inline constexpr std::uint32_t kMessageMagic = 0x47504942;  // "BIPG", little endian
 inline constexpr std::size_t kNameBytes = 64;
 inline constexpr std::size_t kReplyMessageBytes = 512;
-inline constexpr int kMaxMessageFds = 4;
+inline constexpr int kMaxMessageFds = 128;              // Linux takes 253
 inline constexpr std::uint32_t kMaxTensors = 1U << 22;  // of one arena
 
 enum class MessageType : std::uint16_t {
   kHello = 1,   // fds in: pidfd of the client (when it has one). out: segment, request bell, completion bell
   kDetach = 2,  // clean end; the session's extents follow the job's linger setting
   kCreateBuffer = 3,    // fds out: sealed memfd
-  kRegisterBuffer = 4,  // fds in: memfd or shm_open file
+  kRegisterBuffer = 4,  // fds in: as BufferKind says
   kReleaseBuffer = 5,
   kCreateArena = 6,
   kCreateWeight = 7,
@@ -52,17 +52,21 @@ struct HelloBody {
   std::uint64_t device_quota_bytes = 0;  // 0: the daemon's default
   std::uint64_t host_quota_bytes = 0;    // 0: the daemon's default
   std::int64_t linger_ms = -1;           // -1: the daemon's default; 0: drop at once
-  std::uint64_t reserved = 0;
+  char device[kNameBytes] =
+      {};  // UUID of the device that the pages are for, "cpu-0"; empty: the daemon's first
 };
 
 struct CreateBufferBody {
   std::uint64_t bytes = 0;
 };
 struct RegisterBufferBody {
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // of the file, of the allocation behind the handle, of all physical handles
   std::uint8_t writable = 1;
-  std::uint8_t sealed = 0;
-  std::uint8_t reserved[6] = {};
+  std::uint8_t sealed = 0;  // kFile
+  BufferKind kind = BufferKind::kFile;
+  std::uint8_t reserved[5] = {};
+  std::uint64_t handle_bytes = 0;              // kDeviceVmm: of each physical handle
+  unsigned char handle[kIpcHandleBytes] = {};  // kDeviceIpc
 };
 struct ReleaseBufferBody {
   std::uint64_t buffer = 0;
@@ -118,7 +122,9 @@ struct EvictBody {
 };
 
 // Every reply: the outcome, then values by type, then (ok only) nothing more.
-// kHello: [0] session, [1] job, [2] page bytes, [3] heartbeat interval in ms (0: none wanted), [4] linger ms.
+// kHello: [0] session, [1] job, [2] page bytes, [3] heartbeat interval in ms (0: none wanted), [4] linger ms,
+// [5] 1: requests are waited for by the CPU, 0: streams wait on the timeline; message: "<kind> <uuid>" of the
+// device.
 // kCreateBuffer, kRegisterBuffer: [0] buffer, [1] bytes. kCreateArena: [0] extent, [1] pages, [2] units,
 // [3] step it is at, [4] units per page. kCreateWeight: [0] extent, [1] pages, [2] blocks per page.
 // kMapDomain: [0] bytes. kEvict: [0] bytes asked to leave. kUsage: see UsageValue.

@@ -32,6 +32,14 @@ enum class OnNonFinite : std::uint8_t {
 // What an extent holds; also the label `kind` of every figure.
 enum class ExtentKind : std::uint8_t { kOptimizerState = 0, kQuantizedWeight = 1 };
 
+// What memory a client registers.
+enum class BufferKind : std::uint8_t {
+  kFile = 0,       // a memfd or shm_open file; one fd
+  kDeviceIpc = 1,  // one allocation of a GPU, by its inter-process handle; no fd
+  kDeviceVmm = 2,  // a contiguous range of a GPU, by fds of the physical handles behind it, in order
+};
+inline constexpr std::size_t kIpcHandleBytes = 64;
+
 // Elements in one unit of optimizer state: the block that shares an absmax.
 inline constexpr std::uint32_t kStateBlock = 256;
 

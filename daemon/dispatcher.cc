@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <ctime>
+#include <span>
 
 #include "client/wire/cpu.h"
 #include "daemon/shared_memory.h"
@@ -17,6 +20,21 @@ using wire::Status;
 
 // A session that ends with the daemon has so long to finish what it had ready.
 constexpr std::uint64_t kStopGraceNs = 10'000'000'000;
+
+// Short beside a window's time on the link; long beside a look.
+constexpr std::uint64_t kShortestNapNs = 20'000;
+constexpr std::uint64_t kLongestNapNs = 250'000;
+
+// Sleeps up to `nap_ns` (negative: without end) until one of epoll's descriptors is ready.
+int WaitFor(int epoll, std::span<epoll_event> events, std::int64_t nap_ns) {
+  const timespec nap{nap_ns / 1'000'000'000, nap_ns % 1'000'000'000};
+  const int most = static_cast<int>(events.size());
+  const int count = ::epoll_pwait2(epoll, events.data(), most, nap_ns < 0 ? nullptr : &nap, nullptr);
+  if (count >= 0 || errno != ENOSYS) return count;
+  // Kernels before 5.11 and some sandboxes count in whole milliseconds.
+  return ::epoll_wait(epoll, events.data(), most,
+                      nap_ns < 0 ? -1 : static_cast<int>((nap_ns + 999'999) / 1'000'000));
+}
 
 bool AddToEpoll(int epoll, int fd) {
   epoll_event event{};
@@ -127,12 +145,12 @@ int Dispatcher::DoWork() {
 }
 
 void Dispatcher::Run() {
-  std::uint64_t last_work_ns = core_.clock.NowNs();
+  last_work_ns_ = core_.clock.NowNs();
   unsigned looks = 0;
   while (!stopping_.load(std::memory_order_acquire)) {
     if (DoWork() > 0) {
-      last_work_ns = core_.clock.NowNs();
-    } else if (core_.clock.NowNs() - last_work_ns < core_.settings.spin_ns) {
+      last_work_ns_ = core_.clock.NowNs();
+    } else if (core_.clock.NowNs() - last_work_ns_ < core_.settings.spin_ns) {
       Pause(looks);
     } else if (core_.draining && core_.registry.sessions().empty()) {
       break;
@@ -151,21 +169,26 @@ void Dispatcher::Sleep() {
   for (const auto& [id, session] : core_.registry.sessions())
     work = work || (!ending_ && session->CanTakeRequests());
   std::array<epoll_event, 32> events{};
-  const int timeout_ms = work ? 0 : SleepMs(core_.clock.NowNs());
-  const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+  const std::int64_t nap_ns = work ? 0 : SleepNs(core_.clock.NowNs());
+  const int count = WaitFor(epoll_.get(), events, nap_ns);
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(false);
   for (int i = 0; i < count; ++i) Quiet(events[static_cast<std::size_t>(i)].data.fd);
 }
 
-int Dispatcher::SleepMs(std::uint64_t now_ns) const {
-  if (leases_.revoking()) return 1;
+// Nanoseconds; negative: until something rings.
+std::int64_t Dispatcher::SleepNs(std::uint64_t now_ns) const {
+  // A device that rings no bell, and a stream that stores `ready` without ringing one, are looked at again
+  // soon; the longer nothing happened, the less often.
+  const std::uint64_t quiet_ns = now_ns - last_work_ns_;
+  const auto soon_ns = static_cast<std::int64_t>(std::clamp(quiet_ns / 16, kShortestNapNs, kLongestNapNs));
+  if (!core_.device_info.rings_progress && !tasks_.idle()) return soon_ns;
   for (const auto& [id, session] : core_.registry.sessions()) {
-    // A stream stores `ready` without ringing a bell.
-    if (!session->active && !session->pending.empty()) return 1;
+    if (!session->active && !session->pending.empty()) return soon_ns;
   }
+  if (leases_.revoking()) return 1'000'000;
   if (next_expiry_ns_ == ~std::uint64_t{0}) return -1;
   const std::uint64_t left_ns = next_expiry_ns_ > now_ns ? next_expiry_ns_ - now_ns : 0;
-  return static_cast<int>(std::min<std::uint64_t>(left_ns / 1'000'000 + 1, 60'000));
+  return static_cast<std::int64_t>(std::min<std::uint64_t>(left_ns + 1'000'000, 60'000'000'000));
 }
 
 void Dispatcher::EndSessions() {

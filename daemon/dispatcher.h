@@ -56,7 +56,7 @@ class Dispatcher {
   int ServeSessions();
   [[nodiscard]] int ReapSessions();
   void Sleep();
-  [[nodiscard]] int SleepMs(std::uint64_t now_ns) const;
+  [[nodiscard]] std::int64_t SleepNs(std::uint64_t now_ns) const;
   void CheckDevice();
   void EndSessions();
 
@@ -71,6 +71,7 @@ class Dispatcher {
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
   bool ending_ = false;  // no more requests are taken
   std::uint64_t next_expiry_ns_ = 0;
+  std::uint64_t last_work_ns_ = 0;  // Run: when there was something to do
   std::function<void(std::size_t)> sessions_changed_ = [](std::size_t) {};
 };
 

@@ -159,7 +159,7 @@ int Tasks::PumpPager() {
   core_.pager.Pump(actions_);
   if (actions_.empty()) return 0;
   const int refused = core_.mover.Apply(actions_);
-  for (const paging::RunAction& run : actions_.runs) Launch(run);
+  LaunchAll(actions_.runs);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
   for (const wire::RequestId request : actions_.finished) Finished(request);
   if (refused > 0) RefuseStarved();
@@ -179,27 +179,45 @@ void Tasks::RefuseStarved() {
   }
 }
 
-void Tasks::Launch(const paging::RunAction& run) {
-  Session* session = nullptr;
-  ActiveTask* task = TaskOf(run.request, &session);
-  Run launched{{}, run.request, run.window};
-  if (task != nullptr) {
-    if (task->runs_in_flight++ == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
-    if (task->work != nullptr) {
-      if (run.window == 0) task->work->Prepare(core_.device);
-      std::vector<ResidentPage> window;
-      window.reserve(run.pages.size());
-      for (const paging::RunPage& page : run.pages) {
-        window.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
-      }
-      launched.event = task->work->Launch(core_.device, window);
+// Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
+// device likes long ones.
+void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
+  while (!runs.empty()) {
+    std::uint64_t pages = runs.front().pages.size();
+    std::size_t count = 1;
+    while (count < runs.size() && runs[count].request == runs.front().request &&
+           pages + runs[count].pages.size() <= core_.device_info.launch_pages) {
+      pages += runs[count++].pages.size();
     }
-    if (run.last) {
-      launched.event =
+    Launch(runs.first(count));
+    runs = runs.subspan(count);
+  }
+}
+
+// Consecutive windows of one request.
+void Tasks::Launch(std::span<const paging::RunAction> runs) {
+  Session* session = nullptr;
+  ActiveTask* task = TaskOf(runs.front().request, &session);
+  kernels::Event event;
+  if (task != nullptr) {
+    if (task->runs_in_flight == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
+    task->runs_in_flight += static_cast<std::uint32_t>(runs.size());
+    if (task->work != nullptr) {
+      if (runs.front().window == 0) task->work->Prepare(core_.device);
+      pages_.clear();
+      for (const paging::RunAction& run : runs) {
+        for (const paging::RunPage& page : run.pages) {
+          pages_.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
+        }
+      }
+      event = task->work->Launch(core_.device, pages_);
+    }
+    if (runs.back().last) {
+      event =
           core_.device.Signal(kernels::Queue::kCompute, &session->segment().header().done.word, task->ticket);
     }
   }
-  runs_.push_back(launched);
+  for (const paging::RunAction& run : runs) runs_.push_back({event, run.request, run.window});
 }
 
 int Tasks::PollRuns() {

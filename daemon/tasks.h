@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <span>
 #include <unordered_map>
+#include <vector>
 
 #include "client/wire/ids.h"
 #include "daemon/core.h"
@@ -45,7 +47,8 @@ class Tasks {
   [[nodiscard]] wire::Status SetPhase(Session& session, const wire::PhaseBody& body);
   void PrefetchArenas(const Job& job);
 
-  void Launch(const paging::RunAction& run);
+  void LaunchAll(std::span<const paging::RunAction> runs);
+  void Launch(std::span<const paging::RunAction> runs);
   void RunEnded(const Run& run);
   void Finished(wire::RequestId request);
   // The device has less memory than the budget says: cancels what could never start.
@@ -57,8 +60,9 @@ class Tasks {
   Core& core_;
   Leases& leases_;
   bool touched_ = false;
-  paging::Actions actions_;  // kept for its memory
-  std::deque<Run> runs_;     // in launch order: one compute queue, so they end in order
+  paging::Actions actions_;          // kept for its memory
+  std::vector<ResidentPage> pages_;  // of the launch in hand; kept for its memory
+  std::deque<Run> runs_;             // in launch order: one compute queue, so they end in order
   std::unordered_map<wire::RequestId, wire::SessionId, wire::IdHash> requests_;
 };
 

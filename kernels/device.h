@@ -38,8 +38,10 @@ struct DeviceInfo {
   bool synchronous_clients = true;   // step() waits on the CPU; false where streams wait on the timeline
   bool in_host_memory = true;        // device frames are host memory: both budgets share one room
   bool pins_host = false;            // host frames are locked in memory
-  bool rings_progress = true;        // false: progress_fd stays silent, whoever waits must poll Done
-  std::string simd;                  // instruction set of the CPU kernels, or "sm_90" and the like
+  std::uint32_t launch_pages =
+      0;                       // resident windows are launched together up to so many pages; 0: each alone
+  bool rings_progress = true;  // false: progress_fd stays silent, whoever waits must poll Done
+  std::string simd;            // instruction set of the CPU kernels, or "sm_90" and the like
 };
 
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for

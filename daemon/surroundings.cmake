@@ -9,14 +9,49 @@ find_library(ZMQ_LIBRARY zmq)
 if(NOT ZMQ_INCLUDE_DIR OR NOT ZMQ_LIBRARY)
   message(FATAL_ERROR "ZeroMQ was not found. Hint: apt-get install libzmq3-dev cppzmq-dev")
 endif()
+# Programs that run on other machines carry their C++ libraries inside, so that none of this machine's C++
+# runtime, the newest thing they would need, has to come along. ZeroMQ's static library names what it needs in
+# its pkg-config file; the C libraries among them stay shared.
+option(BITPAGER_PORTABLE "Link the C++ libraries of programs statically, where they are there" ON)
+set(zmq_link ${ZMQ_LIBRARY})
+set(spdlog_target spdlog::spdlog)
+add_library(bitpager_program INTERFACE)  # every program links it
+if(BITPAGER_PORTABLE AND NOT BITPAGER_SANITIZE)
+  find_library(ZMQ_STATIC libzmq.a)
+  find_library(PGM_STATIC libpgm.a)
+  find_library(SODIUM_STATIC libsodium.a)
+  find_library(GSSAPI_LIBRARY gssapi_krb5 PATH_SUFFIXES mit-krb5)
+  find_library(BSD_LIBRARY bsd)
+  if(ZMQ_STATIC AND PGM_STATIC AND SODIUM_STATIC AND GSSAPI_LIBRARY)
+    add_library(bitpager_zmq_without_norm STATIC zmq_without_norm.cc)
+    set(zmq_link ${ZMQ_STATIC} bitpager_zmq_without_norm ${PGM_STATIC} ${SODIUM_STATIC} ${GSSAPI_LIBRARY})
+    if(BSD_LIBRARY)
+      list(APPEND zmq_link ${BSD_LIBRARY})
+    endif()
+    find_package(fmt REQUIRED)
+    add_library(bitpager_spdlog INTERFACE)
+    get_target_property(spdlog_include spdlog::spdlog_header_only INTERFACE_INCLUDE_DIRECTORIES)
+    target_include_directories(bitpager_spdlog SYSTEM INTERFACE ${spdlog_include})
+    target_compile_definitions(bitpager_spdlog INTERFACE SPDLOG_FMT_EXTERNAL)
+    target_link_libraries(bitpager_spdlog INTERFACE fmt::fmt-header-only Threads::Threads)
+    set(spdlog_target bitpager_spdlog)
+    target_link_options(bitpager_program INTERFACE -static-libstdc++ -static-libgcc)
+    message(STATUS "bitpager: programs carry their C++ libraries")
+  else()
+    message(STATUS "bitpager: programs use this machine's shared C++ libraries (a static ZeroMQ or one of its needs is missing)")
+  endif()
+endif()
+
+add_library(bitpager_zmq INTERFACE)
+target_link_libraries(bitpager_zmq INTERFACE ${zmq_link})
+target_include_directories(bitpager_zmq SYSTEM INTERFACE ${ZMQ_INCLUDE_DIR})
 
 add_library(bitpager_daemon_surroundings STATIC
   accept_guard.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
   snapshot.cc snapshot_text.cc telemetry.cc)
 target_link_libraries(bitpager_daemon_surroundings
-  PUBLIC bitpager_wire bitpager_options spdlog::spdlog nlohmann_json::nlohmann_json
-  PRIVATE CLI11::CLI11 ${ZMQ_LIBRARY} Threads::Threads)
+  PUBLIC bitpager_wire bitpager_options ${spdlog_target} nlohmann_json::nlohmann_json
+  PRIVATE CLI11::CLI11 bitpager_zmq Threads::Threads)
 # GCC 12 sees an overlap in "literal" + std::string that cannot be (its bug 105651).
 target_compile_options(bitpager_daemon_surroundings PUBLIC $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
-target_include_directories(bitpager_daemon_surroundings SYSTEM PRIVATE ${TOMLPLUSPLUS_INCLUDE_DIR}
-                           ${ZMQ_INCLUDE_DIR})
+target_include_directories(bitpager_daemon_surroundings SYSTEM PRIVATE ${TOMLPLUSPLUS_INCLUDE_DIR})

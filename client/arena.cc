@@ -80,30 +80,42 @@ struct Arena::Plan {
   bool stages_params = false;
 };
 
-Status Arena::CheckStep(std::span<const StepTensor> tensors, std::span<const wire::GroupRecord> groups,
-                        const StepOptions& options, Plan& plan) const {
-  if (tensors.empty() || groups.empty() || tensors.size() > elements_.size() ||
-      groups.size() > wire::kMaxTensors) {
-    return {Code::kInvalidArgument, "a step of " + std::to_string(tensors.size()) + " tensors in " +
-                                        std::to_string(groups.size()) + " groups; the arena has " +
+Status Arena::CheckList(std::size_t tensors, std::size_t groups, std::uint64_t step) const {
+  if (tensors == 0 || groups == 0 || tensors > elements_.size() || groups > wire::kMaxTensors) {
+    return {Code::kInvalidArgument, "a step of " + std::to_string(tensors) + " tensors in " +
+                                        std::to_string(groups) + " groups; the arena has " +
                                         std::to_string(elements_.size()) + " tensors"};
   }
-  if (options.step == 0) return {Code::kInvalidArgument, "the optimizer's step counts from 1"};
+  if (step == 0) return {Code::kInvalidArgument, "the optimizer's step counts from 1"};
+  return {};
+}
+
+// What holds for a tensor wherever its memory is.
+Status Arena::CheckTensor(std::span<const StepTensor> tensors, std::size_t index, std::size_t groups) const {
+  const StepTensor& t = tensors[index];
+  if (t.tensor >= elements_.size()) {
+    return Refuse(index, "index " + std::to_string(t.tensor) + " is past the arena's " +
+                             std::to_string(elements_.size()) + " tensors");
+  }
+  if (index > 0 && t.tensor <= tensors[index - 1].tensor) {
+    return Refuse(index,
+                  "index " + std::to_string(t.tensor) + " does not ascend. Hint: sort by index, each once");
+  }
+  if (t.group >= groups) return Refuse(index, "group " + std::to_string(t.group) + " does not exist");
+  if (t.step == 0) return Refuse(index, "its step counts from 1");
+  if (!IsFloat(t.param_dtype) || !IsFloat(t.grad_dtype))
+    return Refuse(index, "dtypes are fp32, fp16 or bf16");
+  return {};
+}
+
+Status Arena::CheckStep(std::span<const StepTensor> tensors, std::span<const wire::GroupRecord> groups,
+                        const StepOptions& options, Plan& plan) const {
+  if (Status fine = CheckList(tensors.size(), groups.size(), options.step); !fine.ok()) return fine;
   plan.table_bytes = groups.size_bytes() + tensors.size() * sizeof(wire::StepEntry);
   plan.slab_bytes = Slab::Rounded(plan.table_bytes);
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const StepTensor& t = tensors[i];
-    if (t.tensor >= elements_.size()) {
-      return Refuse(i, "index " + std::to_string(t.tensor) + " is past the arena's " +
-                           std::to_string(elements_.size()) + " tensors");
-    }
-    if (i > 0 && t.tensor <= tensors[i - 1].tensor) {
-      return Refuse(i,
-                    "index " + std::to_string(t.tensor) + " does not ascend. Hint: sort by index, each once");
-    }
-    if (t.group >= groups.size()) return Refuse(i, "group " + std::to_string(t.group) + " does not exist");
-    if (t.step == 0) return Refuse(i, "its step counts from 1");
-    if (!IsFloat(t.param_dtype) || !IsFloat(t.grad_dtype)) return Refuse(i, "dtypes are fp32, fp16 or bf16");
+    if (Status fine = CheckTensor(tensors, i, groups.size()); !fine.ok()) return fine;
     if (t.param_place.buffer == 0) {
       if (t.param == nullptr) return Refuse(i, "param is null and no buffer holds it");
       plan.stages_params = true;
@@ -190,6 +202,61 @@ Status Arena::Step(std::span<const StepTensor> tensors, std::span<const wire::Gr
     result->stall_ns = values[5];
   }
   return outcome;
+}
+
+Status Arena::WriteStreamTable(std::span<const StepTensor> tensors, std::span<const wire::GroupRecord> groups,
+                               const StreamStepOptions& options, std::byte* at) {
+  std::memcpy(at, groups.data(), groups.size_bytes());
+  at += groups.size_bytes();
+  DeviceSession& device = *connection_->device();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (Status fine = CheckTensor(tensors, i, groups.size()); !fine.ok()) return fine;
+    const StepTensor& t = tensors[i];
+    const void* grad = options.grads.empty() ? t.grad : options.grads[i];
+    if (t.param == nullptr || grad == nullptr) return Refuse(i, "its parameter or gradient is null");
+    wire::StepEntry entry;
+    entry.tensor = t.tensor;
+    entry.group = t.group;
+    entry.step = t.step + options.steps_ahead;
+    entry.param_dtype = t.param_dtype;
+    entry.grad_dtype = t.grad_dtype;
+    const std::uint64_t elements = elements_[t.tensor];
+    Status placed =
+        device.Resolve(t.param, elements * wire::DTypeBytes(t.param_dtype), Use::kLasting, entry.param);
+    if (placed.ok()) {
+      placed = device.Resolve(grad, elements * wire::DTypeBytes(t.grad_dtype), Use::kGradient, entry.grad);
+    }
+    if (!placed.ok()) return {placed.code(), "step tensor " + std::to_string(i) + ": " + placed.message()};
+    std::memcpy(at, &entry, sizeof(entry));
+    at += sizeof(entry);
+  }
+  return {};
+}
+
+Result<std::uint64_t> Arena::StepOnStream(std::span<const StepTensor> tensors,
+                                          std::span<const wire::GroupRecord> groups,
+                                          const StreamStepOptions& options, StreamHandle stream) {
+  if (Status fine = CheckList(tensors.size(), groups.size(), options.step); !fine.ok()) return fine;
+  if (!options.grads.empty() && options.grads.size() != tensors.size()) {
+    return Status(Code::kInvalidArgument, "there are not as many gradients as tensors");
+  }
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  DeviceSession* const device = connection_->device();
+  if (device == nullptr) return NoStreams(connection_->info().device_kind);
+  if (Status begun = device->Begin(stream); !begun.ok()) return begun;
+  const Result<SlabPiece> table =
+      device->Table(groups.size_bytes() + tensors.size() * sizeof(wire::StepEntry));
+  if (!table.ok()) return table.status();
+  if (Status written = WriteStreamTable(tensors, groups, options, table->at); !written.ok()) return written;
+  wire::StepBody body;
+  body.extent = extent_;
+  body.table = table->slice;
+  body.groups = static_cast<std::uint32_t>(groups.size());
+  body.entries = static_cast<std::uint32_t>(tensors.size());
+  body.step = options.step;
+  body.on_nonfinite = options.on_nonfinite;
+  return device->Submit(stream, wire::Op::kStep, body, {extent_, options.step});
 }
 
 Status Arena::ReadStates(std::uint32_t tensor, const StatePlanes& into) {

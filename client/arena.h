@@ -51,6 +51,14 @@ struct StepOptions {
   std::uint64_t step = 0;  // of the optimizer, recorded when applied
 };
 
+// Of a step on a GPU's stream.
+struct StreamStepOptions {
+  wire::OnNonFinite on_nonfinite = wire::OnNonFinite::kSkip;
+  std::uint64_t step = 0;         // of the optimizer, recorded when applied
+  std::uint64_t steps_ahead = 0;  // added to every tensor's step, so that a list may be used again
+  std::span<void* const> grads;   // empty, or one for each tensor, in place of its own
+};
+
 struct StepResult {
   std::uint64_t nonfinite_blocks = 0;
   std::uint32_t first_nonfinite_tensor = ~0U;  // ~0: none
@@ -83,6 +91,15 @@ class Arena {
   [[nodiscard]] wire::Status Step(std::span<const StepTensor> tensors,
                                   std::span<const wire::GroupRecord> groups, const StepOptions& options,
                                   StepResult* result = nullptr);
+  // Submits one step on `stream` and returns its ticket without waiting: it runs behind what the stream
+  // holds, and what the stream gets next runs behind it. param and grad are addresses in the session's GPU;
+  // places are not used. What it found, Session::TakeFinished tells. On an error nothing was submitted.
+  // kUnsupported: a session of another kind of device, a capturing stream; kInvalidArgument, kOutOfRange: a
+  // tensor, with its index; kInterrupted: a signal came while waiting for room.
+  [[nodiscard]] wire::Result<std::uint64_t> StepOnStream(std::span<const StepTensor> tensors,
+                                                         std::span<const wire::GroupRecord> groups,
+                                                         const StreamStepOptions& options,
+                                                         StreamHandle stream);
   // Copies one tensor's states out of its pages.
   [[nodiscard]] wire::Status ReadStates(std::uint32_t tensor, const StatePlanes& into);
   // Writes them into its pages; the arena is at `step` then.
@@ -102,6 +119,11 @@ class Arena {
   struct Plan;  // of one step
   wire::Status CheckStep(std::span<const StepTensor> tensors, std::span<const wire::GroupRecord> groups,
                          const StepOptions& options, Plan& plan) const;
+  wire::Status CheckList(std::size_t tensors, std::size_t groups, std::uint64_t step) const;
+  wire::Status CheckTensor(std::span<const StepTensor> tensors, std::size_t index, std::size_t groups) const;
+  wire::Status WriteStreamTable(std::span<const StepTensor> tensors,
+                                std::span<const wire::GroupRecord> groups, const StreamStepOptions& options,
+                                std::byte* at);
   wire::StepBody Stage(std::span<const StepTensor> tensors, std::span<const wire::GroupRecord> groups,
                        const StepOptions& options, const Plan& plan);
   wire::Status MoveStates(std::uint32_t tensor, bool into_pages, std::uint64_t step,

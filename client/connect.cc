@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -88,6 +89,10 @@ Result<wire::UniqueFd> ConnectTo(const std::string& path) {
   return socket;
 }
 
+bool NamedSocket(const std::string& socket) {
+  return !socket.empty() || !Environment("BITPAGER_SOCKET").empty();
+}
+
 Result<Found> FindDaemon(const SearchOptions& options) {
   const std::string named = options.socket.empty() ? Environment("BITPAGER_SOCKET") : options.socket;
   std::string places[2] = {kSystemSocket, UserSocket()};
@@ -98,12 +103,16 @@ Result<Found> FindDaemon(const SearchOptions& options) {
   std::string tried;
   for (const std::string& path : places) {
     if (path.empty()) continue;
+    if (std::find(options.passed.begin(), options.passed.end(), path) != options.passed.end()) {
+      tried += (tried.empty() ? "" : "; ") + path + " serves other devices than " + options.device;
+      continue;
+    }
     Result<wire::UniqueFd> socket = ConnectTo(path);
     if (socket.ok()) return Found{std::move(*socket), path, false};
     if (!named.empty() || !NobodyThere(socket.status())) return socket.status();
     tried += (tried.empty() ? "" : "; ") + socket.status().message();
   }
-  if (options.spawn) return FindPrivateDaemon(options.daemon_path);
+  if (options.spawn) return FindPrivateDaemon(options.daemon_path, options.device);
   return Status(Code::kUnreachable,
                 "no bitpagerd answers, and starting a private one was not allowed. Tried: " + tried);
 }

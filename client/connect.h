@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "client/wire/status.h"
 #include "client/wire/unique_fd.h"
@@ -22,7 +23,11 @@ struct SearchOptions {
   std::string socket;       // not empty: this one or none
   std::string daemon_path;  // bitpagerd to start; empty: look for it
   bool spawn = true;
+  std::string device;               // UUID that a private daemon is started for; empty or "cpu-0": the CPU
+  std::vector<std::string> passed;  // sockets whose daemons do not serve that device: looked past
 };
+// The socket that the search is bound to by name: `socket` or BITPAGER_SOCKET.
+[[nodiscard]] bool NamedSocket(const std::string& socket);
 // Search order: `socket`; BITPAGER_SOCKET; /run/bitpager/bitpager.sock; this user's,
 // $XDG_RUNTIME_DIR/bitpager/ bitpager.sock or /tmp/bitpager-<uid>/bitpager.sock; the private daemon. A named
 // socket must answer, and a daemon that is there but refuses is an error, not a reason to look on.

@@ -35,6 +35,28 @@ Status CheckSegment(const wire::Mapping& segment, int fd) {
 
 }  // namespace
 
+// The connection's own socket as what its parts ask for memory.
+class Connection::Source final : public BufferSource {
+ public:
+  explicit Source(Connection& connection) : connection_(connection) {}
+  Result<wire::Mapping> Make(std::uint64_t bytes, std::uint64_t& id) override {
+    return connection_.MakeBuffer(bytes, id);
+  }
+  Result<std::uint64_t> Register(const wire::RegisterBufferBody& body, std::span<const int> fds) override {
+    const Result<Reply> reply = connection_.Ask(wire::MessageType::kRegisterBuffer, body, fds);
+    if (!reply.ok()) return reply.status();
+    return reply->body.values[0];
+  }
+  Status Release(std::uint64_t buffer) override {
+    wire::ReleaseBufferBody body;
+    body.buffer = buffer;
+    return connection_.Ask(wire::MessageType::kReleaseBuffer, body).status();
+  }
+
+ private:
+  Connection& connection_;
+};
+
 Status ForkedChild() {
   return {Code::kForkedChild,
           "this session was opened before a fork, by the parent process. Hint: connect anew in the child, or "
@@ -51,8 +73,24 @@ Connection::Parts::Parts(SocketCalls attached, wire::Mapping segment_map, Reply&
   guard.Watch(timeline.completion_bell());
 }
 
+Status Connection::OpenDevice(CudaDriver* driver) {
+  if (driver == nullptr) {
+    const Result<CudaDriver*> system = CudaDriver::System();
+    if (!system.ok()) return system.status();
+    driver = *system;
+  }
+  parts_->source = std::make_unique<Source>(*this);
+  const DeviceSession::Options options{driver, info_.device_uuid, info_.synchronous};
+  Result<std::unique_ptr<DeviceSession>> device =
+      DeviceSession::Make(options, view(), parts_->calls.fd(), parts_->timeline, *parts_->source);
+  if (!device.ok()) return device.status();
+  parts_->device = std::move(*device);
+  info_.synchronous = parts_->device->synchronous();
+  return {};
+}
+
 Result<std::shared_ptr<Connection>> Connection::Make(SocketCalls calls, Reply hello, SessionInfo info,
-                                                     int threads) {
+                                                     int threads, CudaDriver* driver) {
   if (hello.packet.fd_count != 3) {
     return Status(Code::kProtocol, "the daemon's hello came with " + std::to_string(hello.packet.fd_count) +
                                        " fds instead of 3");
@@ -63,6 +101,9 @@ Result<std::shared_ptr<Connection>> Connection::Make(SocketCalls calls, Reply he
   if (Status fine = CheckSegment(*segment, fd); !fine.ok()) return fine;
   std::shared_ptr<Connection> made(new Connection(std::move(info)));
   made->parts_ = std::make_unique<Parts>(std::move(calls), std::move(*segment), hello, threads);
+  if (made->info_.device_kind == "cuda") {
+    if (Status opened = made->OpenDevice(driver); !opened.ok()) return opened;
+  }
   if (made->info_.heartbeat_ms > 0) {
     try {
       made->parts_->heartbeat = std::make_unique<Heartbeat>(
@@ -109,6 +150,7 @@ void Connection::Detach() {
   const Lock lock(mutex_);
   if (detached_) return;
   detached_ = true;
+  if (parts_->device != nullptr) parts_->device->Close();
   parts_->heartbeat.reset();
   parts_->guard.Unwatch(parts_->calls.fd());
   parts_->calls.Close(parts_->timeline.failure().ok());

@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "client/buffer_source.h"
 #include "client/copy_pool.h"
+#include "client/device_session.h"
 #include "client/fork_guard.h"
 #include "client/heartbeat.h"
 #include "client/lease.h"
@@ -33,6 +35,9 @@ struct SessionInfo {
   std::uint64_t heartbeat_ms = 0;  // 0: none wanted
   std::string socket;
   std::string job_name;
+  std::string device_kind;  // "cpu", "cuda"; empty: the daemon did not say
+  std::string device_uuid;  // "cpu-0", "GPU-..."
+  bool synchronous = true;  // requests are waited for on the processor
 };
 
 // What every use of a session in a forked child gets.
@@ -43,7 +48,8 @@ class Connection {
   // Takes over a socket whose hello was answered with `hello`. kProtocol, kUnknownVersion: what came with the
   // answer is not a session's segment and bells.
   [[nodiscard]] static wire::Result<std::shared_ptr<Connection>> Make(SocketCalls calls, Reply hello,
-                                                                      SessionInfo info, int threads);
+                                                                      SessionInfo info, int threads,
+                                                                      CudaDriver* driver = nullptr);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -75,6 +81,8 @@ class Connection {
   [[nodiscard]] wire::Result<Lease> TakeLease(const LeaseGrant& grant);
   // Mappings of this session's own buffers, by id.
   [[nodiscard]] std::map<std::uint64_t, wire::Mapping>& buffers() { return parts_->buffers; }
+  // The GPU's side; null when the session's device is none.
+  [[nodiscard]] DeviceSession* device() { return parts_->device.get(); }
   // Scratch for lists of copies.
   [[nodiscard]] std::vector<CopyRange>& ranges() { return parts_->ranges; }
 
@@ -96,8 +104,13 @@ class Connection {
     DomainMaps domains;
     std::map<std::uint64_t, wire::Mapping> buffers;
     std::vector<CopyRange> ranges;
+    std::unique_ptr<BufferSource> source;
+    std::unique_ptr<DeviceSession> device;
     std::unique_ptr<Heartbeat> heartbeat;  // last: its thread ends before what it writes to
   };
+  class Source;
+  // Of a session whose device is a GPU. `driver` null: the machine's.
+  wire::Status OpenDevice(CudaDriver* driver);
   explicit Connection(SessionInfo info) : info_(std::move(info)) {}
   // The outcome of something that used the socket: one that broke it ends the session.
   template <typename Outcome>
@@ -111,7 +124,7 @@ class Connection {
     return result.status();
   }
 
-  const SessionInfo info_;
+  SessionInfo info_;  // constant once made
   std::unique_ptr<Parts> parts_;
   std::mutex mutex_;  // guards parts_' parts and detached_
   bool detached_ = false;

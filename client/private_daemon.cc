@@ -20,6 +20,8 @@
 #include <thread>
 #include <vector>
 
+#include "client/wire/text.h"
+
 namespace bitpager::client {
 namespace {
 
@@ -28,7 +30,9 @@ using wire::Code;
 using wire::Result;
 using wire::Status;
 
+constexpr const char* kCpu = "cpu-0";
 constexpr std::chrono::seconds kStartLimit{5};
+constexpr std::chrono::seconds kGpuStartLimit{30};  // CUDA starts, host memory is pinned
 constexpr std::chrono::seconds kLockLimit{10};
 constexpr std::chrono::milliseconds kLookEvery{5};
 constexpr std::size_t kLogTailBytes = 1500;
@@ -144,7 +148,8 @@ struct SpawnPlan {
 std::atomic<pid_t> last_started{0};
 
 // Its own session, no inherited fds or signal settings, no terminal.
-Result<pid_t> Spawn(const std::string& program, const std::string& socket, const std::string& log) {
+Result<pid_t> Spawn(const std::string& program, const std::string& socket, const std::string& log,
+                    const std::string& gpu) {
   SpawnPlan plan;
   ::posix_spawn_file_actions_addopen(&plan.actions, 0, "/dev/null", O_RDONLY, 0);
   ::posix_spawn_file_actions_addopen(&plan.actions, 1, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW,
@@ -164,6 +169,7 @@ Result<pid_t> Spawn(const std::string& program, const std::string& socket, const
   ::posix_spawnattr_setflags(&plan.attributes,
                              POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
   std::vector<std::string> words = {program, "--private", "--socket", socket};
+  if (!gpu.empty()) words.insert(words.end(), {"--device", "cuda", "--device-uuid", gpu});
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -180,8 +186,8 @@ Result<pid_t> Spawn(const std::string& program, const std::string& socket, const
 
 // Connects as soon as `pid` serves `socket`.
 Result<wire::UniqueFd> AwaitServing(pid_t pid, const std::string& program, const std::string& socket,
-                                    const std::string& log) {
-  const Clock::time_point end = Clock::now() + kStartLimit;
+                                    const std::string& log, std::chrono::seconds limit) {
+  const Clock::time_point end = Clock::now() + limit;
   for (;;) {
     Result<wire::UniqueFd> connected = ConnectTo(socket);
     if (connected.ok() || connected.status().code() != Code::kUnreachable) return connected;
@@ -195,7 +201,8 @@ Result<wire::UniqueFd> AwaitServing(pid_t pid, const std::string& program, const
     if (Clock::now() > end) {
       ::kill(pid, SIGTERM);
       return Status(Code::kUnreachable, "the private " + program + " (process " + std::to_string(pid) +
-                                            ") does not serve " + socket + " after 5 s" + LogTail(log));
+                                            ") does not serve " + socket + " after " +
+                                            std::to_string(limit.count()) + " s" + LogTail(log));
     }
     std::this_thread::sleep_for(kLookEvery);
   }
@@ -214,23 +221,29 @@ Result<std::string> PrivateFolder() {
   return folder;
 }
 
-Result<Found> FindPrivateDaemon(const std::string& daemon_path) {
+Result<Found> FindPrivateDaemon(const std::string& daemon_path, const std::string& device) {
   Result<std::string> folder = PrivateFolder();
   if (!folder.ok()) return folder.status();
-  const std::string socket = *folder + "/private.sock";
-  const std::string log = *folder + "/private.log";
+  const std::string gpu = device == kCpu ? std::string() : device;
+  // The name goes into paths and to another program.
+  if (!gpu.empty() && !wire::IsPlainName(gpu)) {
+    return Status(Code::kInvalidArgument, "'" + gpu + "' is not the UUID of a device");
+  }
+  const std::string base = *folder + (gpu.empty() ? "/private" : "/" + gpu);
+  const std::string socket = base + ".sock";
+  const std::string log = base + ".log";
   Result<wire::UniqueFd> connected = ConnectTo(socket);
   if (connected.ok()) return Found{std::move(*connected), socket, true};
-  Result<wire::UniqueFd> lock = Lock(*folder + "/private.lock");
+  Result<wire::UniqueFd> lock = Lock(base + ".lock");
   if (!lock.ok()) return lock.status();
   // Whoever held the lock before may have started it.
   connected = ConnectTo(socket);
   if (connected.ok()) return Found{std::move(*connected), socket, true};
   const Result<std::string> program = FindProgram(daemon_path);
   if (!program.ok()) return program.status();
-  const Result<pid_t> pid = Spawn(*program, socket, log);
+  const Result<pid_t> pid = Spawn(*program, socket, log, gpu);
   if (!pid.ok()) return pid.status();
-  connected = AwaitServing(*pid, *program, socket, log);
+  connected = AwaitServing(*pid, *program, socket, log, gpu.empty() ? kStartLimit : kGpuStartLimit);
   if (!connected.ok()) return connected.status();
   return Found{std::move(*connected), socket, true};
 }

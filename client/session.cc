@@ -55,6 +55,9 @@ Result<wire::HelloBody> MakeHello(const ConnectOptions& options) {
     return Status(Code::kInvalidArgument, "linger_ms is " + std::to_string(options.linger_ms) +
                                               "; 0 or more, or -1 for the daemon's default");
   }
+  if (!wire::CopyText(hello.device, options.device)) {
+    return Status(Code::kInvalidArgument, "device '" + options.device + "' is longer than a UUID");
+  }
   hello.weight = options.weight;
   hello.device_quota_bytes = options.device_quota_bytes;
   hello.host_quota_bytes = options.host_quota_bytes;
@@ -82,10 +85,16 @@ SessionInfo InfoFrom(const Reply& reply, const std::string& socket, const wire::
   info.linger_ms = reply.body.values[4];
   info.socket = socket;
   info.job_name = wire::TextOf(hello.job);
+  const std::string device(wire::TextOf(reply.body.message));
+  const std::size_t space = device.find(' ');
+  info.device_kind = device.substr(0, space);
+  if (space != std::string::npos) info.device_uuid = device.substr(space + 1);
+  info.synchronous = info.device_kind != "cuda" || reply.body.values[5] != 0;
   return info;
 }
 
-Result<std::shared_ptr<Connection>> Attach(Found found, const wire::HelloBody& hello, int threads) {
+Result<std::shared_ptr<Connection>> Attach(Found found, const wire::HelloBody& hello, int threads,
+                                           CudaDriver* driver) {
   SocketCalls calls(std::move(found.socket));
   Result<Reply> reply = SayHello(calls, hello);
   if (!reply.ok()) {
@@ -96,7 +105,7 @@ Result<std::shared_ptr<Connection>> Attach(Found found, const wire::HelloBody& h
   if (info.session == 0 || info.page_bytes == 0 || info.heartbeat_ms > 3'600'000) {
     return Status(Code::kProtocol, "the daemon at " + found.path + " answered the hello with nonsense");
   }
-  return Connection::Make(std::move(calls), std::move(*reply), std::move(info), threads);
+  return Connection::Make(std::move(calls), std::move(*reply), std::move(info), threads, driver);
 }
 
 }  // namespace
@@ -107,13 +116,21 @@ Result<std::shared_ptr<Session>> Session::Connect(const ConnectOptions& options)
   const Result<int> threads = ThreadsFrom(options.threads);
   if (!threads.ok()) return threads.status();
   const Clock::time_point end = Clock::now() + kRetryPrivate;
+  SearchOptions search{options.socket, options.daemon_path, options.spawn, options.device, {}};
   for (;;) {
-    Result<Found> found = FindDaemon({options.socket, options.daemon_path, options.spawn});
+    Result<Found> found = FindDaemon(search);
     if (!found.ok()) return found.status();
     const bool is_private = found->is_private;
-    Result<std::shared_ptr<Connection>> attached = Attach(std::move(*found), *hello, *threads);
+    const std::string path = found->path;
+    Result<std::shared_ptr<Connection>> attached =
+        Attach(std::move(*found), *hello, *threads, options.driver);
     if (attached.ok()) return std::make_shared<Session>(std::move(*attached));
     const Code code = attached.status().code();
+    // A daemon of another device is no answer to a search.
+    if (code == Code::kNotFound && !options.device.empty() && !is_private && !NamedSocket(options.socket)) {
+      search.passed.push_back(path);
+      continue;
+    }
     const bool ending = code == Code::kDaemonLost || code == Code::kDraining;
     if (!is_private || !ending || Clock::now() > end) return attached.status();
     std::this_thread::sleep_for(kRetryEvery);
@@ -153,6 +170,25 @@ Status Session::Noop() {
   if (!lock.ok()) return lock.status();
   const Result<wire::CompletionRecord> done = connection_->timeline().Run(wire::Op::kNoop);
   return done.ok() ? StatusOf(*done) : done.status();
+}
+
+Status Session::Synchronize() {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  return connection_->timeline().AwaitStreams(~0ULL, Patience::kUntilSignal);
+}
+
+Result<Finished> Session::TakeFinished() {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  return connection_->timeline().TakeFinished();
+}
+
+Status Session::ReleaseGradients() {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  if (connection_->device() != nullptr) connection_->device()->RetireGradients();
+  return {};
 }
 
 Status Session::Prefetch(std::uint64_t extent) {

@@ -22,8 +22,11 @@ struct ConnectOptions {
   std::uint64_t device_quota_bytes = 0;  // 0: the daemon's default
   std::uint64_t host_quota_bytes = 0;    // 0: the daemon's default
   std::int64_t linger_ms = -1;           // -1: the daemon's default; 0: pages go when the session ends
-  bool spawn = true;                     // start a private daemon when none answers
-  int threads = 0;                       // for copies on this side; 0: the usable processors
+  // UUID of the device that the pages are for ("GPU-...", "cpu-0"); empty: the daemon's first.
+  std::string device;
+  CudaDriver* driver = nullptr;  // null: the machine's
+  bool spawn = true;             // start a private daemon when none answers
+  int threads = 0;               // for copies on this side; 0: the usable processors
 };
 
 // Of the session's job. Bytes count whole pages.
@@ -69,6 +72,15 @@ class Session {
   [[nodiscard]] wire::Status Prefetch(std::uint64_t extent);
   // Tells the phase of training. As Prefetch.
   [[nodiscard]] wire::Status HintPhase(wire::Phase phase);
+
+  // ---- stream requests (Arena::StepOnStream and the like) ----
+  // Waits until all are done. kInterrupted: some go on. What they found, TakeFinished tells.
+  [[nodiscard]] wire::Status Synchronize();
+  // The oldest failure that was not taken yet, with kNonFinite among them; else the newest that is done. Does
+  // not wait. An error is the session's own end.
+  [[nodiscard]] wire::Result<Finished> TakeFinished();
+  // Gives the daemon's mappings of memory that only gradients used back, once requests under way are done.
+  [[nodiscard]] wire::Status ReleaseGradients();
 
   [[nodiscard]] const std::shared_ptr<Connection>& connection() const { return connection_; }
 

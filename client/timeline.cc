@@ -29,6 +29,11 @@ constexpr int kPausesPerLook = 8;  // between looks at the clock
 constexpr std::chrono::milliseconds kGrace{1000};
 // A doorbell that a faulty daemon forgets costs at most this.
 constexpr int kSleepMs = 1000;
+// A daemon that takes no request for so long hangs.
+constexpr std::chrono::seconds kStalled{30};
+// Failures of stream tickets that wait to be told: a caller that never asks keeps the first ones and the
+// last.
+constexpr std::size_t kKeptFailures = 16;
 
 Status CorruptRing() {
   return {Code::kProtocol,
@@ -71,16 +76,18 @@ Status Timeline::Fail(Status why) {
 
 Status Timeline::Push(wire::RequestRecord& record) {
   record.ticket = last_ticket_ + 1;
-  record.ready = record.ticket;
-  // Pairs with the daemon's acquire when it looks whether the ticket's inputs are ready: they are written.
-  view_.header().ready.word.store(record.ticket, std::memory_order_release);
+  if (!streams_) {
+    record.ready = record.ticket;
+    // Pairs with the daemon's acquire when it looks whether the ticket's inputs are ready: they are written.
+    view_.header().ready.word.store(record.ticket, std::memory_order_release);
+  }
   const wire::RingState state = requests_.Push(record);
   if (state == wire::RingState::kFull) return {Code::kFull, "the request ring is full: the daemon is behind"};
   if (state != wire::RingState::kOk) {
     return Fail({Code::kProtocol, "the request ring's cursor is impossible; the session is closed"});
   }
   last_ticket_ = record.ticket;
-  open_.push_back({record.ticket, record.op, false});
+  open_.push_back({record.ticket, record.op});
   // Pairs with the daemon's fence between setting daemon_sleeps and its last look at the ring: one of us
   // sees the other.
   wire::StoreLoadFence();
@@ -122,6 +129,63 @@ Status Timeline::Drain() {
   }
 }
 
+// Acquire pairs with the release of whoever ended the session: what the daemon did before is in the ring.
+Status Timeline::CollectLiving() {
+  if (!failure_.ok()) return failure_;
+  const bool failed = view_.header().failed.word.load(std::memory_order_acquire) != 0;
+  if (Result<bool> taken = Collect(0); !taken.ok()) return taken.status();
+  return failed ? Lost() : Status();
+}
+
+Status Timeline::AwaitRoom() {
+  if (Status living = CollectLiving(); !living.ok()) return living;
+  if (open_streams_ >= kOpenStreamTickets) {
+    const auto oldest = std::find_if(open_.begin(), open_.end(), [](const Open& o) { return o.of_stream; });
+    if (Status waited = WaitFor(oldest->ticket, Patience::kUntilSignal); !waited.ok()) return waited;
+  }
+  // Fewer tickets are open than the ring has slots, so a full one means that the daemon takes none just now.
+  for (const Clock::time_point end = Clock::now() + kStalled; requests_.Room() == wire::RingState::kFull;) {
+    if (Status slept = SleepUnlessDone(0, 1); slept.code() == Code::kDaemonLost) return Lost();
+    if (!failure_.ok()) return failure_;
+    if (Clock::now() > end) {
+      return {Code::kFull, "the request ring is full: the daemon has taken nothing for 30 s"};
+    }
+  }
+  return {};
+}
+
+Status Timeline::AwaitStreams(std::uint64_t last, Patience patience) {
+  if (Status living = CollectLiving(); !living.ok()) return living;
+  for (;;) {
+    const auto open = std::find_if(open_.begin(), open_.end(),
+                                   [&](const Open& o) { return o.of_stream && o.ticket <= last; });
+    if (open == open_.end()) return {};
+    if (Status waited = WaitFor(open->ticket, patience); !waited.ok()) return waited;
+  }
+}
+
+std::uint64_t Timeline::oldest_open_stream() const {
+  for (const Open& open : open_) {
+    if (open.of_stream) return open.ticket;
+  }
+  return ~0ULL;
+}
+
+void Timeline::Note(const TicketNote& note, const wire::CompletionRecord& record) {
+  newest_ = {note, record};
+  if (CodeFrom(record.code) == Code::kOk) return;
+  if (failures_.size() == kKeptFailures) failures_.pop_back();
+  failures_.push_back(newest_);
+}
+
+Result<Finished> Timeline::TakeFinished() {
+  const Status living = CollectLiving();
+  if (failures_.empty()) return living.ok() ? Result<Finished>(newest_) : Result<Finished>(living);
+  Finished oldest = failures_.front();
+  failures_.pop_front();
+  return oldest;
+}
+
 Result<bool> Timeline::Collect(std::uint64_t wanted) {
   wire::CompletionRecord record;
   for (;;) {
@@ -131,6 +195,10 @@ Result<bool> Timeline::Collect(std::uint64_t wanted) {
                                  [&](const Open& open) { return open.ticket == record.ticket; });
     if (state != wire::RingState::kOk || at == open_.end() || at->op != record.op) return Fail(CorruptRing());
     if (record.op == wire::Op::kPrefetch || record.op == wire::Op::kPhase) --open_hints_;
+    if (at->of_stream) {
+      --open_streams_;
+      Note(at->note, record);
+    }
     open_.erase(at);
     if (record.ticket == wanted) {
       found_ = record;
@@ -141,7 +209,7 @@ Result<bool> Timeline::Collect(std::uint64_t wanted) {
 
 Status Timeline::Lost() {
   const std::uint64_t failed = view_.header().failed.word.load(std::memory_order_acquire);
-  if (failed != 0) {
+  if (failed != 0 && CodeFrom(failed) != Code::kDaemonLost) {
     Code why = CodeFrom(failed);
     // No session ends by a code that asks the caller to try again.
     if (why <= Code::kNotResident || why == Code::kInterrupted) why = Code::kProtocol;

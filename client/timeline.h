@@ -1,9 +1,13 @@
 // Requests and their completions in the session's shared segment: submit, wait, drain. Trusts nothing that it
 // reads there. One caller at a time (the connection's mutex).
+//
+// Two kinds of ticket: those the caller waits for, and stream tickets, which a GPU's stream marks ready and
+// waits for; their completions are taken by later calls. Tickets are applied and completed in order.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <string_view>
 #include <vector>
 
@@ -21,6 +25,23 @@ enum class Patience : std::uint8_t { kUntilSignal, kUntilDone };
 
 // Tickets that hints (prefetch, phase) may have open, so that a request always finds a slot.
 inline constexpr std::size_t kOpenHints = wire::kCompletionSlots / 2;
+
+// Stream tickets that may be open: a caller that runs further ahead waits.
+inline constexpr std::size_t kOpenStreamTickets = 64;
+static_assert(kOpenHints + kOpenStreamTickets < wire::kCompletionSlots &&
+              wire::kCompletionSlots <= wire::kRequestSlots);
+
+// What a stream ticket was for.
+struct TicketNote {
+  std::uint64_t extent = 0;
+  std::uint64_t step = 0;  // of the optimizer; 0: no step
+};
+
+// A stream ticket that is done. ticket 0: none.
+struct Finished {
+  TicketNote note;
+  wire::CompletionRecord record;
+};
 
 class Timeline {
  public:
@@ -53,6 +74,35 @@ class Timeline {
   // Waits for the requests that interrupted waits left behind. kInterrupted: again.
   wire::Status Drain();
 
+  // ---- stream tickets ----
+  // From now on only streams write `ready`; what the caller waits for needs no mark, for it comes behind
+  // every earlier ticket anyway.
+  void UseStreams() { streams_ = true; }
+  // Waits until one more stream ticket finds room in both rings. kInterrupted: nothing happened.
+  wire::Status AwaitRoom();
+  // The next ticket's number, for the stream's mark.
+  [[nodiscard]] std::uint64_t next_ticket() const { return last_ticket_ + 1; }
+  // Pushes next_ticket(), which a stream was told to mark ready. Does not wait. Only after AwaitRoom.
+  template <typename Body>
+  wire::Status PushBehindStream(wire::Op op, const Body& body, const TicketNote& note) {
+    wire::RequestRecord record = RecordOf(op, body);
+    record.ready = next_ticket();
+    if (wire::Status pushed = Push(record); !pushed.ok()) return pushed;
+    open_.back().note = note;
+    open_.back().of_stream = true;
+    ++open_streams_;
+    return {};
+  }
+  // Takes the completions that are there, and waits for every stream ticket up to `last`. kInterrupted: some
+  // go on.
+  wire::Status AwaitStreams(std::uint64_t last, Patience patience);
+  // The least stream ticket that is not complete as far as was seen; ~0: none is open.
+  [[nodiscard]] std::uint64_t oldest_open_stream() const;
+  // A stream request that was waited for after all.
+  void Note(const TicketNote& note, const wire::CompletionRecord& record);
+  // The oldest failure that was not taken yet; else the newest stream ticket that is done.
+  wire::Result<Finished> TakeFinished();
+
   // Ok, or why the session is over; the same from then on.
   [[nodiscard]] const wire::Status& failure() const { return failure_; }
   wire::Status Fail(wire::Status why);
@@ -65,6 +115,8 @@ class Timeline {
     std::uint64_t ticket = 0;
     wire::Op op = wire::Op::kNoop;
     bool left_behind = false;  // by an interrupted wait
+    bool of_stream = false;
+    TicketNote note = {};  // of_stream
   };
 
   template <typename Body>
@@ -79,8 +131,10 @@ class Timeline {
 
   wire::Result<wire::CompletionRecord> Finish(wire::RequestRecord& record, Patience patience);
   wire::Status PushHint(wire::RequestRecord& record);
-  // Numbers the record, marks it ready, pushes it, rings.
+  // Numbers the record, marks it ready unless streams do, pushes it, rings.
   wire::Status Push(wire::RequestRecord& record);
+  // Takes what completions there are; then says whether the session lives.
+  wire::Status CollectLiving();
   // Takes completions until `wanted` (0: all there are); true when it came.
   wire::Result<bool> Collect(std::uint64_t wanted);
   wire::Status WaitFor(std::uint64_t ticket, Patience patience);
@@ -102,6 +156,10 @@ class Timeline {
   std::uint64_t last_ticket_ = 0;
   std::vector<Open> open_;
   std::size_t open_hints_ = 0;
+  std::size_t open_streams_ = 0;
+  bool streams_ = false;
+  std::deque<Finished> failures_;  // of stream tickets, not taken yet
+  Finished newest_;
   wire::CompletionRecord found_;  // of the ticket that is waited for
   wire::Status failure_;
 };

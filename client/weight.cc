@@ -217,6 +217,47 @@ Status Weight::ByLease(wire::DType dtype, const Place& into) {
   return {Code::kNotResident, "the lease was revoked as soon as it was granted: memory is short"};
 }
 
+Result<std::uint64_t> Weight::QuantizeOnStream(wire::DType dtype, const void* from, StreamHandle stream) {
+  if (Status fine = CheckDType(dtype); !fine.ok()) return fine;
+  if (from == nullptr) return Status(Code::kInvalidArgument, "no memory was given");
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  DeviceSession* const device = connection_->device();
+  if (device == nullptr) return NoStreams(connection_->info().device_kind);
+  if (Status begun = device->Begin(stream); !begun.ok()) return begun;
+  wire::QuantizeBody body;
+  body.extent = extent_;
+  body.in_dtype = dtype;
+  const std::uint64_t bytes = options_.elements * wire::DTypeBytes(dtype);
+  if (Status placed = device->Resolve(from, bytes, Use::kGradient, body.in); !placed.ok()) return placed;
+  return device->Submit(stream, wire::Op::kQuantize, body, {extent_, 0});
+}
+
+Result<std::uint64_t> Weight::DequantizeOnStream(wire::DType dtype, void* into, std::uint64_t first_element,
+                                                 std::uint64_t elements, StreamHandle stream) {
+  if (Status fine = CheckDType(dtype); !fine.ok()) return fine;
+  if (into == nullptr) return Status(Code::kInvalidArgument, "no memory was given");
+  if (elements == 0 || first_element % options_.blocksize != 0 || first_element > options_.elements ||
+      elements > options_.elements - first_element) {
+    return Status(Code::kOutOfRange, std::to_string(elements) + " elements from " +
+                                         std::to_string(first_element) + " are not blocks of a weight of " +
+                                         std::to_string(options_.elements));
+  }
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  DeviceSession* const device = connection_->device();
+  if (device == nullptr) return NoStreams(connection_->info().device_kind);
+  if (Status begun = device->Begin(stream); !begun.ok()) return begun;
+  wire::DequantizeBody body;
+  body.extent = extent_;
+  body.first_element = first_element;
+  body.elements = elements;
+  body.out_dtype = dtype;
+  const std::uint64_t bytes = elements * wire::DTypeBytes(dtype);
+  if (Status placed = device->Resolve(into, bytes, Use::kGradient, body.out); !placed.ok()) return placed;
+  return device->Submit(stream, wire::Op::kDequantize, body, {extent_, 0});
+}
+
 Status Weight::Export(WeightPlanes& planes) {
   return MovePacked(planes, false);
 }

@@ -60,6 +60,13 @@ class Weight {
   // into[i] = weight[i], cast to `dtype`. `used`, when not null, says which way was taken.
   [[nodiscard]] wire::Status Dequantize(wire::DType dtype, const Place& into, Path path = Path::kAuto,
                                         Path* used = nullptr);
+  // The same on a GPU's stream, of and into memory of the session's GPU: the ticket, without waiting. As
+  // Arena::StepOnStream. The range is `elements` from `first_element`, a multiple of the block size.
+  [[nodiscard]] wire::Result<std::uint64_t> QuantizeOnStream(wire::DType dtype, const void* from,
+                                                             StreamHandle stream);
+  [[nodiscard]] wire::Result<std::uint64_t> DequantizeOnStream(wire::DType dtype, void* into,
+                                                               std::uint64_t first_element,
+                                                               std::uint64_t elements, StreamHandle stream);
   // Copies the planes out; sets planes.offset.
   [[nodiscard]] wire::Status Export(WeightPlanes& planes);
   [[nodiscard]] wire::Status Import(const WeightPlanes& planes);

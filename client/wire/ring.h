@@ -35,6 +35,12 @@ class RingProducer {
     tail_word_->store(++tail_, std::memory_order_release);
     return RingState::kOk;
   }
+  // What Push would say now; kOk stays true until we push.
+  [[nodiscard]] RingState Room() const {
+    const std::uint64_t used = tail_ - head_word_->load(std::memory_order_acquire);
+    if (used > mask_ + 1) return RingState::kCorrupt;
+    return used == mask_ + 1 ? RingState::kFull : RingState::kOk;
+  }
   [[nodiscard]] std::uint64_t pushed() const { return tail_; }
 
  private:

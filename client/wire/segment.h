@@ -18,6 +18,10 @@ inline constexpr std::uint32_t kLeaseSlots = 4096;
 inline constexpr std::uint32_t kLeaseFrames = 1U << 17;  // entries of the frame table, all leases together
 inline constexpr std::size_t kCacheLine = 64;
 
+// `done` of a session that is over: whatever waits for a ticket goes on. Streams compare the signed
+// difference, so this is the largest value that they take for later than any ticket.
+inline constexpr std::uint64_t kDoneReleased = ~std::uint64_t{0} >> 1;
+
 using Word = std::atomic<std::uint64_t>;
 static_assert(Word::is_always_lock_free && sizeof(Word) == 8);
 

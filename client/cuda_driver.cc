@@ -1,0 +1,372 @@
+#include "client/cuda_driver.h"
+
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+namespace bitpager::client {
+namespace {
+
+using wire::Code;
+using wire::Result;
+using wire::Status;
+
+// Of the driver API, by value, with its names.
+constexpr int kSuccess = 0;                // CUDA_SUCCESS
+constexpr int kOtherCaptures = 906;        // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+constexpr int kOutOfMemory = 2;            // CUDA_ERROR_OUT_OF_MEMORY
+constexpr int kHas64BitStreamWords = 122;  // CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS
+constexpr int kMemoryType = 2;             // CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+constexpr int kBufferId = 7;               // CU_POINTER_ATTRIBUTE_BUFFER_ID
+constexpr int kIsManaged = 8;              // CU_POINTER_ATTRIBUTE_IS_MANAGED
+constexpr int kDeviceOrdinal = 9;          // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+constexpr int kIsIpcCapable = 10;          // ..._IS_LEGACY_CUDA_IPC_CAPABLE
+constexpr int kMappingBytes = 18;          // CU_POINTER_ATTRIBUTE_MAPPING_SIZE
+constexpr int kMappingBase = 19;           // CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR
+constexpr int kMemoryBlockId = 20;         // CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID
+constexpr unsigned kTypeDevice = 2;        // CU_MEMORYTYPE_DEVICE
+constexpr unsigned kRegisterPortable = 1;  // CU_MEMHOSTREGISTER_PORTABLE
+constexpr unsigned kRegisterMapped = 2;    // CU_MEMHOSTREGISTER_DEVICEMAP
+constexpr unsigned kWaitReached = 0;       // CU_STREAM_WAIT_VALUE_GEQ
+constexpr unsigned kWriteDefault = 0;      // CU_STREAM_WRITE_VALUE_DEFAULT
+constexpr int kNotCapturing = 0;           // CU_STREAM_CAPTURE_STATUS_NONE
+constexpr int kPosixFd = 1;                // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+constexpr int kApiVersion = 12000;         // symbols as of CUDA 12.0, the floor of drivers
+
+using Context = void*;
+using AllocationHandle = unsigned long long;  // CUmemGenericAllocationHandle
+
+// CUmemAllocationProp, its version 1.
+struct AllocationProperties {
+  int type;
+  int requested_handle_types;
+  int location_type;
+  int location_id;
+  void* win32_handle_meta_data;
+  unsigned char flags[8];
+};
+static_assert(sizeof(AllocationProperties) == 32);
+
+// The functions, in the order of kNames.
+struct Functions {
+  int (*init)(unsigned);
+  int (*get_error_name)(int, const char**);
+  int (*get_error_string)(int, const char**);
+  int (*device_count)(int*);
+  int (*device_uuid)(unsigned char*, int);
+  int (*device_attribute)(int*, int, int);
+  int (*context_get)(Context*);
+  int (*context_device)(int*);
+  int (*context_push)(Context);
+  int (*context_pop)(Context*);
+  int (*context_synchronize)();
+  int (*pointer_attribute)(void*, int, DeviceAddress);
+  int (*address_range)(DeviceAddress*, std::size_t*, DeviceAddress);
+  int (*ipc_handle)(void*, DeviceAddress);
+  int (*retain)(AllocationHandle*, void*);
+  int (*release)(AllocationHandle);
+  int (*export_handle)(void*, AllocationHandle, int, unsigned long long);
+  int (*properties)(AllocationProperties*, AllocationHandle);
+  int (*host_register)(void*, std::size_t, unsigned);
+  int (*host_unregister)(void*);
+  int (*host_device_pointer)(DeviceAddress*, void*, unsigned);
+  int (*write_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
+  int (*wait_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
+  int (*is_capturing)(StreamHandle, int*);
+  int (*synchronize)(StreamHandle);
+  int (*stream_id)(StreamHandle, unsigned long long*);  // CUDA 12.0
+};
+
+// cuGetProcAddress names without version suffixes; the fallback for dlsym has them.
+struct Symbol {
+  const char* name;
+  const char* exported;
+};
+constexpr Symbol kNames[] = {
+    {"cuInit", "cuInit"},
+    {"cuGetErrorName", "cuGetErrorName"},
+    {"cuGetErrorString", "cuGetErrorString"},
+    {"cuDeviceGetCount", "cuDeviceGetCount"},
+    {"cuDeviceGetUuid", "cuDeviceGetUuid_v2"},
+    {"cuDeviceGetAttribute", "cuDeviceGetAttribute"},
+    {"cuCtxGetCurrent", "cuCtxGetCurrent"},
+    {"cuCtxGetDevice", "cuCtxGetDevice"},
+    {"cuCtxPushCurrent", "cuCtxPushCurrent_v2"},
+    {"cuCtxPopCurrent", "cuCtxPopCurrent_v2"},
+    {"cuCtxSynchronize", "cuCtxSynchronize"},
+    {"cuPointerGetAttribute", "cuPointerGetAttribute"},
+    {"cuMemGetAddressRange", "cuMemGetAddressRange_v2"},
+    {"cuIpcGetMemHandle", "cuIpcGetMemHandle"},
+    {"cuMemRetainAllocationHandle", "cuMemRetainAllocationHandle"},
+    {"cuMemRelease", "cuMemRelease"},
+    {"cuMemExportToShareableHandle", "cuMemExportToShareableHandle"},
+    {"cuMemGetAllocationPropertiesFromHandle", "cuMemGetAllocationPropertiesFromHandle"},
+    {"cuMemHostRegister", "cuMemHostRegister_v2"},
+    {"cuMemHostUnregister", "cuMemHostUnregister"},
+    {"cuMemHostGetDevicePointer", "cuMemHostGetDevicePointer_v2"},
+    {"cuStreamWriteValue64", "cuStreamWriteValue64_v2"},
+    {"cuStreamWaitValue64", "cuStreamWaitValue64_v2"},
+    {"cuStreamIsCapturing", "cuStreamIsCapturing"},
+    {"cuStreamSynchronize", "cuStreamSynchronize"},
+    {"cuStreamGetId", "cuStreamGetId"},
+};
+static_assert(sizeof(Functions) == std::size(kNames) * sizeof(void*));
+
+using GetProcAddress = int (*)(const char*, void**, int, std::uint64_t, int*);  // cuGetProcAddress_v2
+
+// The exported names first: they carry the version in the name, so that signatures here stay true.
+void* Find(void* library, GetProcAddress lookup, const Symbol& symbol) {
+  if (void* exported = ::dlsym(library, symbol.exported); exported != nullptr) return exported;
+  void* found = nullptr;
+  int how = 0;
+  if (lookup != nullptr && lookup(symbol.name, &found, kApiVersion, 0, &how) == kSuccess) return found;
+  return nullptr;
+}
+
+Result<Functions> Load() {
+  void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* why = ::dlerror();
+    return Status(Code::kUnsupported, std::string("GPU memory needs NVIDIA's driver: ") +
+                                          (why == nullptr ? "libcuda.so.1 cannot be loaded" : why));
+  }
+  const auto lookup = reinterpret_cast<GetProcAddress>(::dlsym(library, "cuGetProcAddress_v2"));
+  Functions functions{};
+  auto* slots = reinterpret_cast<void**>(&functions);
+  for (std::size_t i = 0; i < std::size(kNames); ++i) {
+    slots[i] = Find(library, lookup, kNames[i]);
+    if (slots[i] == nullptr) {
+      return Status(Code::kUnsupported, std::string("NVIDIA's driver lacks ") + kNames[i].exported +
+                                            ". Hint: install driver 525 or newer");
+    }
+  }
+  if (const int code = functions.init(0); code != kSuccess) {
+    const char* name = nullptr;
+    functions.get_error_name(code, &name);
+    return Status(Code::kUnsupported, std::string("NVIDIA's driver does not start: ") +
+                                          (name == nullptr ? std::to_string(code) : name));
+  }
+  return functions;
+}
+
+class SystemDriver final : public CudaDriver {
+ public:
+  explicit SystemDriver(const Functions& functions) : call_(functions) {}
+
+  Result<int> DeviceCount() override {
+    int count = 0;
+    if (const int code = call_.device_count(&count); code != kSuccess) return Error("cuDeviceGetCount", code);
+    return count;
+  }
+
+  Result<std::string> Uuid(int ordinal) override {
+    unsigned char b[16] = {};
+    if (const int code = call_.device_uuid(b, ordinal); code != kSuccess)
+      return Error("cuDeviceGetUuid", code);
+    char text[48];
+    std::snprintf(text, sizeof(text),
+                  "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+                  b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    return std::string(text);
+  }
+
+  Result<int> CurrentDevice() override {
+    int ordinal = -1;
+    if (const int code = call_.context_device(&ordinal); code != kSuccess) {
+      return Status(Code::kInvalidArgument, "this thread has no current CUDA context (" + Name(code) +
+                                                "). Hint: select the device first, e.g. cudaSetDevice");
+    }
+    return ordinal;
+  }
+
+  bool HasStreamWords(int ordinal) override {
+    int has = 0;
+    return call_.device_attribute(&has, kHas64BitStreamWords, ordinal) == kSuccess && has != 0;
+  }
+
+  Result<DeviceAllocation> Describe(DeviceAddress at) override {
+    unsigned type = 0;
+    if (call_.pointer_attribute(&type, kMemoryType, at) != kSuccess || type != kTypeDevice) {
+      return Status(Code::kInvalidArgument, "no memory of a GPU lies at the address");
+    }
+    DeviceAllocation found;
+    int managed = 0;
+    int capable = 0;
+    call_.pointer_attribute(&managed, kIsManaged, at);
+    call_.pointer_attribute(&found.ordinal, kDeviceOrdinal, at);
+    // Not known to every driver for every kind of memory: then it is not capable.
+    if (call_.pointer_attribute(&capable, kIsIpcCapable, at) != kSuccess) capable = 0;
+    found.is_managed = managed != 0;
+    found.ipc_capable = capable != 0;
+    found.id = AllocationId(at, found.ipc_capable);
+    if (!found.ipc_capable && DescribeMapping(at, found)) return found;
+    std::size_t bytes = 0;
+    if (const int code = call_.address_range(&found.base, &bytes, at); code != kSuccess) {
+      return Error("cuMemGetAddressRange", code);
+    }
+    found.bytes = bytes;
+    return found;
+  }
+
+  // Of mapped memory the physical allocation counts: another one may be mapped into the same reservation.
+  std::uint64_t AllocationId(DeviceAddress at, bool ipc_capable) override {
+    std::uint64_t id = 0;
+    if (!ipc_capable && call_.pointer_attribute(&id, kMemoryBlockId, at) == kSuccess) return id;
+    return call_.pointer_attribute(&id, kBufferId, at) == kSuccess ? id : 0;
+  }
+
+  Result<IpcHandle> GetIpcHandle(DeviceAddress base) override {
+    IpcHandle handle{};
+    if (const int code = call_.ipc_handle(handle.data(), base); code != kSuccess) {
+      return Error("cuIpcGetMemHandle", code);
+    }
+    return handle;
+  }
+
+  Result<wire::UniqueFd> ExportMapped(DeviceAddress at) override {
+    AllocationHandle handle = 0;
+    if (call_.retain(&handle, reinterpret_cast<void*>(at)) != kSuccess) {
+      return Status(Code::kNotFound, "no physical memory is mapped at the address");
+    }
+    AllocationProperties properties{};
+    const int known = call_.properties(&properties, handle);
+    int fd = -1;
+    const bool may = known == kSuccess && (properties.requested_handle_types & kPosixFd) != 0;
+    const int code = may ? call_.export_handle(&fd, handle, kPosixFd, 0) : kSuccess;
+    call_.release(handle);
+    if (!may) {
+      return Status(Code::kUnsupported,
+                    "this GPU memory was made without the right to share it by a file descriptor");
+    }
+    if (code != kSuccess) return Error("cuMemExportToShareableHandle", code);
+    return wire::UniqueFd(fd);
+  }
+
+  Result<DeviceAddress> RegisterHost(void* at, std::uint64_t bytes) override {
+    Context context = nullptr;
+    call_.context_get(&context);
+    if (const int code = call_.host_register(at, bytes, kRegisterPortable | kRegisterMapped);
+        code != kSuccess) {
+      return Error("cuMemHostRegister", code);
+    }
+    DeviceAddress address = 0;
+    if (const int code = call_.host_device_pointer(&address, at, 0); code != kSuccess) {
+      call_.host_unregister(at);
+      return Error("cuMemHostGetDevicePointer", code);
+    }
+    const std::lock_guard lock(mutex_);
+    registered_.push_back({at, context});
+    return address;
+  }
+
+  // Errors mean that the context has ended, and the registration with it.
+  void UnregisterHost(void* at) override {
+    Context context = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      for (std::size_t i = 0; i < registered_.size(); ++i) {
+        if (registered_[i].at != at) continue;
+        context = registered_[i].context;
+        registered_.erase(registered_.begin() + static_cast<std::ptrdiff_t>(i));
+        break;
+      }
+    }
+    if (context == nullptr || call_.context_push(context) != kSuccess) return;
+    call_.context_synchronize();
+    call_.host_unregister(at);
+    call_.context_pop(&context);
+  }
+
+  Status WriteWord(StreamHandle stream, DeviceAddress word, std::uint64_t value) override {
+    return StatusOf("cuStreamWriteValue64", call_.write_word(stream, word, value, kWriteDefault));
+  }
+  Status WaitWord(StreamHandle stream, DeviceAddress word, std::uint64_t value) override {
+    return StatusOf("cuStreamWaitValue64", call_.wait_word(stream, word, value, kWaitReached));
+  }
+  std::uint64_t StreamId(StreamHandle stream) override {
+    unsigned long long id = 0;
+    const bool known = call_.stream_id(stream, &id) == kSuccess;
+    return known ? id : reinterpret_cast<std::uint64_t>(stream);
+  }
+  Result<bool> IsCapturing(StreamHandle stream) override {
+    int status = kNotCapturing;
+    const int code = call_.is_capturing(stream, &status);
+    // The legacy stream says so while another one captures, and would break that capture.
+    if (code == kOtherCaptures) return true;
+    if (code != kSuccess) return Error("cuStreamIsCapturing", code);
+    return status != kNotCapturing;
+  }
+  Status Synchronize(StreamHandle stream) override {
+    return StatusOf("cuStreamSynchronize", call_.synchronize(stream));
+  }
+
+ private:
+  struct Registered {
+    void* at;
+    Context context;
+  };
+
+  // A piece of a reserved range that one physical handle backs.
+  bool DescribeMapping(DeviceAddress at, DeviceAllocation& found) {
+    DeviceAddress base = 0;
+    std::uint64_t bytes = 0;
+    if (call_.pointer_attribute(&base, kMappingBase, at) != kSuccess) return false;
+    if (call_.pointer_attribute(&bytes, kMappingBytes, at) != kSuccess) return false;
+    if (at < base || at - base >= bytes) return false;
+    found.base = base;
+    found.bytes = bytes;
+    return true;
+  }
+
+  std::string Name(int code) const {
+    const char* name = nullptr;
+    call_.get_error_name(code, &name);
+    return name == nullptr ? "CUDA error " + std::to_string(code) : name;
+  }
+  Status Error(const char* what, int code) const {
+    const char* text = nullptr;
+    call_.get_error_string(code, &text);
+    return {
+        code == kOutOfMemory ? Code::kOutOfMemory : Code::kDeviceFault,
+        std::string(what) + " failed with " + Name(code) + (text == nullptr ? "" : std::string(": ") + text)};
+  }
+  Status StatusOf(const char* what, int code) const {
+    return code == kSuccess ? Status() : Error(what, code);
+  }
+
+  const Functions call_;
+  std::mutex mutex_;
+  std::vector<Registered> registered_;  // guarded by mutex_
+};
+
+}  // namespace
+
+Result<CudaDriver*> CudaDriver::System() {
+  // Leaked: sessions may end after static destructors.
+  static const auto* const driver = new Result<CudaDriver*>([]() -> Result<CudaDriver*> {
+    const Result<Functions> functions = Load();
+    if (!functions.ok()) return functions.status();
+    return static_cast<CudaDriver*>(new SystemDriver(*functions));
+  }());
+  return *driver;
+}
+
+Result<int> CudaDriver::OrdinalOf(const std::string& uuid) {
+  const Result<int> count = DeviceCount();
+  if (!count.ok()) return count.status();
+  std::string seen;
+  for (int i = 0; i < *count; ++i) {
+    const Result<std::string> name = Uuid(i);
+    if (!name.ok()) return name.status();
+    if (*name == uuid) return i;
+    seen += (seen.empty() ? "" : ", ") + *name;
+  }
+  return Status(Code::kNotFound, "this process sees no device " + uuid +
+                                     (seen.empty() ? "" : ", only " + seen) +
+                                     ". Hint: look at CUDA_VISIBLE_DEVICES");
+}
+
+}  // namespace bitpager::client

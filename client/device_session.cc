@@ -1,0 +1,58 @@
+#include "client/device_session.h"
+
+namespace bitpager::client {
+namespace {
+
+using wire::Code;
+using wire::Result;
+using wire::Status;
+
+}  // namespace
+
+Status NoStreams(const std::string& device_kind) {
+  return {Code::kUnsupported, "this session's device is \"" + device_kind +
+                                  "\", which has no streams. Hint: connect for a GPU (device), or make the "
+                                  "request that waits"};
+}
+
+Result<std::unique_ptr<DeviceSession>> DeviceSession::Make(const Options& options, wire::SegmentView view,
+                                                           int socket, Timeline& timeline,
+                                                           BufferSource& source) {
+  const Result<int> ordinal = options.driver->OrdinalOf(options.uuid);
+  if (!ordinal.ok()) return ordinal.status();
+  const bool synchronous = options.daemon_is_synchronous || !options.driver->HasStreamWords(*ordinal);
+  std::unique_ptr<DeviceSession> made(
+      new DeviceSession(*options.driver, *ordinal, options.uuid, synchronous, view, timeline, source));
+  if (synchronous) return made;
+  timeline.UseStreams();
+  if (Status started = made->watcher_.Start(view.header(), socket); !started.ok()) return started;
+  return made;
+}
+
+Status DeviceSession::Begin(StreamHandle stream) {
+  if (Status fine = gate_.Check(stream); !fine.ok()) return fine;
+  if (Status room = timeline_.AwaitRoom(); !room.ok()) return room;
+  return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1);
+}
+
+Result<SlabPiece> DeviceSession::Table(std::uint64_t bytes) {
+  for (;;) {
+    Result<SlabPiece> piece = tables_.Take(bytes, timeline_.next_ticket(), timeline_.oldest_open_stream());
+    if (piece.ok() || piece.status().code() != Code::kFull) return piece;
+    const Status waited = timeline_.AwaitStreams(tables_.oldest_ticket(), Patience::kUntilSignal);
+    if (!waited.ok()) return waited;
+  }
+}
+
+void DeviceSession::Close() {
+  // Whatever is marked ready will be done, or the daemon's end is noticed. A daemon that hangs would keep us
+  // for ever, but so it keeps the streams.
+  if (timeline_.failure().ok()) {
+    [[maybe_unused]] const Status waited = timeline_.AwaitStreams(~0ULL, Patience::kUntilSignal);
+  }
+  watcher_.Stop();
+  ReleaseStreams(view_.header());
+  gate_.Close();
+}
+
+}  // namespace bitpager::client

@@ -7,6 +7,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <future>
 #include <thread>
@@ -33,12 +34,17 @@ int Refuse(const Status& status) {
   return ExitCodeOf(status);
 }
 
+// At least one; a run of them as long as the device's segments.
+std::uint32_t SegmentFrames(const kernels::DeviceInfo& device, std::uint64_t page_bytes) {
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, device.segment_bytes / page_bytes));
+}
+
 Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels::DeviceInfo& device) {
   Settings out;
   out.pager.page_bytes = config.page_bytes;
   out.pager.device_frames = budgets.device_bytes / config.page_bytes;
   out.pager.host_frames = budgets.host_bytes / config.page_bytes;
-  out.pager.segment_frames = device.segment_frames;
+  out.pager.segment_frames = SegmentFrames(device, config.page_bytes);
   out.pager.window_pages = config.window_pages;
   out.pager.windows_in_flight = config.windows_in_flight;
   out.pager.policy = config.policy;

@@ -33,15 +33,21 @@ struct DeviceInfo {
   std::string name;  // for people
   std::string uuid;  // label of every figure; "cpu-0" for the CPU
   std::uint64_t total_bytes = 0;
-  std::uint64_t free_bytes = 0;      // available to this process now
-  std::uint32_t segment_frames = 1;  // device frames are allocated and given back in such runs
-  bool synchronous_clients = true;   // step() waits on the CPU; false where streams wait on the timeline
-  bool in_host_memory = true;        // device frames are host memory: both budgets share one room
-  bool pins_host = false;            // host frames are locked in memory
+  std::uint64_t free_bytes = 0;     // available to this process now
+  std::uint64_t segment_bytes = 0;  // device frames come and go in runs of so many bytes; 0: one by one
+  bool synchronous_clients = true;  // step() waits on the CPU; false where streams wait on the timeline
+  bool in_host_memory = true;       // device frames are host memory: both budgets share one room
+  bool pins_host = false;           // host frames are locked in memory
   std::uint32_t launch_pages =
       0;                       // resident windows are launched together up to so many pages; 0: each alone
   bool rings_progress = true;  // false: progress_fd stays silent, whoever waits must poll Done
+  bool exports = true;         // segments of a share domain have an fd; false: weights by request only
   std::string simd;            // instruction set of the CPU kernels, or "sm_90" and the like
+  // Host memory that is locked now: frames and scratch. Copies whose frames could not be locked, and why the
+  // first one could not; empty when all could.
+  std::uint64_t pinned_host_bytes = 0;
+  std::uint64_t unpinned_copies = 0;
+  std::string pinning_problem;
 };
 
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
@@ -103,7 +109,9 @@ class Device {
   virtual void FreeSegment(std::uint32_t segment_id) = 0;
   [[nodiscard]] virtual wire::Result<HostRegion> ReserveHost(std::uint64_t bytes) = 0;
   // Gives the physical memory of a host range back to the system, behind what Queue::kStore holds; its
-  // content is lost.
+  // content is lost. Where host frames are pinned, memory goes back in pieces of 256 MiB, each once nothing
+  // in it is used: a page cannot leave alone while its piece is pinned, and pinning a piece anew costs
+  // milliseconds. What stays is reused by later frames.
   virtual Event DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
 
   // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
@@ -152,7 +160,7 @@ struct DeviceOptions {
   int index = 0;
   int threads = 0;                   // CPU device: compute threads; 0 = the processors this process may use
   std::string uuid;                  // CUDA: "GPU-..." names the device, whatever its index; empty: `index`
-  bool managed = false;              // CUDA: device frames and host frames are one managed allocation
+  bool managed = false;              // CUDA: device frames are managed memory, for machines that like it
   bool managed_beyond_free = false;  // CUDA, managed: more than the device has free may be allocated
 };
 

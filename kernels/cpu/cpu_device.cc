@@ -97,7 +97,6 @@ class CpuDevice final : public Device {
     struct sysinfo system {};
     if (sysinfo(&system) == 0) info.total_bytes = std::uint64_t{system.totalram} * system.mem_unit;
     info.free_bytes = AvailableBytes();
-    info.segment_frames = 1;
     info.synchronous_clients = true;
     info.simd = simd::InstructionSet();
     return info;

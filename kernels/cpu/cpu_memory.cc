@@ -1,17 +1,17 @@
 #include "kernels/cpu/cpu_memory.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <string>
 #include <utility>
+
+#include "kernels/client_file.h"
 
 namespace bitpager::kernels::cpu {
 namespace {
@@ -57,36 +57,6 @@ std::byte* MapAnonymous(std::uint64_t bytes, int extra_flags) {
   if (tail_at < bytes + slack) munmap(base + tail_at, bytes + slack - tail_at);
   madvise(base + head, bytes, MADV_HUGEPAGE);  // a hint: fewer address translations
   return base + head;
-}
-
-// What a file must be to stand behind an import; `*map_bytes` is the length to map. `*guarded`: touching it
-// may raise SIGBUS: it can shrink, or its huge pages can run out although its size is sealed.
-Status CheckImportable(const ImportSource& source, std::uint64_t* map_bytes, bool* guarded) {
-  struct stat file {};
-  struct statfs system {};
-  if (source.fd < 0 || fstat(source.fd, &file) != 0 || fstatfs(source.fd, &system) != 0) {
-    return {Code::kInvalidArgument, "import: fd " + std::to_string(source.fd) + " is not an open file"};
-  }
-  const bool in_memory = system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC;
-  if (!S_ISREG(file.st_mode) || !in_memory) {
-    return {Code::kInvalidArgument,
-            "import: the fd is not a memory file: pass a memfd, a shm_open object or a file on tmpfs"};
-  }
-  if (source.bytes == 0) return {Code::kInvalidArgument, "import: zero bytes"};
-  if (static_cast<std::uint64_t>(file.st_size) < source.bytes) {
-    return {Code::kOutOfRange, "import: the file holds " + std::to_string(file.st_size) + " bytes, " +
-                                   std::to_string(source.bytes) + " were announced"};
-  }
-  if (source.sealed) {
-    const int seals = fcntl(source.fd, F_GET_SEALS);
-    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
-      return {Code::kInvalidArgument,
-              "import: announced as sealed, but F_SEAL_SHRINK is not set: seal it or announce it unsealed"};
-    }
-  }
-  *map_bytes = RoundUp(source.bytes, static_cast<std::uint64_t>(system.f_bsize));
-  *guarded = !source.sealed || system.f_type == HUGETLBFS_MAGIC;
-  return {};
 }
 
 }  // namespace
@@ -206,8 +176,9 @@ void CpuMemory::DecommitHost(std::byte* at, std::uint64_t bytes) {
 
 wire::Result<Import> CpuMemory::ImportMemory(const ImportSource& source) {
   Imported imported;
-  bool guarded = false;
-  if (Status s = CheckImportable(source, &imported.mapping.bytes, &guarded); !s.ok()) return s;
+  wire::Result<ClientFile> file = CheckClientFile(source);
+  if (!file.ok()) return file.status();
+  imported.mapping.bytes = file->map_bytes;
   const std::uint64_t room = kMostImportedBytes - imported_bytes_;
   if (imports_.size() >= kMostImports || imported.mapping.bytes > room) {
     return Status(Code::kOutOfMemory, "import: no room for " + std::to_string(source.bytes) +
@@ -221,7 +192,7 @@ wire::Result<Import> CpuMemory::ImportMemory(const ImportSource& source) {
     return Status(code, "import: cannot map " + std::to_string(source.bytes) + " bytes: " + Errno());
   }
   imported.mapping.base = static_cast<std::byte*>(raw);
-  if (guarded) imported.guard = Guard(raw, imported.mapping.bytes);
+  if (file->guarded) imported.guard = Guard(raw, imported.mapping.bytes);
   imported_bytes_ += imported.mapping.bytes;
   const std::uint64_t id = next_import_++;
   imports_.emplace(id, imported);

@@ -1,0 +1,107 @@
+#include "kernels/cuda/table_ring.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/status.h"
+
+namespace bitpager::kernels::cuda {
+namespace {
+
+using wire::Status;
+
+constexpr std::size_t kFirstBytes = std::size_t{1} << 20;
+// From here on a full ring waits for the oldest launch instead of growing.
+constexpr std::size_t kEnoughBytes = std::size_t{64} << 20;
+
+std::size_t AlignUp(std::size_t at, std::size_t align) {
+  return (at + align - 1) & ~(align - 1);
+}
+
+}  // namespace
+
+TableRing::~TableRing() {
+  for (const Ring& ring : retired_) Free(ring);
+  Free(ring_);
+}
+
+void TableRing::Free(const Ring& ring) {
+  if (ring.device != nullptr) static_cast<void>(cudaFree(ring.device));
+  if (ring.host != nullptr) static_cast<void>(cudaFreeHost(ring.host));
+}
+
+void TableRing::Reclaim() {
+  while (!marks_.empty() && queues_.Done(marks_.front().event)) {
+    tail_ = marks_.front().end;
+    marks_.pop_front();
+  }
+  if (marks_.empty() && !open_) head_ = tail_ = 0;
+}
+
+// One byte stays free, so that a full ring is not an empty one.
+std::size_t TableRing::Place(std::size_t bytes, std::size_t align) const {
+  const std::size_t at = AlignUp(head_, align);
+  if (head_ >= tail_) {
+    if (at < ring_.bytes && bytes <= ring_.bytes - at) return at;
+    return bytes < tail_ ? 0 : ring_.bytes;
+  }
+  return at + bytes < tail_ ? at : ring_.bytes;
+}
+
+Status TableRing::Grow(std::size_t least) {
+  Ring fresh;
+  fresh.bytes = std::max(kFirstBytes, ring_.bytes * 2);
+  while (fresh.bytes < least) fresh.bytes *= 2;
+  void* host = nullptr;
+  void* device = nullptr;
+  Status s =
+      StatusOf(cudaHostAlloc(&host, fresh.bytes, cudaHostAllocDefault), "pin memory for launch tables");
+  if (s.ok()) s = StatusOf(cudaMalloc(&device, fresh.bytes), "allocate memory for launch tables");
+  fresh.host = static_cast<std::byte*>(host);
+  fresh.device = static_cast<std::byte*>(device);
+  if (!s.ok()) {
+    Free(fresh);
+    return s;
+  }
+  if (ring_.bytes != 0) retired_.push_back(ring_);
+  ring_ = fresh;
+  marks_.clear();  // they speak of the ring that retired
+  head_ = tail_ = 0;
+  return {};
+}
+
+wire::Result<const void*> TableRing::Put(const void* host, std::size_t bytes, std::size_t align) {
+  Reclaim();
+  const std::size_t room = bytes + 1;
+  std::size_t at = Place(bytes, align);
+  while (at == ring_.bytes) {
+    if (ring_.bytes < kEnoughBytes || room > ring_.bytes || marks_.empty()) {
+      if (Status s = Grow(room); !s.ok()) return s;
+    } else {
+      queues_.Synchronize(marks_.front().event);
+      if (Status s = queues_.TakeFault(); !s.ok()) return s;
+      Reclaim();
+    }
+    at = Place(bytes, align);
+  }
+  std::memcpy(ring_.host + at, host, bytes);
+  const cudaError_t copied = cudaMemcpyAsync(ring_.device + at, ring_.host + at, bytes,
+                                             cudaMemcpyHostToDevice, queues_.stream(Queue::kCompute));
+  if (copied != cudaSuccess) return StatusOf(copied, "copy a launch table");
+  head_ = at + bytes;
+  open_ = true;
+  return static_cast<const void*>(ring_.device + at);
+}
+
+void TableRing::Seal(Event event) {
+  if (!open_) return;
+  open_ = false;
+  marks_.push_back({head_, event});
+}
+
+wire::Result<const void*> LaunchContext::Upload(const void* host, std::size_t bytes, std::size_t align) {
+  return tables_.Put(host, bytes, align);
+}
+
+}  // namespace bitpager::kernels::cuda

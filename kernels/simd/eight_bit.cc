@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/simd/eight_bit.h"
+#include "kernels/simd/encode-inl.h"
 #include "kernels/simd/vectors-inl.h"
 #include "quant/block.h"
 

@@ -12,6 +12,7 @@
 #include "kernels/simd/four_bit.h"
 #include "kernels/simd/vectors-inl.h"
 #include "quant/block.h"
+#include "quant/encode.h"
 #include "quant/weight_layout.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,9 +1,10 @@
-// The fast optimizer step. Per block of 256: gradients are checked (16-bit ones become fp32 in the
-// first-level cache); then, four vectors at a time, states are decoded and updated with the parameters, and
-// stay in the first-level cache until their absmax is known; then they are encoded. Every operation is the
-// reference's, in its order, so results are equal bit for bit; blocks that hold something unusual go to the
-// reference. Divisions and square roots are the processor's own: its divider works beside the decoding of
-// other vectors, and correcting an estimate to the same bits takes the ports that decoding needs.
+// The fast optimizer step, on the caller's thread. A block of 256 with 8-bit states is done in two passes
+// over the first-level cache. The first decodes the states, moves them on by the gradients and finds their
+// greatest magnitudes; it writes nothing but its buffers, so a block that turns out to hold something unusual
+// (NaN, inf) is still as it was and goes to the reference. The second updates the parameters and encodes the
+// states: encoding fills the processor's ports while its divider works on the parameters. Every operation is
+// the reference's, in its order, so results are equal bit for bit. Divisions and square roots are the
+// processor's own: correcting an estimate to the same bits takes the ports that encoding needs.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/step.cc"
 #include <hwy/foreach_target.h>
@@ -11,9 +12,11 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "kernels/simd/encode-inl.h"
 #include "kernels/simd/step.h"
 #include "kernels/simd/vectors-inl.h"
 #include "optim8bit/reference_step.h"
@@ -58,34 +61,13 @@ inline void ReferenceBlock(const StepRun& run, const Block& block) {
 
 #if BITPAGER_VECTORS
 
+// What the first pass leaves to the second, and the padded copies of a short block.
 struct alignas(64) Buffers {
-  float grad[kBlock];
   float state[2][kBlock];
-  std::byte param[4 * kBlock];  // of a short block, padded with zeros
-  std::byte short_grad[4 * kBlock];
-};
-
-// True when all gradients of a full block are finite; `out`: where its floats are, `room` when they had to be
-// converted.
-template <typename G>
-HWY_INLINE HWY_ATTR bool LoadGradients(const void* grad, float* room, const float** out) {
-  constexpr bool kInPlace = G::kBytes == 4;
-  Vi greatest[2] = {hn::Zero(Di()), hn::Zero(Di())};
-  const auto* bytes = static_cast<const std::byte*>(grad);
-  for (std::size_t i = 0; i < kBlock; i += 2 * kLanes) {
-    for (std::size_t j = 0; j < 2; ++j) {
-      const std::size_t at = i + j * kLanes;
-      const Vf g = G::Load(bytes + at * G::kBytes);
-      greatest[j] = hn::Max(greatest[j], MagnitudeBits(g));
-      if constexpr (!kInPlace) hn::Store(g, Df(), room + at);
-    }
-  }
-  *out = kInPlace ? static_cast<const float*>(grad) : room;
-  return std::isfinite(ReduceAbsmax(hn::Max(greatest[0], greatest[1])));
-}
-
-struct Absmaxes {
-  float state[2];
+  float magnitude[kBlock];  // of the first state
+  float direction[kBlock];  // whose sign Lion follows
+  std::byte param[4 * kBlock];
+  std::byte grad[4 * kBlock];
 };
 
 // Hyperparameters in registers.
@@ -101,135 +83,199 @@ struct Scalars {
   Vf beta1, beta2, rest1, rest2, minus_step, eps, decay;
 };
 
-// Without decay the factor is 1, which changes no bit.
+// A rule in two parts: Move takes the states on and may leave a direction; Update returns the parameter, to
+// be rounded to its dtype. Without decay the factor is 1, which changes no bit.
 struct Adam {
   static constexpr std::uint32_t kStates = 2;
-  template <typename P>
-  static HWY_INLINE HWY_ATTR void Update(const Scalars& h, void* param, Vf g, Vf& m, Vf& v) {
+  static constexpr bool kDirected = false;
+  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& v, Vf& /*direction*/) {
     m = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
     v = hn::MulAdd(h.beta2, v, hn::Mul(hn::Mul(h.rest2, g), g));
+  }
+  template <typename P>
+  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf m, Vf v) {
     const Vf ratio = hn::Div(m, hn::Add(hn::Sqrt(v), h.eps));
-    const Vf p = hn::MulAdd(h.minus_step, ratio, P::Load(param));
-    P::Store(hn::Mul(P::Round(p), h.decay), param);
+    return hn::Mul(P::Round(hn::MulAdd(h.minus_step, ratio, p)), h.decay);
   }
 };
 
 struct Lion {
   static constexpr std::uint32_t kStates = 1;
-  template <typename P>
-  static HWY_INLINE HWY_ATTR void Update(const Scalars& h, void* param, Vf g, Vf& m, Vf& /*unused*/) {
-    const Df d;
-    const Vf direction = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
+  static constexpr bool kDirected = true;
+  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& /*v*/, Vf& direction) {
+    direction = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
     m = hn::MulAdd(h.beta2, m, hn::Mul(h.rest2, g));
+  }
+  template <typename P>
+  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf direction, Vf /*v*/) {
+    const Df d;
     const Vf one = hn::CopySign(hn::Set(d, 1.0F), direction);
     const Vf sign = hn::IfThenElse(hn::Ne(direction, hn::Zero(d)), one, direction);
-    const Vf p = P::Round(hn::Mul(P::Load(param), h.decay));
-    P::Store(hn::MulAdd(h.minus_step, sign, p), param);
+    return hn::MulAdd(h.minus_step, sign, P::Round(hn::Mul(p, h.decay)));
   }
 };
 
 // A later block's lines, asked for while this one is computed: the streams of a page lie planes apart and
 // cross small pages, where the processor does not follow by itself.
-struct Ahead {
-  const std::byte* param;
-  const std::byte* grad;
-  const std::uint8_t* codes[2];
-  std::size_t grad_bytes;  // of an element
-};
-inline constexpr std::size_t kAheadBlocks = 2;
+inline constexpr std::uint64_t kAheadBlocks = 2;
 
-template <typename Rule, typename P>
-HWY_INLINE HWY_ATTR void Prefetch(const Ahead& ahead, std::size_t i) {
-  constexpr std::size_t kGroup = 4 * kLanes;
-  for (std::size_t at = 0; at < kGroup * P::kBytes; at += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(ahead.param + i * P::kBytes + at), _MM_HINT_T0);
+template <std::size_t kBytes>
+HWY_INLINE void PrefetchGroup(const void* at) {
+  for (std::size_t byte = 0; byte < 4 * kLanes * kBytes; byte += 64) {
+    _mm_prefetch(static_cast<const char*>(at) + byte, _MM_HINT_T0);
   }
-  for (std::size_t at = 0; at < kGroup * ahead.grad_bytes; at += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(ahead.grad + i * ahead.grad_bytes + at), _MM_HINT_T0);
-  }
+}
+template <typename Rule>
+HWY_INLINE void PrefetchCodes(const Block& later, std::size_t i) {
   for (std::uint32_t k = 0; k < Rule::kStates; ++k) {
-    if (i % 64 == 0) _mm_prefetch(reinterpret_cast<const char*>(ahead.codes[k] + i), _MM_HINT_T0);
+    if (i % 64 == 0) _mm_prefetch(reinterpret_cast<const char*>(later.coded.codes[k] + i), _MM_HINT_T0);
   }
 }
 
-// Updates parameters and fp32 states of a full block.
-template <typename Rule, typename P>
-HWY_INLINE HWY_ATTR void UpdatePlain(const Scalars& h, const float* grad, void* param, float* state0,
-                                     float* state1) {
+// ---- 32-bit states ----
+// True when all gradients of a full block are finite.
+template <typename G>
+HWY_NOINLINE HWY_ATTR bool AreFinite(const void* grad) {
+  const auto* bytes = static_cast<const std::byte*>(grad);
+  Vi greatest[2] = {hn::Zero(Di()), hn::Zero(Di())};
+  for (std::size_t i = 0; i < kBlock; i += 2 * kLanes) {
+    for (std::size_t j = 0; j < 2; ++j) {
+      greatest[j] = hn::Max(greatest[j], MagnitudeBits(G::Load(bytes + (i + j * kLanes) * G::kBytes)));
+    }
+  }
+  return std::isfinite(ReduceAbsmax(hn::Max(greatest[0], greatest[1])));
+}
+
+template <typename Rule, typename P, typename G>
+HWY_NOINLINE HWY_ATTR void StepPlain(const Hyper& hyper, const void* grad, void* param,
+                                     const optim8bit::BlockStates32& s) {
   const Df d;
-  auto* bytes = static_cast<std::byte*>(param);
+  const Scalars h(hyper);
+  const auto* grads = static_cast<const std::byte*>(grad);
+  auto* params = static_cast<std::byte*>(param);
   for (std::size_t i = 0; i < kBlock; i += kLanes) {
-    Vf m = hn::LoadU(d, state0 + i);
+    Vf m = hn::LoadU(d, s.values[0] + i);
     Vf v = hn::Zero(d);
-    if constexpr (Rule::kStates == 2) v = hn::LoadU(d, state1 + i);
-    Rule::template Update<P>(h, bytes + i * P::kBytes, hn::LoadU(d, grad + i), m, v);
-    hn::StoreU(m, d, state0 + i);
-    if constexpr (Rule::kStates == 2) hn::StoreU(v, d, state1 + i);
+    Vf direction = v;
+    if constexpr (Rule::kStates == 2) v = hn::LoadU(d, s.values[1] + i);
+    Rule::Move(h, G::Load(grads + i * G::kBytes), m, v, direction);
+    hn::StoreU(m, d, s.values[0] + i);
+    if constexpr (Rule::kStates == 2) hn::StoreU(v, d, s.values[1] + i);
+    const Vf p = P::Load(params + i * P::kBytes);
+    P::Store(Rule::template Update<P>(h, p, Rule::kDirected ? direction : m, v), params + i * P::kBytes);
   }
 }
 
-// Decodes and updates a full block; leaves the new states in `b` and returns their absmaxes.
-template <typename Rule, typename P>
-HWY_INLINE HWY_ATTR Absmaxes UpdateCoded(const Scalars& h, const float* grad, void* param,
-                                         const optim8bit::BlockStates8& s, const Ahead& ahead, Buffers& b) {
+// ---- 8-bit states ----
+// Bits of the greatest magnitude of each state. (The second state is never negative: a sign bit there is
+// something unusual, and makes it the greatest.)
+struct Greatest {
+  std::uint32_t bits[2] = {0, 0};
+  [[nodiscard]] bool Usual() const { return std::max(bits[0], bits[1]) < 0x7F800000U; }
+};
+
+// The first pass over a full block.
+template <typename Rule, typename G>
+HWY_NOINLINE HWY_ATTR Greatest MoveStates(const Hyper& hyper, const void* grad,
+                                          const optim8bit::BlockStates8& s, const Block& later, Buffers& b) {
   const Df d;
+  const Du du;
+  const Scalars h(hyper);
   const Vf scale0 = hn::Set(d, *s.absmax[0]);
   const Vf scale1 = Rule::kStates == 2 ? hn::Set(d, *s.absmax[1]) : scale0;
-  Vi greatest0 = hn::Zero(Di());
-  Vi greatest1 = hn::Zero(Di());
-  auto* bytes = static_cast<std::byte*>(param);
+  Vu greatest0 = hn::Zero(du);
+  Vu greatest1 = hn::Zero(du);
   for (std::size_t i = 0; i < kBlock; i += 4 * kLanes) {
-    Prefetch<Rule, P>(ahead, i);
+    PrefetchCodes<Rule>(later, i);
+    PrefetchGroup<G::kBytes>(static_cast<const std::byte*>(later.tensor.grad) + i * G::kBytes);
     Vf m[4];
     Vf v[4];
+    Vf g[4];
+    Load4<G>(static_cast<const std::byte*>(grad) + i * G::kBytes, g);
     DecodeSigned4(s.codes[0] + i, scale0, m);
     if constexpr (Rule::kStates == 2) Decode4(kUnsignedDecode, s.codes[1] + i, scale1, v);
     for (std::size_t j = 0; j < 4; ++j) {
       const std::size_t at = i + j * kLanes;
-      Rule::template Update<P>(h, bytes + at * P::kBytes, hn::LoadU(d, grad + at), m[j], v[j]);
+      Vf direction;
+      Rule::Move(h, g[j], m[j], v[j], direction);
+      const Vf magnitude = hn::Abs(m[j]);
       hn::Store(m[j], d, b.state[0] + at);
-      greatest0 = hn::Max(greatest0, MagnitudeBits(m[j]));
+      hn::Store(magnitude, d, b.magnitude + at);
+      greatest0 = hn::Max(greatest0, hn::BitCast(du, magnitude));
+      if constexpr (Rule::kDirected) hn::Store(direction, d, b.direction + at);
       if constexpr (Rule::kStates == 2) {
         hn::Store(v[j], d, b.state[1] + at);
-        greatest1 = hn::Max(greatest1, MagnitudeBits(v[j]));
+        greatest1 = hn::Max(greatest1, hn::BitCast(du, v[j]));
       }
     }
   }
-  return {{ReduceAbsmax(greatest0), Rule::kStates == 2 ? ReduceAbsmax(greatest1) : 0.0F}};
+  Greatest out;
+  out.bits[0] = hn::GetLane(hn::MaxOfLanes(du, greatest0));
+  if constexpr (Rule::kStates == 2) out.bits[1] = hn::GetLane(hn::MaxOfLanes(du, greatest1));
+  return out;
 }
 
+// 1 / absmax, or 0 where it is nothing or might overflow.
+inline constexpr float kLeastAbsmax = 0x1p-120F;
+inline float InverseOf(float absmax) {
+  return absmax < kLeastAbsmax ? 0.0F : 1.0F / absmax;
+}
+
+// What vectors do not encode: values so small that the inverse of their absmax overflows, and values near to
+// a midpoint.
 template <std::uint32_t k>
-HWY_INLINE HWY_ATTR void EncodeState(const float* values, float absmax, std::size_t elements,
-                                     const optim8bit::BlockStates8& s) {
-  // Below this, 1 / absmax might overflow.
-  const bool usual = std::isfinite(absmax) && (absmax >= 0x1p-120F || absmax == 0.0F);
-  if (!usual || elements != kBlock) {
-    optim8bit::ReferenceEncode(k, values, elements, s.codes[k], s.absmax[k]);
-    return;
-  }
+HWY_INLINE void FinishState(const float* values, float absmax, bool doubtful,
+                            const optim8bit::BlockStates8& s) {
+  constexpr Form kForm = k == 0 ? Form::kSignedKeep : Form::kUnsigned;
   *s.absmax[k] = absmax;
-  if constexpr (k == 0) {
-    EncodeValues<Form::kSignedKeep>(kSignedPieces, values, kBlock, absmax, s.codes[0]);
-  } else {
-    EncodeValues<Form::kUnsigned>(kUnsignedPieces, values, kBlock, absmax, s.codes[1]);
+  if (absmax != 0.0F && absmax < kLeastAbsmax) {
+    optim8bit::ReferenceEncode(k, values, kBlock, s.codes[k], s.absmax[k]);
+  } else if (doubtful) {
+    FixDoubtful<kForm>(k == 0 ? kSignedPieces : kUnsignedPieces, values, kBlock, InverseOf(absmax),
+                       s.codes[k]);
   }
 }
 
-// True when a state's absmax is no finite number: such a block is the reference's.
-template <typename Rule>
-bool UnusualStates(const optim8bit::BlockStates8& s) {
-  bool finite = true;
-  for (std::uint32_t k = 0; k < Rule::kStates; ++k) finite = finite && std::isfinite(*s.absmax[k]);
-  return !finite;
-}
-
+// The second pass over a full block.
 template <typename Rule, typename P>
-HWY_INLINE HWY_ATTR void StepBlock8(const Scalars& h, const Block& block, const float* grad, void* param,
-                                    const Ahead& ahead, Buffers& b) {
-  const Absmaxes absmax = UpdateCoded<Rule, P>(h, grad, param, block.coded, ahead, b);
-  EncodeState<0>(b.state[0], absmax.state[0], block.tensor.elements, block.coded);
-  if constexpr (Rule::kStates == 2)
-    EncodeState<1>(b.state[1], absmax.state[1], block.tensor.elements, block.coded);
+HWY_NOINLINE HWY_ATTR void UpdateAndEncode(const Hyper& hyper, void* param, const Greatest& greatest,
+                                           const optim8bit::BlockStates8& s, const Block& later,
+                                           const Buffers& b) {
+  const Df d;
+  const Scalars h(hyper);
+  const float absmax0 = std::bit_cast<float>(greatest.bits[0]);
+  const float absmax1 = std::bit_cast<float>(greatest.bits[1]);
+  const Vf scale0 = hn::Set(d, InverseOf(absmax0));
+  const Vf scale1 = hn::Set(d, InverseOf(absmax1));
+  const Pieces pieces0 = LoadPieces(kSignedPieces);
+  const Pieces pieces1 = LoadPieces(kUnsignedPieces);
+  Vi least0 = NoFraction();
+  Vi least1 = NoFraction();
+  for (std::size_t i = 0; i < kBlock; i += 4 * kLanes) {
+    std::byte* const at = static_cast<std::byte*>(param) + i * P::kBytes;
+    PrefetchGroup<P::kBytes>(static_cast<const std::byte*>(later.tensor.param) + i * P::kBytes);
+    Vf p[4];
+    Vf m[4];
+    Vf v[4];
+    Vf x[4];
+    Load4<P>(at, p);
+    for (std::size_t j = 0; j < 4; ++j) {
+      const std::size_t lane = i + j * kLanes;
+      m[j] = hn::Load(d, b.state[0] + lane);
+      v[j] = Rule::kStates == 2 ? hn::Load(d, b.state[1] + lane) : hn::Zero(d);
+      x[j] = hn::Mul(hn::Load(d, b.magnitude + lane), scale0);
+      const Vf towards = Rule::kDirected ? hn::Load(d, b.direction + lane) : m[j];
+      p[j] = Rule::template Update<P>(h, p[j], towards, v[j]);
+    }
+    Store4<P>(p, at);
+    StoreBytes(EncodeGroup<Form::kSignedKeep>(pieces0, x, m, least0), s.codes[0] + i);
+    if constexpr (Rule::kStates == 2) {
+      for (std::size_t j = 0; j < 4; ++j) x[j] = hn::Mul(v[j], scale1);
+      StoreBytes(EncodeGroup<Form::kUnsigned>(pieces1, x, x, least1), s.codes[1] + i);
+    }
+  }
+  FinishState<0>(b.state[0], absmax0, IsDoubtful(least0), s);
+  if constexpr (Rule::kStates == 2) FinishState<1>(b.state[1], absmax1, IsDoubtful(least1), s);
 }
 
 // States past a short block's end become zero, so that they do not count.
@@ -246,57 +292,57 @@ void ClearTail(const StepRun& run, const Block& block) {
   }
 }
 
-HWY_ATTR bool GradientsAreFinite(wire::DType dtype, const void* grad, float* room, const float** out) {
-  bool finite = false;
-  WithType(dtype, [&](auto g) HWY_ATTR { finite = LoadGradients<decltype(g)>(grad, room, out); });
-  return finite;
+// Pads a short block into `b`; returns it with pointers there.
+template <typename Rule>
+Block Padded(const StepRun& run, const Block& block, Buffers& b) {
+  const std::size_t n = block.tensor.elements;
+  std::memset(b.grad, 0, sizeof(b.grad));
+  std::memcpy(b.grad, block.tensor.grad, n * wire::DTypeBytes(run.grad_dtype));
+  std::memset(b.param, 0, sizeof(b.param));
+  std::memcpy(b.param, block.tensor.param, n * wire::DTypeBytes(run.param_dtype));
+  ClearTail<Rule>(run, block);
+  Block padded = block;
+  padded.tensor.grad = b.grad;
+  padded.tensor.param = b.param;
+  return padded;
 }
 
-inline Ahead AheadOf(const StepRun& run, std::uint64_t unit) {
-  const Block later = BlockAt(run, unit);
-  return {static_cast<const std::byte*>(later.tensor.param),
-          static_cast<const std::byte*>(later.tensor.grad),
-          {later.coded.codes[0], later.coded.codes[1]},
-          wire::DTypeBytes(run.grad_dtype)};
+// Steps a full block; false, with nothing changed, when it is one for the reference.
+template <typename Rule, typename P>
+HWY_ATTR bool StepFull(const StepRun& run, const Block& block, const Block& later, Buffers& b) {
+  bool done = false;
+  WithType(run.grad_dtype, [&](auto g) HWY_ATTR {
+    using G = decltype(g);
+    if (run.bits == wire::StateBits::k32) {
+      done = AreFinite<G>(block.tensor.grad);
+      if (done) StepPlain<Rule, P, G>(*run.hyper, block.tensor.grad, block.tensor.param, block.plain);
+      return;
+    }
+    const Greatest greatest = MoveStates<Rule, G>(*run.hyper, block.tensor.grad, block.coded, later, b);
+    done = greatest.Usual();
+    if (done) {
+      UpdateAndEncode<Rule, P>(*run.hyper, block.tensor.param, greatest, block.coded, later, b);
+    }
+  });
+  return done;
 }
 
 template <typename Rule, typename P>
 HWY_ATTR std::uint64_t RunBlocks(const StepRun& run) {
-  const Scalars h(*run.hyper);
-  const bool coded = run.bits == wire::StateBits::k8;
   const std::uint64_t units = (run.elements + kBlock - 1) / kBlock;
   HWY_ALIGN Buffers b;
   std::uint64_t skipped = 0;
   for (std::uint64_t unit = 0; unit < units; ++unit) {
     const Block block = BlockAt(run, unit);
-    const std::size_t n = block.tensor.elements;
-    const void* grad = block.tensor.grad;
-    void* param = block.tensor.param;
-    if (n != kBlock) {
-      std::memset(b.short_grad, 0, sizeof(b.short_grad));
-      std::memcpy(b.short_grad, grad, n * wire::DTypeBytes(run.grad_dtype));
-      grad = b.short_grad;
-      std::memset(b.param, 0, sizeof(b.param));
-      std::memcpy(b.param, param, n * P::kBytes);
-      param = b.param;
-    }
-    const float* floats = nullptr;
-    const bool finite = GradientsAreFinite(run.grad_dtype, grad, b.grad, &floats);
-    if (!finite && run.skip_nonfinite) {
+    const Block later = BlockAt(run, std::min(unit + kAheadBlocks, units - 1));
+    const bool is_short = block.tensor.elements != kBlock;
+    if (StepFull<Rule, P>(run, is_short ? Padded<Rule>(run, block, b) : block, later, b)) {
+      if (is_short) std::memcpy(block.tensor.param, b.param, block.tensor.elements * P::kBytes);
+    } else if (run.skip_nonfinite && optim8bit::HasNonFinite(block.tensor)) {
       ++skipped;
-      continue;
-    }
-    if (!finite || (coded && UnusualStates<Rule>(block.coded))) {
-      ReferenceBlock(run, block);
-      continue;
-    }
-    if (n != kBlock) ClearTail<Rule>(run, block);
-    if (coded) {
-      StepBlock8<Rule, P>(h, block, floats, param, AheadOf(run, std::min(unit + kAheadBlocks, units - 1)), b);
     } else {
-      UpdatePlain<Rule, P>(h, floats, param, block.plain.values[0], block.plain.values[1]);
+      ReferenceBlock(run, block);
     }
-    if (n != kBlock) std::memcpy(block.tensor.param, b.param, n * P::kBytes);
   }
   return skipped;
 }

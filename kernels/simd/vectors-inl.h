@@ -1,7 +1,7 @@
 // Vector building blocks shared by the kernels: loads and stores of every dtype, small table lookups, the
-// dynamic map's decoder and encoder. Included once per target by files that Highway compiles several times;
-// empty on targets without fused multiply-add and cross-lane permutes, whose kernels are the scalar
-// reference.
+// dynamic map's decoder (its encoder: encode-inl.h). Included once per target by files that Highway compiles
+// several times; empty on targets without fused multiply-add and cross-lane permutes, whose kernels are the
+// scalar reference.
 #if defined(BITPAGER_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef BITPAGER_VECTORS_INL_H_
 #undef BITPAGER_VECTORS_INL_H_
@@ -16,7 +16,7 @@
 
 #include "client/wire/types.h"
 #include "kernels/simd/dynamic_tables.h"
-#include "quant/encode.h"
+#include "quant/codebook.h"
 
 // The reference fuses multiply-adds; only targets that do so too may replace it.
 #undef BITPAGER_VECTORS
@@ -72,8 +72,13 @@ struct BF16 {
   // Nearest, ties to even; the upper 16 bits count. Inputs are no NaN with low payload bits (see Step).
   HWY_ATTR static HWY_INLINE Vu Rounded(Vf v) {
     const Vu bits = hn::BitCast(Du(), v);
-    const Vu odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(Du(), 1));
-    return hn::Add(bits, hn::Add(odd, hn::Set(Du(), 0x7FFF)));
+    const Vu half = hn::Add(bits, hn::Set(Du(), 0x7FFF));
+#if HWY_TARGET == HWY_AVX2
+    return hn::Add(half, hn::And(hn::ShiftRight<16>(bits), hn::Set(Du(), 1)));
+#else
+    const __mmask16 odd = _mm512_test_epi32_mask(bits.raw, _mm512_set1_epi32(0x10000));
+    return Vu{_mm512_mask_add_epi32(half.raw, odd, half.raw, _mm512_set1_epi32(1))};
+#endif
   }
   HWY_ATTR static HWY_INLINE void Store(Vf v, void* at) {
     const Vi half = hn::BitCast(Di(), hn::ShiftRight<16>(Rounded(v)));
@@ -130,6 +135,48 @@ struct F16 {
   }
 };
 
+// 4 * kLanes values at once.
+template <typename T>
+HWY_INLINE HWY_ATTR void Load4(const void* at, Vf out[4]) {
+  const auto* bytes = static_cast<const std::byte*>(at);
+  for (std::size_t j = 0; j < 4; ++j) out[j] = T::Load(bytes + j * kLanes * T::kBytes);
+}
+template <typename T>
+HWY_INLINE HWY_ATTR void Store4(const Vf v[4], void* at) {
+  auto* bytes = static_cast<std::byte*>(at);
+  for (std::size_t j = 0; j < 4; ++j) T::Store(v[j], bytes + j * kLanes * T::kBytes);
+}
+#if HWY_TARGET < HWY_AVX3
+// Byte permutes widen and narrow 32 values in fewer steps.
+template <>
+HWY_INLINE HWY_ATTR void Load4<BF16>(const void* at, Vf out[4]) {
+  const __m512i step =
+      _mm512_set_epi8(31, 30, 0, 0, 29, 28, 0, 0, 27, 26, 0, 0, 25, 24, 0, 0, 23, 22, 0, 0, 21, 20, 0, 0, 19,
+                      18, 0, 0, 17, 16, 0, 0, 15, 14, 0, 0, 13, 12, 0, 0, 11, 10, 0, 0, 9, 8, 0, 0, 7, 6, 0,
+                      0, 5, 4, 0, 0, 3, 2, 0, 0, 1, 0, 0, 0);
+  const __m512i next = _mm512_add_epi8(step, _mm512_set1_epi8(32));
+  constexpr __mmask64 kUpper = 0xCCCCCCCCCCCCCCCC;
+  for (int j = 0; j < 2; ++j) {
+    const __m512i halves = _mm512_loadu_si512(static_cast<const std::byte*>(at) + 64 * j);
+    out[2 * j] = Vf{_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi8(kUpper, step, halves))};
+    out[2 * j + 1] = Vf{_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi8(kUpper, next, halves))};
+  }
+}
+template <>
+HWY_INLINE HWY_ATTR void Store4<BF16>(const Vf v[4], void* at) {
+  // Words of the even vector stand below those of the odd one.
+  const __m512i order =
+      _mm512_set_epi8(63, 62, 59, 58, 55, 54, 51, 50, 47, 46, 43, 42, 39, 38, 35, 34, 31, 30, 27, 26, 23, 22,
+                      19, 18, 15, 14, 11, 10, 7, 6, 3, 2, 61, 60, 57, 56, 53, 52, 49, 48, 45, 44, 41, 40, 37,
+                      36, 33, 32, 29, 28, 25, 24, 21, 20, 17, 16, 13, 12, 9, 8, 5, 4, 1, 0);
+  for (int j = 0; j < 2; ++j) {
+    const __m512i even = _mm512_srli_epi32(BF16::Rounded(v[2 * j]).raw, 16);
+    const __m512i both = _mm512_mask_mov_epi16(even, 0xAAAAAAAA, BF16::Rounded(v[2 * j + 1]).raw);
+    _mm512_storeu_si512(static_cast<std::byte*>(at) + 64 * j, _mm512_permutexvar_epi8(order, both));
+  }
+}
+#endif
+
 // Calls body(type tag) with the tag of `dtype`.
 template <typename Body>
 HWY_INLINE HWY_ATTR void WithType(wire::DType dtype, const Body& body) {
@@ -145,21 +192,6 @@ HWY_INLINE HWY_ATTR Vf Lookup8(Vf table, Vi index) {
   return Vf{_mm256_permutevar8x32_ps(table.raw, index.raw)};
 #else
   return Vf{_mm512_permutexvar_ps(index.raw, table.raw)};
-#endif
-}
-
-// Bytes 0..255 from four vectors of small integers, in order: clamps to the byte's range.
-HWY_INLINE HWY_ATTR void StoreBytes4(Vi a, Vi b, Vi c, Vi d, std::uint8_t* at) {
-#if HWY_TARGET == HWY_AVX2
-  const __m256i packed =
-      _mm256_packus_epi16(_mm256_packs_epi32(a.raw, b.raw), _mm256_packs_epi32(c.raw, d.raw));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm256_permutevar8x32_epi32(packed, order));
-#else
-  const __m512i packed =
-      _mm512_packus_epi16(_mm512_packs_epi32(a.raw, b.raw), _mm512_packs_epi32(c.raw, d.raw));
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(at, _mm512_permutexvar_epi32(order, packed));
 #endif
 }
 
@@ -282,110 +314,6 @@ HWY_INLINE HWY_ATTR void DecodeSigned4(const std::uint8_t* codes, Vf scale, Vf o
   byte[3] = _mm512_mask_add_epi8(byte[3], negative, byte[3], sign);
   JoinPlanes(byte, scale, out);
 #endif
-}
-
-// ---- dynamic map: encode ----
-// The tables of one map, in registers.
-struct Pieces {
-  Vf upper, slope, intercept, last;
-};
-HWY_INLINE HWY_ATTR Pieces LoadPieces(const PieceTables& tables) {
-  const Df d;
-  return {hn::Load(d, tables.upper.data()), hn::Load(d, tables.slope.data()),
-          hn::Load(d, tables.intercept.data()), hn::Load(d, tables.last.data())};
-}
-
-// Fixed-point code of magnitude x in [0, 1]: see dynamic_tables.h.
-HWY_INLINE HWY_ATTR Vi FixedCode(const Pieces& p, Vf x) {
-  const Df d;
-  const Di di;
-  const Vf floored = hn::Max(x, hn::Set(d, kLogFloor));
-  const Vf log = hn::ConvertTo(d, hn::BitCast(di, floored));
-  Vi piece = hn::BitCast(di, hn::MulAdd(log, hn::Set(d, kLogScale), hn::Set(d, kLogShift)));
-  const auto above = hn::Gt(x, Lookup8(p.upper, piece));
-#if HWY_TARGET == HWY_AVX2
-  piece = hn::Sub(piece, hn::BitCast(di, hn::VecFromMask(d, above)));
-#else
-  piece = Vi{_mm512_mask_add_epi32(piece.raw, above.raw, piece.raw, _mm512_set1_epi32(1))};
-#endif
-  const Vf fixed = hn::MulAdd(Lookup8(p.slope, piece), x, Lookup8(p.intercept, piece));
-  return hn::BitCast(di, hn::Min(fixed, Lookup8(p.last, piece)));
-}
-
-// How codes are formed: of magnitudes; of signed values; of signed values with the sign rule of state 1.
-enum class Form { kUnsigned, kSigned, kSignedKeep };
-
-template <Form kForm>
-HWY_INLINE HWY_ATTR Vi CodeOf(Vf x, Vi fixed) {
-  const Di di;
-  const Vi code = hn::Sub(hn::ShiftRight<kFractionBits>(fixed), hn::Set(di, static_cast<int>(kCodeBase)));
-  if constexpr (kForm == Form::kUnsigned) return code;
-  const Vi bits = hn::BitCast(di, x);
-  Vi distance = code;
-  if constexpr (kForm == Form::kSignedKeep) {  // a negative value never takes the code of 0
-    distance = hn::Max(code, hn::BitCast(di, hn::ShiftRight<31>(hn::BitCast(Du(), bits))));
-  }
-  // Code -1, for values at -1.0, clamps to 0 when packed.
-#if HWY_TARGET == HWY_AVX2
-  return hn::Add(Vi{_mm256_sign_epi32(distance.raw, bits.raw)}, hn::Set(di, quant::kSignedZeroCode));
-#else
-  const __m512i zero_code = _mm512_set1_epi32(quant::kSignedZeroCode);
-  const __m512i up = _mm512_add_epi32(zero_code, distance.raw);
-  return Vi{_mm512_mask_sub_epi32(up, _mm512_movepi32_mask(bits.raw), zero_code, distance.raw)};
-#endif
-}
-
-// Codes of `count` values (a multiple of 4 * kLanes) times `scale`; returns the least fraction met.
-template <Form kForm>
-HWY_INLINE HWY_ATTR std::uint32_t EncodeRun(const Pieces& p, const float* values, std::size_t count, Vf scale,
-                                            std::uint8_t* codes) {
-  const Df d;
-  const Di di;
-  Vi least = hn::Set(di, static_cast<int>(kFractionMask));
-  for (std::size_t i = 0; i < count; i += 4 * kLanes) {
-    Vi code[4];
-    for (std::size_t j = 0; j < 4; ++j) {
-      const Vf x = hn::Mul(hn::LoadU(d, values + i + j * kLanes), scale);
-      const Vi fixed = FixedCode(p, kForm == Form::kUnsigned ? x : hn::Abs(x));
-      least = hn::Min(least, hn::And(fixed, hn::Set(di, static_cast<int>(kFractionMask))));
-      code[j] = CodeOf<kForm>(x, fixed);
-    }
-    StoreBytes4(code[0], code[1], code[2], code[3], codes + i);
-  }
-  return static_cast<std::uint32_t>(hn::GetLane(hn::MinOfLanes(di, least)));
-}
-
-// Encodes the lanes near a midpoint again, by the exact thresholds. `codes` were written by EncodeRun.
-template <Form kForm>
-HWY_NOINLINE HWY_ATTR void FixDoubtful(const Pieces& p, const float* values, std::size_t count, float scale,
-                                       std::uint8_t* codes) {
-  const Df d;
-  const Di di;
-  const auto& thresholds =
-      kForm == Form::kUnsigned ? quant::kUnsignedDynamicThresholds : quant::kSignedDynamicThresholds;
-  HWY_ALIGN std::int32_t fraction[kLanes];
-  for (std::size_t i = 0; i < count; i += kLanes) {
-    const Vf x = hn::Mul(hn::LoadU(d, values + i), hn::Set(d, scale));
-    const Vi fixed = FixedCode(p, kForm == Form::kUnsigned ? x : hn::Abs(x));
-    hn::Store(hn::And(fixed, hn::Set(di, static_cast<int>(kFractionMask))), di, fraction);
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      if (static_cast<std::uint32_t>(fraction[lane]) > kDoubtfulFraction) continue;
-      const float value = values[i + lane] * scale;
-      std::uint8_t code = quant::EncodeNearest(thresholds.data(), value);
-      if (kForm == Form::kSignedKeep && code == quant::kSignedZeroCode && std::signbit(value)) --code;
-      codes[i + lane] = code;
-    }
-  }
-}
-
-// Codes of `count` values (a multiple of 4 * kLanes) by their finite, not tiny absmax: nearest entries.
-template <Form kForm>
-HWY_INLINE HWY_ATTR void EncodeValues(const PieceTables& tables, const float* values, std::size_t count,
-                                      float absmax, std::uint8_t* codes) {
-  const Pieces pieces = LoadPieces(tables);
-  const float scale = absmax == 0.0F ? 0.0F : 1.0F / absmax;
-  const std::uint32_t least = EncodeRun<kForm>(pieces, values, count, hn::Set(Df(), scale), codes);
-  if (least <= kDoubtfulFraction) FixDoubtful<kForm>(pieces, values, count, scale, codes);
 }
 
 #endif  // BITPAGER_VECTORS

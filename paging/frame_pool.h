@@ -68,6 +68,8 @@ class FramePools {
   void SetBudget(std::uint64_t segments) { budget_ = segments; }
   [[nodiscard]] std::uint64_t budget() const { return budget_; }
   [[nodiscard]] std::uint64_t existing() const { return existing_; }
+  // Segments that are not on their way out.
+  [[nodiscard]] std::uint64_t staying() const { return existing_ - going_; }
   // Segments over the budget that are not yet on their way out.
   [[nodiscard]] std::uint64_t Excess() const;
   [[nodiscard]] std::uint64_t used_frames() const { return used_; }

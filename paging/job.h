@@ -67,6 +67,7 @@ struct Job {
   std::uint64_t claims = 0;             // frames promised
   std::uint64_t held = 0;               // pages with holds
   std::uint64_t leased = 0;             // pages of leased extents
+  std::uint64_t overdue = 0;            // of those, pages whose holders do not let go
   std::uint64_t dirty = 0;
   std::uint64_t share = 0;
   std::vector<EvictionOrder> victims;  // by pool

@@ -48,6 +48,7 @@ struct Extent {
   std::uint64_t leased_at = 0;
   bool leased = false;
   bool revoking = false;  // a RevokeAction is out
+  bool overdue = false;   // and its holders do not let go: its frames are nobody's to give
   bool zombie = false;    // removed, but frames are still in use
 };
 

@@ -130,6 +130,15 @@ wire::Status Pager::Lease(wire::ExtentId id) {
 void Pager::LeaseReleased(wire::ExtentId id) {
   impl_->LeaseReleased(id);
 }
+void Pager::LeaseOverdue(wire::ExtentId id) {
+  impl_->LeaseOverdue(id);
+}
+wire::Status Pager::CheckReplace(wire::ExtentId old, const ExtentSpec& spec) {
+  return impl_->CheckReplace(old, spec);
+}
+void Pager::GiveBackUnused() {
+  impl_->GiveBackUnused();
+}
 void Pager::Evict(wire::JobId id, std::uint64_t frames, Reason reason) {
   impl_->Evict(id, frames, reason);
 }

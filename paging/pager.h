@@ -183,8 +183,13 @@ class Pager {
   // (reported in `finished`).
   void RemoveExtent(wire::ExtentId id);
 
+  // What AddExtent(spec) would say if extent `old` of the same job were removed first; changes nothing. Ok is
+  // kept by RemoveExtent(old) and AddExtent(spec) that follow at once.
+  [[nodiscard]] wire::Status CheckReplace(wire::ExtentId old, const ExtentSpec& spec);
+
   // ---- requests. Always accepted (kNotFound / kOutOfRange for bad ranges); one request of a job runs at a
-  // time, in order of arrival. Prefetches run only behind no other request of the job.
+  // time, in order of arrival. Prefetches run only behind no other request of the job; one that waits is
+  // finished by whatever comes after it.
   [[nodiscard]] wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
   // Ends a request: windows already run stay applied. A request that has not started is not applied at all.
   void Cancel(wire::RequestId id);
@@ -194,10 +199,16 @@ class Pager {
   // less one window of the job's other pages), kNotResident unless all its pages are resident now.
   [[nodiscard]] wire::Status Lease(wire::ExtentId id);
   void LeaseReleased(wire::ExtentId id);
+  // The holders of a revoked lease do not let go. Until LeaseReleased nobody waits for its frames: shares,
+  // admission and Servable do without the segments that they lie in.
+  void LeaseOverdue(wire::ExtentId id);
 
   // ---- commands. Evict: pages of the job (`frames` of them; 0: all that are there now) leave as soon as
   // nothing pins them; leases are revoked when nothing else is left.
   void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+
+  // Gives back wholly free segments that no page of any job could need; by the next Pump.
+  void GiveBackUnused();
 
   // Decides everything that can be decided now, appended to `out`.
   void Pump(Actions& out);
@@ -210,8 +221,8 @@ class Pager {
   // shrinks to what exists until SetDeviceFrames. The caller leaves out that Pump's loads into the segment
   // and does not report them; nothing else of that Pump touches it.
   void SegmentRefused(std::uint32_t segment);
-  // False when a request that has not started needs more frames than there are at all since a refusal: it
-  // would wait for ever.
+  // False when a request that has not started needs more frames than there are at all, since a refusal or
+  // beside overdue leases: it would wait for ever.
   [[nodiscard]] bool Servable(wire::RequestId id) const;
 
   // ---- reading.

@@ -29,7 +29,7 @@ std::uint64_t Pager::Impl::MissingFrames(std::uint64_t segments, std::uint64_t n
   for (PoolId pool = 0; pool < frames.pools(); ++pool) {
     std::uint64_t need = pool == 0 ? newcomers * window : 0;
     for (const auto& [id, job] : jobs) {
-      const std::uint64_t pages = job->pages_in[pool];
+      const std::uint64_t pages = NeedyPages(*job, pool);
       if (frames.pool(pool).stays) {
         need += pages;
       } else if (pages > 0) {
@@ -40,6 +40,7 @@ std::uint64_t Pager::Impl::MissingFrames(std::uint64_t segments, std::uint64_t n
     }
     needed += UpTo(need, config.segment_frames);
   }
+  needed += OverdueSegments();
   return needed > segments ? (needed - segments) * config.segment_frames : 0;
 }
 
@@ -70,7 +71,8 @@ Status Pager::Impl::AddJob(wire::JobId id, const JobSpec& spec) {
   if (const std::uint64_t missing = MissingFrames(frames.budget(), 1); missing > 0) {
     return {Code::kBudgetExceeded, "job '" + spec.name + "': not every job could keep one window of " +
                                        Bytes(config.window_pages) + " on the device; missing " +
-                                       Bytes(missing) + ": raise the device budget or use smaller windows"};
+                                       Bytes(missing) + OverdueText() +
+                                       ": raise the device budget or use smaller windows"};
   }
   auto job = std::make_unique<Job>();
   job->id = id;
@@ -120,7 +122,7 @@ Status Pager::Impl::SetDeviceFrames(std::uint64_t count) {
   return {};
 }
 
-Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job) const {
+Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uint64_t freed) const {
   if (job == nullptr || job->closing) return {Code::kNotFound, "no such job"};
   if (spec.pages == 0 || spec.pages > std::numeric_limits<std::uint32_t>::max()) {
     return {Code::kInvalidArgument, "an extent has at least one and less than 2^32 pages"};
@@ -140,9 +142,10 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job) const {
                                       " exceed its host quota by " +
                                       Bytes(job->host_frames + spec.pages - limits.host_quota_frames)};
   }
-  if (spec.pages > host.free()) {
+  const std::uint64_t free = host.free() + freed;
+  if (spec.pages > free) {
     return {Code::kBudgetExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
-                                       " exceed the host budget; missing " + Bytes(spec.pages - host.free()) +
+                                       " exceed the host budget; missing " + Bytes(spec.pages - free) +
                                        ": raise the host budget"};
   }
   return {};
@@ -170,26 +173,57 @@ void Pager::Impl::PlaceOnHost(Extent& extent) {
   extent.job->host_frames += extent.spec.pages;
 }
 
-wire::Result<wire::ExtentId> Pager::Impl::AddExtent(const ExtentSpec& spec) {
-  Job* job = FindJob(spec.job);
-  if (Status status = CheckExtent(spec, job); !status.ok()) return status;
-  auto extent = std::make_unique<Extent>();
-  extent->job = job;
-  extent->spec = spec;
-  extent->pool = frames.PoolOf(spec.domain, !spec.evictable);
+// Ok leaves the extent's pages counted.
+Status Pager::Impl::CheckDevice(Extent& extent) {
+  const ExtentSpec& spec = extent.spec;
+  extent.pool = frames.PoolOf(spec.domain, !spec.evictable);
   claims.resize(frames.pools());
   for (auto& [id, each] : jobs) {
     each->pages_in.resize(frames.pools());
     each->victims.resize(frames.pools(), EvictionOrder(config.policy));
   }
-  CountPages(*extent, true);
-  if (const std::uint64_t missing = MissingFrames(frames.budget(), 0); missing > 0) {
-    CountPages(*extent, false);
-    return Status(Code::kBudgetExceeded, "job '" + job->spec.name + "': " + Bytes(spec.pages) +
-                                             (spec.evictable ? " need a window of their own" : " that stay") +
-                                             " exceed the device budget; missing " + Bytes(missing) +
-                                             ": raise the device budget or let the pages be evictable");
+  CountPages(extent, true);
+  const std::uint64_t missing = MissingFrames(frames.budget(), 0);
+  if (missing == 0) return {};
+  CountPages(extent, false);
+  return {Code::kBudgetExceeded, "job '" + extent.job->spec.name + "': " + Bytes(spec.pages) +
+                                     (spec.evictable ? " need a window of their own" : " that stay") +
+                                     " exceed the device budget; missing " + Bytes(missing) + OverdueText() +
+                                     ": raise the device budget or let the pages be evictable"};
+}
+
+Status Pager::Impl::CheckReplace(wire::ExtentId old, const ExtentSpec& spec) {
+  Extent* extent = FindExtent(old);
+  if (extent == nullptr || extent->zombie) return {Code::kNotFound, "no such extent to replace"};
+  Job* job = extent->job;
+  // Pages that are on their way, or used, keep the extent's host frames beyond its end.
+  const bool at_once =
+      !extent->leased && std::all_of(extent->pages.begin(), extent->pages.end(), [](const Page& p) {
+        return p.holds == 0 && (p.state == PageState::kHostOnly || p.state == PageState::kResident);
+      });
+  CountPages(*extent, false);
+  const std::uint64_t freed = at_once && extent->spec.evictable ? extent->spec.pages : 0;
+  job->host_frames -= freed;
+  Status status = CheckExtent(spec, job, freed);
+  if (status.ok()) {
+    Extent fresh;
+    fresh.job = job;
+    fresh.spec = spec;
+    status = CheckDevice(fresh);
+    if (status.ok()) CountPages(fresh, false);
   }
+  job->host_frames += freed;
+  CountPages(*extent, true);
+  return status;
+}
+
+wire::Result<wire::ExtentId> Pager::Impl::AddExtent(const ExtentSpec& spec) {
+  Job* job = FindJob(spec.job);
+  if (Status status = CheckExtent(spec, job, 0); !status.ok()) return status;
+  auto extent = std::make_unique<Extent>();
+  extent->job = job;
+  extent->spec = spec;
+  if (Status status = CheckDevice(*extent); !status.ok()) return status;
   extent->id = {++last_extent};
   extent->pages.resize(spec.pages);
   for (std::uint64_t i = 0; i < spec.pages; ++i) {
@@ -211,6 +245,7 @@ std::uint64_t Pager::Impl::EvictableFrames() const {
     for (const auto& [id, job] : jobs) pages += job->pages_in[pool];
     segments -= std::min(segments, UpTo(pages, config.segment_frames));
   }
+  segments -= std::min(segments, OverdueSegments());
   return segments * config.segment_frames;
 }
 
@@ -222,9 +257,12 @@ bool Pager::Impl::Servable(const Request& request) const {
     const auto it = extents.find(range.extent.value);
     if (it == extents.end()) continue;
     const bool leaves = it->second->spec.evictable;
+    if (it->second->overdue) continue;  // its pages are all there
     const std::uint64_t needed = leaves ? std::min<std::uint64_t>(range.count, config.window_pages) : fixed;
     const std::uint64_t there = leaves ? evictable : frames.budget() * config.segment_frames;
     if (needed > there) return false;
+    const Job& job = *request.job;
+    if (leaves && job.overdue > 0 && needed > job.Cap() - std::min(job.Cap(), job.overdue)) return false;
   }
   return true;
 }
@@ -236,18 +274,21 @@ void Pager::Impl::RecomputeShares() {
   for (const auto& [id, job] : jobs) {
     Claimant c;
     c.weight = job->spec.weight;
-    c.most = std::min({job->pages, job->Cap(), budget});
+    std::uint64_t needy = 0;
     for (PoolId pool = 0; pool < frames.pools(); ++pool) {
       if (frames.pool(pool).stays) continue;
-      c.least += std::min<std::uint64_t>(job->pages_in[pool], config.window_pages);
+      const std::uint64_t pages = NeedyPages(*job, pool);
+      needy += pages;
+      c.least += std::min<std::uint64_t>(pages, config.window_pages);
     }
+    c.most = std::min({needy, job->Cap() - std::min(job->Cap(), job->overdue), budget});
     c.least = std::min(c.least, c.most);
     least_sum += c.least;
     claimants.push_back(c);
   }
   const std::vector<std::uint64_t> shares = FairShares(budget, claimants);
   std::size_t i = 0;
-  for (auto& [id, job] : jobs) job->share = shares[i++];
+  for (auto& [id, job] : jobs) job->share = shares[i++] + job->overdue;
   short_of_least = least_sum > budget || MissingFrames(frames.budget(), 0) > 0;
   shares_stale = false;
 }

@@ -83,9 +83,12 @@ void Pager::Impl::CheckPools() const {
 void Pager::Impl::CheckJobs() const {
   for (const auto& [id, job] : jobs) {
     std::uint64_t held = 0, leaving = 0, count = 0, fixed = 0, dirty = 0, open = 0, pages = 0, leased = 0;
+    std::uint64_t late = 0;
     for (const Extent* extent : job->extents) {
       if (!extent->zombie && extent->spec.evictable) pages += extent->spec.pages;
       if (extent->leased && extent->spec.evictable) leased += extent->spec.pages;
+      if (extent->overdue) late += extent->spec.pages;
+      Require(!extent->overdue || (extent->leased && extent->revoking), "an overdue lease was revoked");
       for (const Page& page : extent->pages) {
         if (!extent->spec.evictable) {
           fixed += page.frame != kNone ? 1 : 0;
@@ -101,7 +104,7 @@ void Pager::Impl::CheckJobs() const {
     Require(held == job->held && leaving == job->leaving && count == job->frames, "a job counts its frames");
     Require(fixed == job->fixed_frames && pages == job->pages, "a job counts its pages");
     Require(dirty == job->dirty && open == job->claims, "a job counts its dirty pages and claims");
-    Require(leased == job->leased, "a job counts its leased pages");
+    Require(leased == job->leased && late == job->overdue, "a job counts its leased pages");
     std::uint64_t holds = 0;
     for (const Request* request : job->queue) {
       Require(request == job->queue.front() || request->windows.empty(),

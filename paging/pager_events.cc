@@ -179,6 +179,12 @@ void Pager::Impl::LeaseReleased(wire::ExtentId id) {
   if (extent == nullptr || !extent->leased) return;
   extent->leased = false;
   extent->revoking = false;
+  if (extent->overdue) {
+    extent->overdue = false;
+    extent->job->overdue -= extent->spec.pages;
+    overdue -= extent->spec.pages;
+    shares_stale = true;
+  }
   if (extent->spec.evictable) extent->job->leased -= extent->spec.pages;
   for (Page& page : extent->pages) {
     if (page.state != PageState::kResident || page.holds > 0) continue;

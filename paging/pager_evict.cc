@@ -217,8 +217,9 @@ void Pager::Impl::ShrinkLeases(Job& job) {
   for (const Extent* extent : job.extents) {
     if (extent->leased && !extent->revoking && extent->spec.evictable) kept += extent->spec.pages;
   }
+  // `kept` leaves out what is being revoked, and so does the share that it is measured by.
   while (kept + std::min<std::uint64_t>(config.window_pages, job.pages - std::min(job.pages, kept)) >
-         job.share) {
+         job.share - job.overdue) {
     Extent* extent = OldestLease(job);
     if (extent == nullptr) return;
     kept -= extent->spec.pages;
@@ -255,11 +256,12 @@ bool Pager::Impl::RevokeFor(Job* job) {
   for (auto& [id, each] : jobs) {
     if (each->leased == 0) continue;
     const bool out = std::any_of(each->extents.begin(), each->extents.end(),
-                                 [](const Extent* extent) { return extent->revoking; });
+                                 [](const Extent* extent) { return extent->revoking && !extent->overdue; });
     if (out) return true;
+    if (each->leased == each->overdue) continue;
     if (from == nullptr || Over(*each) > Over(*from)) from = each.get();
   }
-  if (job != nullptr && job->leased > 0 && Over(*job) >= 0) from = job;
+  if (job != nullptr && job->leased > job->overdue && Over(*job) >= 0) from = job;
   Extent* extent = from == nullptr ? nullptr : OldestLease(*from);
   if (extent == nullptr) return false;
   Revoke(*extent);

@@ -1,6 +1,7 @@
 // The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
 // (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_evict.cc (victims, limits,
-// leases), pager_events.cc (completions, refusals, endings), pager_check.cc (invariants).
+// leases), pager_overdue.cc (what does not come back, what nobody needs), pager_events.cc (completions,
+// refusals, endings), pager_check.cc (invariants).
 #pragma once
 
 #include <deque>
@@ -34,10 +35,14 @@ struct Pager::Impl {
   wire::Status SetDeviceFrames(std::uint64_t frames);
   wire::Result<wire::ExtentId> AddExtent(const ExtentSpec& spec);
   [[nodiscard]] wire::Status CheckJob(const JobSpec& spec, const Job* job) const;
-  [[nodiscard]] wire::Status CheckExtent(const ExtentSpec& spec, const Job* job) const;
+  // `freed`: host frames that will have come free.
+  [[nodiscard]] wire::Status CheckExtent(const ExtentSpec& spec, const Job* job, std::uint64_t freed) const;
   // Frames that `segments` lack for every job's least and every page that stays, `newcomers` jobs without
   // pages yet included.
   [[nodiscard]] std::uint64_t MissingFrames(std::uint64_t segments, std::uint64_t newcomers) const;
+  // Whether the device holds every job's least beside the extent; Ok leaves its pages counted.
+  [[nodiscard]] wire::Status CheckDevice(Extent& extent);
+  wire::Status CheckReplace(wire::ExtentId old, const ExtentSpec& spec);
   void CountPages(Extent& extent, bool add);
   void PlaceOnHost(Extent& extent);
   [[nodiscard]] bool Servable(const Request& request) const;
@@ -47,6 +52,7 @@ struct Pager::Impl {
 
   // ---- pager_requests.cc
   wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
+  void DropWaitingHints(Job& job);
   void Advance();  // everything that requests can do now
   struct Pace {
     std::uint64_t stride = 1;     // pages that one window may bring in
@@ -118,6 +124,15 @@ struct Pager::Impl {
   void LeaseReleased(wire::ExtentId id);
   void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
 
+  // ---- pager_overdue.cc
+  void LeaseOverdue(wire::ExtentId id);
+  // Segments in which frames of overdue leases lie.
+  [[nodiscard]] std::uint64_t OverdueSegments() const;
+  // Pages of the job in `pool` that may need frames: not those that sit in overdue leases.
+  [[nodiscard]] std::uint64_t NeedyPages(const Job& job, PoolId pool) const;
+  [[nodiscard]] std::string OverdueText() const;  // empty where there are none
+  void GiveBackUnused();
+
   // ---- pager_check.cc
   void CheckInvariants() const;
   void CheckFrames() const;
@@ -147,6 +162,7 @@ struct Pager::Impl {
   std::uint64_t last_request = 0;
   std::uint64_t decisions = 0;  // Pumps so far, from 1
   std::uint64_t leases = 0;     // granted so far: which was leased longest ago
+  std::uint64_t overdue = 0;    // pages of overdue leases
   std::uint32_t last_mark = 0;
   bool shares_stale = true;
   bool short_of_least = false;  // refused segments left less than every job's least

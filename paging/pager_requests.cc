@@ -35,10 +35,23 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
   request->job = job;
   request->spec = spec;
   request->SkipEmptyRanges();
+  DropWaitingHints(*job);
   job->queue.push_back(request.get());
   const wire::RequestId id = request->id;
   requests.emplace(id.value, std::move(request));
   return id;
+}
+
+// Hints behind the front have not begun, and would end as soon as their turn came: a client that gives more
+// of them than are served leaves one.
+void Pager::Impl::DropWaitingHints(Job& job) {
+  for (std::size_t i = job.queue.size(); i-- > 1;) {
+    Request& request = *job.queue[i];
+    if (!request.spec.prefetch) continue;
+    job.queue.erase(job.queue.begin() + static_cast<std::ptrdiff_t>(i));
+    pending.finished.push_back(request.id);
+    requests.erase(request.id.value);
+  }
 }
 
 // ---- whose turn it is

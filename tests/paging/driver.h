@@ -20,6 +20,17 @@ inline wire::JobId JobOf(std::uint64_t n) {
   return {n};
 }
 
+// `frames` of device, plenty of host, windows of `window` pages, segments of `segment` frames.
+inline PagerConfig SmallPages(std::uint64_t frames, std::uint32_t window = 4, std::uint32_t segment = 1) {
+  PagerConfig config;
+  config.page_bytes = 4096;
+  config.device_frames = frames;
+  config.host_frames = 10000;
+  config.window_pages = window;
+  config.segment_frames = segment;
+  return config;
+}
+
 class Driver {
  public:
   explicit Driver(const PagerConfig& config, std::uint64_t seed = 1)

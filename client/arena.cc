@@ -212,8 +212,9 @@ Status Arena::WriteStreamTable(std::span<const StepTensor> tensors, std::span<co
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (Status fine = CheckTensor(tensors, i, groups.size()); !fine.ok()) return fine;
     const StepTensor& t = tensors[i];
-    const void* grad = options.grads.empty() ? t.grad : options.grads[i];
-    if (t.param == nullptr || grad == nullptr) return Refuse(i, "its parameter or gradient is null");
+    const void* param = options.params.empty() ? t.param : reinterpret_cast<const void*>(options.params[i]);
+    const void* grad = options.grads.empty() ? t.grad : reinterpret_cast<const void*>(options.grads[i]);
+    if (param == nullptr || grad == nullptr) return Refuse(i, "its parameter or gradient is null");
     wire::StepEntry entry;
     entry.tensor = t.tensor;
     entry.group = t.group;
@@ -222,7 +223,7 @@ Status Arena::WriteStreamTable(std::span<const StepTensor> tensors, std::span<co
     entry.grad_dtype = t.grad_dtype;
     const std::uint64_t elements = elements_[t.tensor];
     Status placed =
-        device.Resolve(t.param, elements * wire::DTypeBytes(t.param_dtype), Use::kLasting, entry.param);
+        device.Resolve(param, elements * wire::DTypeBytes(t.param_dtype), Use::kLasting, entry.param);
     if (placed.ok()) {
       placed = device.Resolve(grad, elements * wire::DTypeBytes(t.grad_dtype), Use::kGradient, entry.grad);
     }
@@ -237,8 +238,9 @@ Result<std::uint64_t> Arena::StepOnStream(std::span<const StepTensor> tensors,
                                           std::span<const wire::GroupRecord> groups,
                                           const StreamStepOptions& options, StreamHandle stream) {
   if (Status fine = CheckList(tensors.size(), groups.size(), options.step); !fine.ok()) return fine;
-  if (!options.grads.empty() && options.grads.size() != tensors.size()) {
-    return Status(Code::kInvalidArgument, "there are not as many gradients as tensors");
+  for (const auto& list : {options.grads, options.params}) {
+    if (list.empty() || list.size() == tensors.size()) continue;
+    return Status(Code::kInvalidArgument, "there are not as many addresses as tensors");
   }
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();

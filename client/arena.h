@@ -54,9 +54,10 @@ struct StepOptions {
 // Of a step on a GPU's stream.
 struct StreamStepOptions {
   wire::OnNonFinite on_nonfinite = wire::OnNonFinite::kSkip;
-  std::uint64_t step = 0;         // of the optimizer, recorded when applied
-  std::uint64_t steps_ahead = 0;  // added to every tensor's step, so that a list may be used again
-  std::span<void* const> grads;   // empty, or one for each tensor, in place of its own
+  std::uint64_t step = 0;                 // of the optimizer, recorded when applied
+  std::uint64_t steps_ahead = 0;          // added to every tensor's step, so that a list may be used again
+  std::span<const std::uint64_t> grads;   // empty, or an address for each tensor, in place of its own
+  std::span<const std::uint64_t> params;  // the same for parameters
 };
 
 struct StepResult {

@@ -79,6 +79,8 @@ typedef struct bp_connect_options {
   int64_t linger_ms; /* -1: the daemon's default; 0: pages are dropped when the session ends */
   int32_t spawn;     /* 1: when no daemon answers and no socket was named, start a private one */
   int32_t threads;   /* for copies on this side; 0: the processors this process may use */
+  const char*
+      device; /* UUID of the GPU ("GPU-...") or "cpu-0" that pages are for; NULL: the daemon's first */
 } bp_connect_options;
 
 BP_API int bp_connect(const bp_connect_options* options, bp_session** out);
@@ -93,6 +95,10 @@ typedef struct bp_session_info {
   uint64_t linger_ms;
   char socket[128];
   char job_name[64];
+  char device_kind[16]; /* "cpu", "cuda" */
+  char device_uuid[64];
+  int32_t synchronous; /* 1: requests are waited for on the processor; 0: a GPU's streams wait for them */
+  int32_t reserved2;
 } bp_session_info;
 BP_API int bp_session_get_info(bp_session* session, bp_session_info* out);
 
@@ -178,6 +184,59 @@ BP_API int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* te
                    const bp_group* groups, uint64_t n_groups, const bp_step_options* options,
                    bp_step_result* result /* may be NULL */);
 
+/* ---- requests on a GPU's stream: for sessions whose device_kind is "cuda" ----
+ * Addresses are of the session's GPU, in any allocation that can be shared with another process (cudaMalloc,
+ * PyTorch's allocator with or without expandable segments); `stream` is a CUstream / cudaStream_t, NULL the
+ * default one. The device is the calling thread's current one. A request runs behind what the stream holds,
+ * and what the stream gets afterwards runs behind the request; the call does not wait (but where
+ * bp_session_info.synchronous is 1). On any error nothing was submitted, save BP_DEVICE_FAULT of a broken
+ * context. BP_UNSUPPORTED: the stream captures a graph; BP_INTERRUPTED: a signal came while waiting for room,
+ * call again.
+ * What a request found is told later: by bp_poll_results. */
+typedef struct bp_stream_step_options {
+  uint32_t struct_bytes;
+  int32_t propagate_nonfinite; /* as in bp_step_options */
+  uint64_t step;
+  uint64_t steps_ahead;   /* added to every tensor's step, so that a list may be used again */
+  const uint64_t* grads;  /* NULL, or n addresses in place of the tensors' own */
+  const uint64_t* params; /* the same for parameters */
+} bp_stream_step_options;
+
+typedef struct bp_submitted {
+  uint32_t struct_bytes;
+  uint32_t reserved;
+  uint64_t ticket;
+  uint64_t imports; /* registrations that the session made so far: it grew when memory was seen first */
+} bp_submitted;
+
+/* As bp_step, of tensors whose param and grad are addresses in the GPU; buffers and offsets are not used. */
+BP_API int bp_step_async(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, uint64_t n,
+                         const bp_group* groups, uint64_t n_groups, const bp_stream_step_options* options,
+                         void* stream, bp_submitted* submitted /* may be NULL */);
+/* Waits on the processor until every stream request of the session is done. BP_INTERRUPTED: call again. */
+BP_API int bp_session_synchronize(bp_session* session);
+
+/* A stream request that is done. */
+typedef struct bp_finished {
+  uint32_t struct_bytes;
+  int32_t code;    /* bp_code */
+  uint64_t ticket; /* 0: none is done yet */
+  uint64_t extent; /* arena or weight */
+  uint64_t step;   /* of the optimizer; 0: no step */
+  uint64_t nonfinite_blocks;
+  uint32_t first_nonfinite_tensor; /* UINT32_MAX: none */
+  uint32_t reserved;
+  uint64_t loaded_pages, stored_pages, total_ns, stall_ns;
+  char message[184];
+} bp_finished;
+/* Does not wait. Fills *out with the oldest stream request that failed (BP_NON_FINITE too) and was not told
+ * yet, else with the newest that is done. Returns BP_OK, or why the session is over. */
+BP_API int bp_poll_results(bp_session* session, bp_finished* out);
+/* Ends the daemon's mappings of memory that only gradients used, when requests under way are done. */
+BP_API int bp_release_gradients(bp_session* session);
+/* The UUID ("GPU-...") of the driver's device `ordinal` in this process. BP_UNSUPPORTED: no driver. */
+BP_API int bp_cuda_uuid(int ordinal, char* out, uint64_t out_bytes);
+
 /* States of one tensor, out of (write = 0) or into (write = 1) its pages. planes[k]: n uint8 codes (8-bit) or
  * n fp32; absmax[k]: ceil(n / 256) fp32 (8-bit only). Lion uses k = 0 alone. */
 BP_API int bp_arena_states(bp_session* session, uint64_t arena, uint32_t tensor, int write, uint64_t step,
@@ -198,6 +257,14 @@ BP_API int bp_weight_drop(bp_session* session, uint64_t weight);
 /* From `src` (any memory of this process), or from a buffer when src is NULL. */
 BP_API int bp_weight_quantize(bp_session* session, uint64_t weight, int dtype, const void* src,
                               uint64_t buffer, uint64_t offset);
+
+/* bp_weight_quantize from memory of the session's GPU, and elements [first, first + n) of the weight, cast to
+ * dtype, into such memory; first is a multiple of the block size. On a stream, as bp_step_async. */
+BP_API int bp_weight_quantize_async(bp_session* session, uint64_t weight, int dtype, const void* src,
+                                    void* stream, bp_submitted* submitted /* may be NULL */);
+BP_API int bp_weight_dequantize_async(bp_session* session, uint64_t weight, int dtype, void* dst,
+                                      uint64_t first, uint64_t n, void* stream,
+                                      bp_submitted* submitted /* may be NULL */);
 
 typedef enum bp_path {
   BP_PATH_AUTO = 0,    /* lease when the weight is resident and leasable, else a request */

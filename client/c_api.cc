@@ -1,4 +1,5 @@
 // The C ABI over the C++ API: sessions, buffers, hints. Any thread; nothing throws out of here.
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -18,7 +19,8 @@ Result<client::ConnectOptions> OptionsFrom(const bp_connect_options* given) {
   client::ConnectOptions options;
   if (given == nullptr) return options;
   bp_connect_options in{};
-  if (Status fine = CopyIn(given, in, "bp_connect_options"); !fine.ok()) return fine;
+  if (Status fine = CopyIn(given, in, "bp_connect_options", offsetof(bp_connect_options, device)); !fine.ok())
+    return fine;
   options.socket = Text(in.socket);
   options.job = Text(in.job);
   options.client = Text(in.client);
@@ -30,6 +32,7 @@ Result<client::ConnectOptions> OptionsFrom(const bp_connect_options* given) {
   options.linger_ms = in.linger_ms;
   options.spawn = in.spawn != 0;
   options.threads = in.threads;
+  options.device = Text(in.device);
   return options;
 }
 
@@ -69,7 +72,10 @@ int bp_session_get_info(bp_session* session, bp_session_info* out) {
     filled.linger_ms = info.linger_ms;
     wire::CopyText(filled.socket, info.socket);
     wire::CopyText(filled.job_name, info.job_name);
-    return CopyOut(filled, out, "bp_session_info");
+    wire::CopyText(filled.device_kind, info.device_kind);
+    wire::CopyText(filled.device_uuid, info.device_uuid);
+    filled.synchronous = info.synchronous ? 1 : 0;
+    return CopyOut(filled, out, "bp_session_info", offsetof(bp_session_info, device_kind));
   });
 }
 

@@ -33,15 +33,16 @@ inline wire::Status InvalidArgument(std::string what) {
   return {wire::Code::kInvalidArgument, std::move(what)};
 }
 
-// Structs of version 1 end where they end now; a caller built against a later version may pass a longer one,
-// whose additional fields must then be zero (not used).
+// Structs only grow at their end. `least_bytes` is the first version's size, the current one's its sizeof: a
+// caller passes one of both, and what the first lacks stays as it is in `to`. A caller built against a later
+// version may pass a longer one, whose additional fields must then be zero (not used).
 template <typename T>
-wire::Status CopyIn(const T* from, T& to, const char* name) {
+wire::Status CopyIn(const T* from, T& to, const char* name, std::size_t least_bytes = sizeof(T)) {
   static_assert(std::is_trivially_copyable_v<T>);
   if (from == nullptr) return InvalidArgument(std::string(name) + " is NULL");
   std::uint32_t bytes = 0;
   std::memcpy(&bytes, from, sizeof(bytes));
-  if (bytes < sizeof(T) || bytes > 4096) {
+  if ((bytes < sizeof(T) && bytes != least_bytes) || bytes > 4096) {
     return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
                            "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
   }
@@ -53,23 +54,24 @@ wire::Status CopyIn(const T* from, T& to, const char* name) {
                                             "Hint: install a newer bitpager"};
     }
   }
-  std::memcpy(&to, from, sizeof(T));
+  std::memcpy(&to, from, bytes < sizeof(T) ? bytes : sizeof(T));
   return {};
 }
 
 // Fills what the caller's struct has room for; its struct_bytes stays.
 template <typename T>
-wire::Status CopyOut(const T& from, T* to, const char* name) {
+wire::Status CopyOut(const T& from, T* to, const char* name, std::size_t least_bytes = sizeof(T)) {
   static_assert(std::is_trivially_copyable_v<T>);
   if (to == nullptr) return InvalidArgument(std::string(name) + " is NULL");
   std::uint32_t bytes = 0;
   std::memcpy(&bytes, to, sizeof(bytes));
-  if (bytes < sizeof(T) || bytes > 4096) {
+  if ((bytes < sizeof(T) && bytes != least_bytes) || bytes > 4096) {
     return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
                            "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
   }
+  const std::size_t room = bytes < sizeof(T) ? bytes : sizeof(T);
   std::memcpy(reinterpret_cast<char*>(to) + sizeof(bytes),
-              reinterpret_cast<const char*>(&from) + sizeof(bytes), sizeof(T) - sizeof(bytes));
+              reinterpret_cast<const char*>(&from) + sizeof(bytes), room - sizeof(bytes));
   return {};
 }
 

@@ -11,6 +11,7 @@
 
 #include "client/private_daemon.h"
 #include "client/wire/fd_socket.h"
+#include "client/wire/user_folder.h"
 
 namespace bitpager::client {
 namespace {
@@ -53,16 +54,19 @@ Status ConnectError(const std::string& path, int error) {
   }
 }
 
-// Where this user's own daemon serves: as the daemon chooses by default. Below /tmp only when the folder is
-// this user's and closed to others, or anybody could pose as the daemon. Empty: nowhere.
-std::string UserSocket() {
-  const std::string runtime = Environment("XDG_RUNTIME_DIR");
-  if (!runtime.empty()) return runtime + "/bitpager/bitpager.sock";
-  const std::string folder = "/tmp/bitpager-" + std::to_string(::geteuid());
-  struct stat info {};
-  const bool ours = ::lstat(folder.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
-                    info.st_uid == ::geteuid() && (info.st_mode & 077) == 0;
-  return ours ? folder + "/bitpager.sock" : std::string();
+// Where this user's own daemon serves: as the daemon chooses by default, if nobody else could serve there.
+// Empty otherwise; `why` says what was passed over, empty when nothing was.
+std::string UserSocket(std::string& why) {
+  const wire::UserFolder folder = wire::FindUserFolder();
+  why = folder.skipped.message();
+  if (!folder.in_runtime_folder) {
+    const Status own = wire::CheckOwnFolder(folder.path);
+    if (!own.ok()) {
+      why += (why.empty() ? "" : "; ") + own.message();
+      return {};
+    }
+  }
+  return folder.path + "/bitpager.sock";
 }
 
 // A daemon that is not there is no answer; every other outcome is one.
@@ -95,7 +99,8 @@ bool NamedSocket(const std::string& socket) {
 
 Result<Found> FindDaemon(const SearchOptions& options) {
   const std::string named = options.socket.empty() ? Environment("BITPAGER_SOCKET") : options.socket;
-  std::string places[2] = {kSystemSocket, UserSocket()};
+  std::string passed_over;
+  std::string places[2] = {kSystemSocket, UserSocket(passed_over)};
   if (!named.empty()) {
     places[0] = named;
     places[1].clear();
@@ -112,6 +117,7 @@ Result<Found> FindDaemon(const SearchOptions& options) {
     if (!named.empty() || !NobodyThere(socket.status())) return socket.status();
     tried += (tried.empty() ? "" : "; ") + socket.status().message();
   }
+  if (named.empty() && !passed_over.empty()) tried += "; " + passed_over;
   if (options.spawn) return FindPrivateDaemon(options.daemon_path, options.device);
   return Status(Code::kUnreachable,
                 "no bitpagerd answers, and starting a private one was not allowed. Tried: " + tried);

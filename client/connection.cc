@@ -64,14 +64,11 @@ Status ForkedChild() {
 }
 
 Connection::Parts::Parts(SocketCalls attached, wire::Mapping segment_map, Reply& hello, int threads)
-    : calls(std::move(attached)),
+    : guard({attached.fd(), hello.packet.fds[1].get(), hello.packet.fds[2].get()}),
+      calls(std::move(attached)),
       segment(std::move(segment_map)),
       timeline({segment.base()}, std::move(hello.packet.fds[1]), std::move(hello.packet.fds[2]), calls.fd()),
-      copies(threads) {
-  guard.Watch(calls.fd());
-  guard.Watch(timeline.request_bell());
-  guard.Watch(timeline.completion_bell());
-}
+      copies(threads) {}
 
 Status Connection::OpenDevice(CudaDriver* driver) {
   if (driver == nullptr) {
@@ -123,6 +120,9 @@ Connection::~Connection() {
     return;
   }
   Detach();
+  // Before the parts close them: a child must not close whatever has their numbers by then.
+  parts_->guard.Unwatch(parts_->timeline.request_bell());
+  parts_->guard.Unwatch(parts_->timeline.completion_bell());
 }
 
 Result<Connection::Lock> Connection::Enter() {
@@ -152,7 +152,8 @@ void Connection::Detach() {
   detached_ = true;
   if (parts_->device != nullptr) parts_->device->Close();
   parts_->heartbeat.reset();
-  parts_->guard.Unwatch(parts_->calls.fd());
+  // A child that kept the socket would keep the session from ending where pids are hidden.
+  const ForkGuard::Pause pause(parts_->guard, parts_->calls.fd());
   parts_->calls.Close(parts_->timeline.failure().ok());
 }
 

@@ -83,6 +83,10 @@ class Connection {
   [[nodiscard]] std::map<std::uint64_t, wire::Mapping>& buffers() { return parts_->buffers; }
   // The GPU's side; null when the session's device is none.
   [[nodiscard]] DeviceSession* device() { return parts_->device.get(); }
+  [[nodiscard]] std::uint64_t imports() {
+    const Lock lock(mutex_);
+    return parts_->device == nullptr ? 0 : parts_->device->imports().made();
+  }
   // Scratch for lists of copies.
   [[nodiscard]] std::vector<CopyRange>& ranges() { return parts_->ranges; }
 

@@ -33,7 +33,7 @@ struct ForkRegistry {
   }
 };
 
-ForkGuard::ForkGuard() {
+ForkGuard::ForkGuard(std::initializer_list<int> fds) : fds_(fds) {
   ForkRegistry& registry = ForkRegistry::Get();
   const std::lock_guard lock(registry.mutex);
   registry.guards.push_back(this);
@@ -45,14 +45,13 @@ ForkGuard::~ForkGuard() {
   std::erase(registry.guards, this);
 }
 
-void ForkGuard::Watch(int fd) {
-  const std::lock_guard lock(ForkRegistry::Get().mutex);
-  fds_.push_back(fd);
-}
-
 void ForkGuard::Unwatch(int fd) {
   const std::lock_guard lock(ForkRegistry::Get().mutex);
   std::erase(fds_, fd);
+}
+
+ForkGuard::Pause::Pause(ForkGuard& guard, int fd) : lock_(ForkRegistry::Get().mutex) {
+  std::erase(guard.fds_, fd);
 }
 
 }  // namespace bitpager::client

@@ -4,21 +4,31 @@
 #pragma once
 
 #include <atomic>
+#include <initializer_list>
+#include <mutex>
 #include <vector>
 
 namespace bitpager::client {
 
 class ForkGuard {
  public:
-  ForkGuard();
+  // `fds` are watched from the first moment that the guard exists: no fork comes between.
+  explicit ForkGuard(std::initializer_list<int> fds = {});
   ~ForkGuard();  // in a forked child: never called, the guard's owner is leaked there
   ForkGuard(const ForkGuard&) = delete;
   ForkGuard& operator=(const ForkGuard&) = delete;
 
-  // `fd` is closed in every child from now on. Call while no fork can lose it: right after it came.
-  void Watch(int fd);
-  // The fd is about to be closed here.
+  // The fd is about to be closed here: from now on a child keeps its copy.
   void Unwatch(int fd);
+  // The same, and no fork comes before the Pause ends, by which it is closed. Short: forks of all threads
+  // wait, and nothing below it may use a guard.
+  class Pause {
+   public:
+    Pause(ForkGuard& guard, int fd);
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+  };
   // True in a child. No lock: a child's copy of any mutex may be held by a thread that it does not have.
   [[nodiscard]] bool forked() const { return forked_.load(std::memory_order_relaxed); }
 

@@ -9,7 +9,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "client/wire/text.h"
+#include "client/wire/user_folder.h"
 
 namespace bitpager::client {
 namespace {
@@ -45,20 +45,6 @@ std::string Environment(const char* name) {
 bool IsProgram(const std::string& path) {
   struct stat file {};
   return ::stat(path.c_str(), &file) == 0 && S_ISREG(file.st_mode) && ::access(path.c_str(), X_OK) == 0;
-}
-
-// A folder that only this user can enter. Symbolic links are refused: in /tmp anyone may place one.
-Status CheckOwn(const std::string& folder) {
-  struct stat entry {};
-  if (::lstat(folder.c_str(), &entry) != 0) {
-    return {Code::kPermissionDenied, "cannot look at " + folder + ": " + std::strerror(errno)};
-  }
-  if (!S_ISDIR(entry.st_mode) || entry.st_uid != ::geteuid() || (entry.st_mode & 077) != 0) {
-    return {Code::kPermissionDenied, folder +
-                                         " is not a folder that belongs to this user alone (mode 0700). "
-                                         "Hint: remove it, or name a daemon's socket (BITPAGER_SOCKET)"};
-  }
-  return {};
 }
 
 std::string FolderOfThisLibrary() {
@@ -144,10 +130,8 @@ struct SpawnPlan {
   SpawnPlan& operator=(const SpawnPlan&) = delete;
 };
 
-// The child that this process started last, so that its end leaves no zombie behind for long.
-std::atomic<pid_t> last_started{0};
-
-// Its own session, no inherited fds or signal settings, no terminal.
+// Its own session, no inherited fds or signal settings, no terminal. What is started here only starts the
+// daemon and ends when that serves (or has ended): nobody has to reap the daemon itself.
 Result<pid_t> Spawn(const std::string& program, const std::string& socket, const std::string& log,
                     const std::string& gpu) {
   SpawnPlan plan;
@@ -168,56 +152,64 @@ Result<pid_t> Spawn(const std::string& program, const std::string& socket, const
   ::posix_spawnattr_setsigdefault(&plan.attributes, &all);
   ::posix_spawnattr_setflags(&plan.attributes,
                              POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  std::vector<std::string> words = {program, "--private", "--socket", socket};
+  std::vector<std::string> words = {program, "--background", "--private", "--socket", socket};
   if (!gpu.empty()) words.insert(words.end(), {"--device", "cuda", "--device-uuid", gpu});
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
-  if (const pid_t before = last_started.exchange(0); before != 0) ::waitpid(before, nullptr, WNOHANG);
   pid_t pid = -1;
   const int error =
       ::posix_spawn(&pid, program.c_str(), &plan.actions, &plan.attributes, arguments.data(), environ);
   if (error != 0) {
     return Status(Code::kUnreachable, "cannot start " + program + ": " + std::strerror(error));
   }
-  last_started.store(pid);
   return pid;
 }
 
-// Connects as soon as `pid` serves `socket`.
-Result<wire::UniqueFd> AwaitServing(pid_t pid, const std::string& program, const std::string& socket,
-                                    const std::string& log, std::chrono::seconds limit) {
+// Waits until the program that starts the daemon has ended. Ok: it says that the daemon serves.
+Status AwaitStarter(pid_t pid, const std::string& program, const std::string& socket, const std::string& log,
+                    std::chrono::seconds limit) {
   const Clock::time_point end = Clock::now() + limit;
   for (;;) {
-    Result<wire::UniqueFd> connected = ConnectTo(socket);
-    if (connected.ok() || connected.status().code() != Code::kUnreachable) return connected;
     int how = 0;
-    if (::waitpid(pid, &how, WNOHANG) == pid) {
+    const pid_t ended = ::waitpid(pid, &how, WNOHANG);
+    // ECHILD: this program has its children reaped by others; whether the daemon serves will be seen.
+    if (ended < 0 && errno == ECHILD && ::kill(pid, 0) != 0) return {};
+    if (ended == pid && WIFEXITED(how) && WEXITSTATUS(how) == 0) return {};
+    if (ended == pid) {
       const std::string end_text = WIFEXITED(how) ? "exit status " + std::to_string(WEXITSTATUS(how))
                                                   : "signal " + std::to_string(WTERMSIG(how));
-      return Status(Code::kUnreachable, "the private " + program + " ended before it served " + socket +
-                                            " (" + end_text + ")" + LogTail(log));
+      return {Code::kUnreachable, "the private " + program + " ended before it served " + socket + " (" +
+                                      end_text + ")" + LogTail(log)};
     }
     if (Clock::now() > end) {
-      ::kill(pid, SIGTERM);
-      return Status(Code::kUnreachable, "the private " + program + " (process " + std::to_string(pid) +
-                                            ") does not serve " + socket + " after " +
-                                            std::to_string(limit.count()) + " s" + LogTail(log));
+      ::kill(pid, SIGKILL);  // the daemon that does not serve goes with it
+      ::waitpid(pid, nullptr, 0);
+      return {Code::kUnreachable, "the private " + program + " (started by process " + std::to_string(pid) +
+                                      ") does not serve " + socket + " after " +
+                                      std::to_string(limit.count()) + " s" + LogTail(log)};
     }
     std::this_thread::sleep_for(kLookEvery);
   }
 }
 
+Result<wire::UniqueFd> AwaitServing(pid_t pid, const std::string& program, const std::string& socket,
+                                    const std::string& log, std::chrono::seconds limit) {
+  if (Status started = AwaitStarter(pid, program, socket, log, limit); !started.ok()) return started;
+  Result<wire::UniqueFd> connected = ConnectTo(socket);
+  if (connected.ok() || connected.status().code() != Code::kUnreachable) return connected;
+  return Status(Code::kUnreachable, "the private " + program + " said that it serves and does not: " +
+                                        connected.status().message() + LogTail(log));
+}
+
 }  // namespace
 
 Result<std::string> PrivateFolder() {
-  const std::string runtime = Environment("XDG_RUNTIME_DIR");
-  const bool usable = !runtime.empty() && CheckOwn(runtime).ok();
-  const std::string folder = usable ? runtime + "/bitpager" : "/tmp/bitpager-" + std::to_string(::geteuid());
+  const std::string folder = wire::FindUserFolder().path;
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
     return Status(Code::kPermissionDenied, "cannot make " + folder + ": " + std::strerror(errno));
   }
-  if (Status own = CheckOwn(folder); !own.ok()) return own;
+  if (Status own = wire::CheckOwnFolder(folder); !own.ok()) return own;
   return folder;
 }
 

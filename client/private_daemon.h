@@ -17,8 +17,8 @@ namespace bitpager::client {
 [[nodiscard]] wire::Result<Found> FindPrivateDaemon(const std::string& daemon_path,
                                                     const std::string& device = {});
 
-// The folder of its socket, lock and log, made if missing: $XDG_RUNTIME_DIR/bitpager, else
-// /tmp/bitpager-<uid>; mode 0700 and owned by this user, or kPermissionDenied.
+// The folder of its socket, lock and log, made if missing: wire::FindUserFolder's; mode 0700 and owned by
+// this user, or kPermissionDenied.
 [[nodiscard]] wire::Result<std::string> PrivateFolder();
 
 }  // namespace bitpager::client

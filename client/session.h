@@ -79,6 +79,8 @@ class Session {
   // The oldest failure that was not taken yet, with kNonFinite among them; else the newest that is done. Does
   // not wait. An error is the session's own end.
   [[nodiscard]] wire::Result<Finished> TakeFinished();
+  // Registrations of GPU memory so far.
+  [[nodiscard]] std::uint64_t imports() const { return connection_->imports(); }
   // Gives the daemon's mappings of memory that only gradients used back, once requests under way are done.
   [[nodiscard]] wire::Status ReleaseGradients();
 

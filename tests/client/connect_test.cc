@@ -150,7 +150,31 @@ TEST(Connect, ListsWhatWasTriedWhenItMayNotStartADaemon) {
   const Status status = Session::Connect(options).status();
   EXPECT_EQ(status.code(), Code::kUnreachable);
   EXPECT_THAT(status.message(), HasSubstr("/run/bitpager/bitpager.sock"));
-  EXPECT_THAT(status.message(), HasSubstr("/nonexistent/run/bitpager/bitpager.sock"));
+  EXPECT_THAT(status.message(), HasSubstr("XDG_RUNTIME_DIR is not used: cannot look at /nonexistent/run"));
+}
+
+TEST(Connect, DoesNotLookWhereAnotherUserCouldServe) {
+  if (::access("/run/bitpager/bitpager.sock", F_OK) == 0) GTEST_SKIP() << "a system daemon runs here";
+  const std::string folder = TemporaryPath("open-run");
+  ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
+  ASSERT_EQ(::mkdir((folder + "/bitpager").c_str(), 0700), 0);
+  const WithEnvironment unnamed("BITPAGER_SOCKET", nullptr);
+  const WithEnvironment runtime("XDG_RUNTIME_DIR", folder.c_str());
+  FakeDaemon daemon(folder + "/bitpager/bitpager.sock");
+  ConnectOptions options;
+  options.spawn = false;
+  ASSERT_TRUE(Session::Connect(options).ok());
+  const auto refused = [&] {
+    const Status status = Session::Connect(options).status();
+    EXPECT_EQ(status.code(), Code::kUnreachable);
+    EXPECT_THAT(status.message(), HasSubstr(folder + " is not a folder that belongs to this user alone"));
+  };
+  ASSERT_EQ(::chmod(folder.c_str(), 0770), 0);
+  refused();
+  ASSERT_EQ(::chmod(folder.c_str(), 0700), 0);
+  if (::geteuid() != 0) return;
+  ASSERT_EQ(::chown(folder.c_str(), 65501, 65501), 0);  // as sudo, which may keep the variable
+  refused();
 }
 
 TEST(Hello, PassesOnARefusal) {
@@ -266,7 +290,7 @@ TEST_F(PrivateDaemon, ThatEndsAtOnceIsReportedWithItsLog) {
   EXPECT_THAT(status.message(), HasSubstr("exit status 3"));
   EXPECT_THAT(status.message(), HasSubstr("no memory for it"));
   EXPECT_THAT(status.message(),
-              HasSubstr("arguments: --private --socket " + folder_ + "/bitpager/private.sock"));
+              HasSubstr("arguments: --background --private --socket " + folder_ + "/bitpager/private.sock"));
   EXPECT_LT(std::chrono::steady_clock::now() - start, 2s);
 }
 

@@ -163,12 +163,19 @@ void FakeDaemon::Answer(const wire::Packet& packet) {
     case wire::MessageType::kCreateBuffer:
       AnswerCreateBuffer(packet);
       return;
+    case wire::MessageType::kRegisterBuffer:
+      AnswerRegisterBuffer(packet);
+      return;
     case wire::MessageType::kDetach:
       ++detaches_;
       return;
     case wire::MessageType::kReleaseBuffer: {
       wire::ReleaseBufferBody release;
-      if (wire::ReadBody(packet, release)) buffers_.erase(release.buffer);
+      if (wire::ReadBody(packet, release)) {
+        buffers_.erase(release.buffer);
+        const std::lock_guard lock(registered_mutex_);
+        registered_.erase(release.buffer);
+      }
       break;
     }
     case wire::MessageType::kCreateArena:
@@ -214,6 +221,8 @@ void FakeDaemon::AnswerHello(const wire::Packet& packet) {
   body.values[2] = kPageBytes;
   body.values[3] = script_.heartbeat_ms;
   body.values[4] = 4000;
+  body.values[5] = script_.synchronous ? 1 : 0;
+  wire::CopyText(body.message, script_.device);
   const int fds[3] = {segment_.fd.get(), request_bell_.get(), completion_bell_.get()};
   attached_ = true;
   Reply(packet, body, fds);
@@ -229,6 +238,24 @@ void FakeDaemon::AnswerCreateBuffer(const wire::Packet& packet) {
   const int fd = memory.fd.get();
   buffers_[last_buffer_] = std::move(memory);
   Reply(packet, body, {&fd, 1});
+}
+
+void FakeDaemon::AnswerRegisterBuffer(const wire::Packet& packet) {
+  wire::RegisterBufferBody request;
+  wire::ReplyBody body;
+  if (!wire::ReadBody(packet, request)) return;
+  body.values[0] = ++last_buffer_;
+  body.values[1] = request.bytes;
+  {
+    const std::lock_guard lock(registered_mutex_);
+    registered_[last_buffer_] = request;
+  }
+  Reply(packet, body);
+}
+
+std::map<std::uint64_t, wire::RegisterBufferBody> FakeDaemon::registered() {
+  const std::lock_guard lock(registered_mutex_);
+  return registered_;
 }
 
 bool FakeDaemon::TakeRequests() {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <span>
 #include <string>
 #include <thread>
@@ -44,8 +45,10 @@ class FakeDaemon {
   struct Script {
     std::uint64_t heartbeat_ms = 0;
     bool seal_segment = true;
-    bool spin = false;          // for measurements: never sleeps while a client is attached
-    bool rings_always = false;  // rings the completion bell after every completion
+    bool spin = false;                 // for measurements: never sleeps while a client is attached
+    bool rings_always = false;         // rings the completion bell after every completion
+    std::string device = "cpu cpu-0";  // "<kind> <uuid>"
+    bool synchronous = true;           // says that streams do not wait for it
     // Changes the segment before it is sent.
     std::function<void(wire::SegmentHeader&)> on_segment;
     // Sees each message first; true: it was answered (or not) by the script.
@@ -79,6 +82,8 @@ class FakeDaemon {
   [[nodiscard]] int detaches() const { return detaches_.load(); }
   [[nodiscard]] bool hung_up() const { return hung_up_.load(); }  // by the client
   void Ring();
+  // Memory that clients registered, by buffer; released ones are gone.
+  [[nodiscard]] std::map<std::uint64_t, wire::RegisterBufferBody> registered();
 
  private:
   void Run();
@@ -87,6 +92,7 @@ class FakeDaemon {
   void Answer(const wire::Packet& packet);
   void AnswerHello(const wire::Packet& packet);
   void AnswerCreateBuffer(const wire::Packet& packet);
+  void AnswerRegisterBuffer(const wire::Packet& packet);
   bool TakeRequests();
   void Sleep();
 
@@ -101,6 +107,8 @@ class FakeDaemon {
   wire::RingConsumer<wire::RequestRecord> request_ring_;
   wire::RingProducer<wire::CompletionRecord> completion_ring_;
   std::map<std::uint64_t, Memory> buffers_;
+  std::mutex registered_mutex_;
+  std::map<std::uint64_t, wire::RegisterBufferBody> registered_;  // guarded by registered_mutex_
   std::uint64_t last_buffer_ = 0;
   std::uint64_t last_extent_ = 100;
   std::uint64_t turns_ = 0;

@@ -4,6 +4,7 @@
 #include "daemon/admission.h"
 #include "tests/fuzz/input.h"
 #include "tests/fuzz/neighbour.h"
+#include "tests/fuzz/target.h"
 
 namespace bitpager::testing {
 namespace {
@@ -132,19 +133,7 @@ class Target {
   std::uint64_t refused_ = 0;
 };
 
-Target& TheTarget() {
-  static Target* target = new Target;  // lives to the end of the process
-  return *target;
-}
-
 }  // namespace
 }  // namespace bitpager::testing
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  bitpager::testing::TheTarget().One({data, size});
-  return 0;
-}
-
-void FuzzFinish() {
-  bitpager::testing::TheTarget().Finish();
-}
+FUZZ_TARGET(bitpager::testing::Target)

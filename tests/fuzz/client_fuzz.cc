@@ -14,6 +14,7 @@
 #include "client/timeline.h"
 #include "tests/fuzz/check.h"
 #include "tests/fuzz/input.h"
+#include "tests/fuzz/target.h"
 #include "tests/support/raw_client.h"
 
 namespace bitpager::testing {
@@ -222,19 +223,7 @@ class Target {
   std::size_t fds_ = 0;
 };
 
-Target& TheTarget() {
-  static Target* target = new Target;  // lives to the end of the process
-  return *target;
-}
-
 }  // namespace
 }  // namespace bitpager::testing
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  bitpager::testing::TheTarget().One({data, size});
-  return 0;
-}
-
-void FuzzFinish() {
-  bitpager::testing::TheTarget().Finish();
-}
+FUZZ_TARGET(bitpager::testing::Target)

@@ -8,6 +8,7 @@
 
 #include "tests/fuzz/input.h"
 #include "tests/fuzz/neighbour.h"
+#include "tests/fuzz/target.h"
 
 namespace bitpager::testing {
 namespace {
@@ -256,19 +257,7 @@ class Target {
   std::map<MessageType, Answers> answers_;
 };
 
-Target& TheTarget() {
-  static Target* target = new Target;  // lives to the end of the process
-  return *target;
-}
-
 }  // namespace
 }  // namespace bitpager::testing
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  bitpager::testing::TheTarget().One({data, size});
-  return 0;
-}
-
-void FuzzFinish() {
-  bitpager::testing::TheTarget().Finish();
-}
+FUZZ_TARGET(bitpager::testing::Target)

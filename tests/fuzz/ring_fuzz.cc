@@ -7,6 +7,7 @@
 #include "kernels/cpu/cpu_device.h"
 #include "tests/fuzz/check.h"
 #include "tests/fuzz/input.h"
+#include "tests/fuzz/target.h"
 #include "tests/support/in_process_daemon.h"
 
 namespace bitpager::testing {
@@ -112,19 +113,7 @@ class Target {
   std::uint64_t taken_ = 0;
 };
 
-Target& TheTarget() {
-  static Target* target = new Target;  // lives to the end of the process
-  return *target;
-}
-
 }  // namespace
 }  // namespace bitpager::testing
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  bitpager::testing::TheTarget().One({data, size});
-  return 0;
-}
-
-void FuzzFinish() {
-  bitpager::testing::TheTarget().Finish();
-}
+FUZZ_TARGET(bitpager::testing::Target)

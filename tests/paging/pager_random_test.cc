@@ -72,7 +72,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
   }
   void ChangeSomething() {
     const std::uint64_t job = 1 + Below(kJobs);
-    switch (Below(7)) {
+    switch (Below(10)) {
       case 0:
         if (!extents.empty()) {
           const std::size_t i = Below(extents.size());
@@ -99,7 +99,27 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
       case 6:
         if (Below(6) == 0) RemoveJob(job);
         break;
+      case 7:
+        if (!d.revoked.empty()) d.pager.LeaseOverdue(d.revoked[Below(d.revoked.size())]);
+        break;
+      case 8:
+        if (!extents.empty()) Replace(Below(extents.size()));
+        break;
+      case 9:
+        d.pager.GiveBackUnused();
+        break;
     }
+  }
+  // What CheckReplace says is kept.
+  void Replace(std::size_t i) {
+    const ExtentSpec spec{{extents[i].job}, wire::ExtentKind::kOptimizerState, 1 + Below(60), Below(8) != 0};
+    if (!d.pager.CheckReplace(extents[i].id, spec).ok()) return;
+    d.pager.CheckInvariants();
+    d.Remove(extents[i].id);
+    const auto id = d.pager.AddExtent(spec);
+    ASSERT_TRUE(id.ok()) << id.status().message();
+    d.Adopt(*id, spec);
+    extents[i] = {*id, spec.job.value, spec.pages};
   }
   void RemoveJob(std::uint64_t job) {
     d.pager.RemoveJob({job});

@@ -13,6 +13,7 @@
 #include <zmq.hpp>
 
 #include "client/wire/text.h"
+#include "client/wire/user_folder.h"
 #include "daemon/config.h"
 
 namespace bitpager::cli {
@@ -135,9 +136,7 @@ std::vector<std::string> SocketPlaces(const std::string& named) {
   if (!named.empty()) return {named};
   const std::string from_environment = Environment("BITPAGER_SOCKET");
   if (!from_environment.empty()) return {from_environment};
-  const std::string runtime = Environment("XDG_RUNTIME_DIR");
-  const std::string own =
-      runtime.empty() ? "/tmp/bitpager-" + std::to_string(::geteuid()) : runtime + "/bitpager";
+  const std::string own = wire::FindUserFolder().path;
   return {daemon::kSystemSocketPath, own + "/bitpager.sock", own + "/private.sock"};
 }
 

@@ -25,6 +25,10 @@ class Buffer {
   [[nodiscard]] std::uint64_t bytes() const { return import_.bytes; }
   [[nodiscard]] bool writable() const { return writable_; }
   [[nodiscard]] bool own() const { return own_; }
+  // Gives some of its memory back to the system, its content lost, although its client may keep the file: a
+  // piece each call, so that nobody waits long. False when nothing is left to do. Of the daemon's own, sealed
+  // files only: the seals forbid to resize them, not to punch holes.
+  [[nodiscard]] bool EmptySome();
   // Its owner shrank it under us.
   [[nodiscard]] bool failed() const { return device_.ImportFailed(import_.id); }
 
@@ -34,6 +38,7 @@ class Buffer {
   kernels::Import import_;
   bool writable_ = true;
   bool own_ = false;
+  std::uint64_t emptied_bytes_ = 0;
 };
 
 using BufferRef = std::shared_ptr<Buffer>;

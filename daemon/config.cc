@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <optional>
 
+#include "client/wire/user_folder.h"
 #include "daemon/config_file.h"
 #include "daemon/config_settings.h"
 
@@ -28,6 +30,7 @@ struct Flags {
   std::map<const Setting*, bool> switches;
   std::string config_path;
   bool private_mode = false;
+  bool background = false;
   bool version = false;
 };
 
@@ -44,6 +47,7 @@ void Describe(CLI::App& app, Flags& flags) {
     }
   }
   app.add_flag("--private", flags.private_mode, "serve one user's processes and end with the last of them");
+  app.add_flag("--background", flags.background, "go to the background, and come back when it serves");
   app.add_flag("--version", flags.version, "print the version and exit");
 }
 
@@ -70,6 +74,7 @@ Status ApplyFlags(const CLI::App& app, const Flags& flags, Config& config) {
     if (!status.ok()) return {status.code(), std::string(setting.flag) + ": " + status.message()};
   }
   config.private_mode = flags.private_mode;
+  config.background = flags.background;
   return {};
 }
 
@@ -95,6 +100,8 @@ Status Complete(Config& config) {
                 " bytes, and at most " + std::to_string(kMaxSocketPathBytes) +
                 " fit a Unix socket with its companions. Hint: --socket with a shorter path"};
   }
+  if (config.max_sessions_of_user == 0)
+    config.max_sessions_of_user = std::max(1U, config.max_sessions / 4 * 3);
   if (config.status_endpoint.empty()) config.status_endpoint = "ipc://" + config.socket_path + ".status";
   if (config.events_endpoint.empty()) config.events_endpoint = "ipc://" + config.socket_path + ".events";
   if (config.status_endpoint == config.events_endpoint) {
@@ -138,9 +145,7 @@ std::string DefaultSocketPath() {
   const char* named = std::getenv("BITPAGER_SOCKET");
   if (named != nullptr && *named != '\0') return named;
   if (::geteuid() == 0) return kSystemSocketPath;
-  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
-  if (runtime != nullptr && *runtime == '/') return std::string(runtime) + "/bitpager/bitpager.sock";
-  return "/tmp/bitpager-" + std::to_string(::geteuid()) + "/bitpager.sock";
+  return wire::FindUserFolder().path + "/bitpager.sock";
 }
 
 }  // namespace bitpager::daemon

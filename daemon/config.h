@@ -58,6 +58,9 @@ struct Config {
 
   // ---- limits, life, log
   std::uint32_t max_sessions = 256;
+  std::uint32_t max_sessions_of_user = 0;        // 0: three quarters of max_sessions, filled in by LoadConfig
+  std::int64_t lease_return_ms = 5000;           // a revoked lease is to be given back within it
+  bool background = false;                       // see background.h
   bool private_mode = false;                     // ends with its last client
   std::int64_t private_grace_ms = 2000;          // after the last client has gone
   std::int64_t private_first_client_ms = 30000;  // for the first client to come
@@ -83,8 +86,7 @@ struct ConfigSources {
 // 0 ok, 1 failure, 2 usage (kInvalidArgument).
 [[nodiscard]] int ExitCodeOf(const wire::Status& status);
 
-// BITPAGER_SOCKET; else, for root, kSystemSocketPath; else $XDG_RUNTIME_DIR/bitpager/bitpager.sock; else
-// /tmp/bitpager-<uid>/bitpager.sock.
+// BITPAGER_SOCKET; else, for root, kSystemSocketPath; else bitpager.sock in wire::FindUserFolder.
 [[nodiscard]] std::string DefaultSocketPath();
 
 // "8GiB", "512MiB", "2M", "1.5g", "4096", "40%". K, M, G, T, with or without i and B, are powers of 1024.

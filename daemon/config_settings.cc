@@ -85,6 +85,13 @@ Status SetLinger(Config& config, const std::string& text) {
   return {};
 }
 
+Status SetLeaseReturn(Config& config, const std::string& text) {
+  const auto ms = ParseDurationMs(text);
+  if (!ms.ok()) return ms.status();
+  config.lease_return_ms = *ms;
+  return {};
+}
+
 Status SetLogLevel(Config& config, const std::string& text) {
   if (!IsLogLevel(text)) {
     return Bad(text, "is no log level. Hint: one of trace, debug, info, warn, error, off");
@@ -153,6 +160,11 @@ constexpr std::array kSettings = std::to_array<Setting>({
      SetLinger},
     {"limits.max_sessions", "--max-sessions", "N", "sessions at a time (256)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.max_sessions, t, 1, 65536); }},
+    {"limits.max_sessions_of_user", "--max-sessions-of-user", "N",
+     "of one user but root and the daemon's own (three quarters of them)", kInteger,
+     [](Config& c, const std::string& t) { return SetInteger(c.max_sessions_of_user, t, 1, 65536); }},
+    {"limits.lease_return", "--lease-return", "TIME", "in which a revoked lease is to be given back (5s)", kText,
+     SetLeaseReturn},
     {"log.level", "--log-level", "LEVEL", "trace, debug, info, warn, error, off (info)", kText, SetLogLevel},
     {"telemetry.status", "--status-endpoint", "ENDPOINT", "where status is asked (ipc://SOCKET.status)", kText,
      [](Config& c, const std::string& t) { return SetEndpoint(c.status_endpoint, t); }},

@@ -89,6 +89,14 @@ void Control::Handle(const ConnectionRef& connection, wire::Packet& packet) {
 
 Status Control::Answered(Call& call) {
   const MessageType type = call.packet.header().type;
+  if (call.connection->peer.uid == core_.settings.ambiguous_uid) {
+    return {
+        Code::kPermissionDenied,
+        "you are uid " + std::to_string(call.connection->peer.uid) +
+            " here, which stands for every user that the daemon's user namespace does not map, so jobs of "
+            "several users could not be told apart. Hint: map your uid into the daemon's namespace, or "
+            "start a daemon in yours."};
+  }
   if (NeedsSession(type) && call.session == nullptr) {
     return {Code::kProtocol, "this message needs a session: say hello first."};
   }
@@ -147,6 +155,7 @@ Status Control::Hello(Call& call) {
   }
   call.connection->session = session.identity().id;
   call.connection->greeted = true;
+  call.connection->attached.store(true, std::memory_order_relaxed);
   const Job& job = *core_.registry.FindJob(session.identity().job);
   wire::ReplyBody& reply = call.answer.body;
   reply.values[0] = session.identity().id.value;
@@ -177,6 +186,7 @@ Status Control::TakePidfd(Call& call, Session& session) {
 Status Control::Detach(Call& call) {
   lifecycle_.Close(call.session->identity().id, true);
   call.connection->session = {};
+  call.connection->attached.store(false, std::memory_order_relaxed);
   return {};
 }
 
@@ -236,11 +246,7 @@ Status Control::RegisterBuffer(Call& call) {
 Status Control::ReleaseBuffer(Call& call) {
   wire::ReleaseBufferBody body;
   if (!wire::ReadBody(call.packet, body)) return WrongSize();
-  const std::uint64_t before = call.session->own_buffer_bytes();
-  Status released = call.session->RemoveBuffer(wire::BufferId{body.buffer});
-  core_.registry.FindJob(call.session->identity().job)->buffer_bytes -=
-      before - call.session->own_buffer_bytes();
-  return released;
+  return lifecycle_.ReleaseBuffer(*call.session, wire::BufferId{body.buffer});
 }
 
 Status Control::CreateArena(Call& call) {

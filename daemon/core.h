@@ -10,6 +10,7 @@
 #include <string>
 
 #include "client/wire/status.h"
+#include "daemon/device_room.h"
 #include "daemon/mover.h"
 #include "daemon/registry.h"
 #include "daemon/settings.h"
@@ -58,6 +59,7 @@ struct Core {
         device_info(device_in.Info()),
         clock(clock_in),
         pager(settings_in.pager),
+        room(pager),
         mover(device_in, pager) {}
 
   const Settings settings;
@@ -65,6 +67,7 @@ struct Core {
   const kernels::DeviceInfo device_info;  // as it was at the start; free_bytes moves on
   const Clock& clock;
   paging::Pager pager;
+  DeviceRoom room;
   Mover mover;
   Registry registry;
   Counters counters;

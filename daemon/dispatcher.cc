@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <ctime>
 #include <span>
+#include <utility>
 
 #include "client/wire/cpu.h"
 #include "daemon/shared_memory.h"
@@ -20,6 +21,12 @@ using wire::Status;
 
 // A session that ends with the daemon has so long to finish what it had ready.
 constexpr std::uint64_t kStopGraceNs = 10'000'000'000;
+
+// What runs on the device by then holds memory of sessions, and has so long again to end.
+constexpr std::uint64_t kDeviceGraceNs = 30'000'000'000;
+
+// While waiting for an end: often enough to keep the limits above.
+constexpr std::int64_t kEndLookNs = 20'000'000;
 
 // Short beside a window's time on the link; long beside a look.
 constexpr std::uint64_t kShortestNapNs = 20'000;
@@ -75,6 +82,7 @@ void Dispatcher::RequestStop() {
 void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet) {
   const bool fresh = !connection->session;
   control_.Handle(connection, packet);
+  next_expiry_ns_ = 0;  // whatever it began or ended may have a deadline
   if (!fresh || !connection->session) return;
   Session* session = core_.registry.FindSession(connection->session);
   if (session == nullptr) return;
@@ -82,7 +90,6 @@ void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet
   if (!session->WatchBell(epoll_.get())) {
     tasks_.FailSession(*session, {Code::kOutOfMemory, "no memory to watch a session's bell."});
   }
-  next_expiry_ns_ = 0;
   sessions_changed_(core_.registry.sessions().size());
 }
 
@@ -131,8 +138,12 @@ int Dispatcher::DoWork() {
     CheckDevice();
   }
   work += moved + tasks_.PumpPager();
-  work += ReapSessions();
+  work += ReapSessions() + lifecycle_.EmptyBuffers();
   const std::uint64_t now_ns = core_.clock.NowNs();
+  if (core_.room.Poll(now_ns)) {
+    tasks_.Touch();
+    ++work;
+  }
   if (next_expiry_ns_ <= now_ns) {
     const int expired = lifecycle_.Expire(now_ns);
     for (const wire::SessionId dead : lifecycle_.TakeDead()) lifecycle_.Close(dead, false);
@@ -144,7 +155,7 @@ int Dispatcher::DoWork() {
   return work;
 }
 
-void Dispatcher::Run() {
+bool Dispatcher::Run() {
   last_work_ns_ = core_.clock.NowNs();
   unsigned looks = 0;
   while (!stopping_.load(std::memory_order_acquire)) {
@@ -159,9 +170,10 @@ void Dispatcher::Run() {
     }
   }
   EndSessions();
+  return AwaitDevice();
 }
 
-void Dispatcher::Sleep() {
+void Dispatcher::Sleep(std::int64_t longest_ns) {
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(true);
   // Pairs with the client's fence between its push and its look at daemon_sleeps.
   wire::StoreLoadFence();
@@ -169,7 +181,8 @@ void Dispatcher::Sleep() {
   for (const auto& [id, session] : core_.registry.sessions())
     work = work || (!ending_ && session->CanTakeRequests());
   std::array<epoll_event, 32> events{};
-  const std::int64_t nap_ns = work ? 0 : SleepNs(core_.clock.NowNs());
+  std::int64_t nap_ns = work ? 0 : SleepNs(core_.clock.NowNs());
+  if (longest_ns >= 0) nap_ns = nap_ns < 0 ? longest_ns : std::min(nap_ns, longest_ns);
   const int count = WaitFor(epoll_.get(), events, nap_ns);
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(false);
   for (int i = 0; i < count; ++i) Quiet(events[static_cast<std::size_t>(i)].data.fd);
@@ -185,9 +198,11 @@ std::int64_t Dispatcher::SleepNs(std::uint64_t now_ns) const {
   for (const auto& [id, session] : core_.registry.sessions()) {
     if (!session->active && !session->pending.empty()) return soon_ns;
   }
-  if (leases_.revoking()) return 1'000'000;
-  if (next_expiry_ns_ == ~std::uint64_t{0}) return -1;
-  const std::uint64_t left_ns = next_expiry_ns_ > now_ns ? next_expiry_ns_ - now_ns : 0;
+  if (leases_.revoking()) return leases_.LookAgainNs();
+  const std::uint64_t next_ns =
+      std::min(next_expiry_ns_, core_.room.NextDeadlineNs().value_or(~std::uint64_t{0}));
+  if (next_ns == ~std::uint64_t{0}) return -1;
+  const std::uint64_t left_ns = next_ns > now_ns ? next_ns - now_ns : 0;
   return static_cast<std::int64_t>(std::min<std::uint64_t>(left_ns + 1'000'000, 60'000'000'000));
 }
 
@@ -203,10 +218,27 @@ void Dispatcher::EndSessions() {
     return !tasks_.idle();
   };
   while (busy() && core_.clock.NowNs() < give_up_ns) {
-    if (DoWork() == 0) Sleep();
+    if (DoWork() == 0) Sleep(kEndLookNs);
   }
   for (const auto& [id, session] : core_.registry.sessions()) session->Fail(Code::kDraining);
   for (const auto& [id, connection] : connections_) connection->HangUp();
+}
+
+// Nothing new is launched: windows that run end, and copies.
+bool Dispatcher::AwaitDevice() {
+  const std::uint64_t give_up_ns = core_.clock.NowNs() + kDeviceGraceNs;
+  bool told = false;
+  while (tasks_.running() || core_.mover.copying()) {
+    if (!std::exchange(told, true)) {
+      core_.notify({"device_awaited", "", 0, "requests still run; their sessions were told of the end"});
+    }
+    if (core_.clock.NowNs() >= give_up_ns) {
+      core_.notify({"device_failed", "", 0, "it did not end what it runs: the process ends under it"});
+      return false;
+    }
+    if (tasks_.PollRuns() + core_.mover.Poll() == 0) Sleep(kEndLookNs);
+  }
+  return true;
 }
 
 }  // namespace bitpager::daemon

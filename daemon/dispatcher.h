@@ -38,8 +38,9 @@ class Dispatcher {
   void OnLost(const ConnectionRef& connection);
   // Everything that can be done now. Returns how much there was.
   int DoWork();
-  // Until RequestStop, and then until what was ready is done.
-  void Run();
+  // Until RequestStop, and then until what was ready is done and the device has let go of the sessions'
+  // memory. False: it never did; nothing may be freed under it, so the process must end as it is.
+  [[nodiscard]] bool Run();
   // No new sessions; Run returns when the last one is gone.
   void Drain() { core_.draining = true; }
 
@@ -55,10 +56,12 @@ class Dispatcher {
 
   int ServeSessions();
   [[nodiscard]] int ReapSessions();
-  void Sleep();
+  // At most `longest_ns`; negative: until something rings.
+  void Sleep(std::int64_t longest_ns = -1);
   [[nodiscard]] std::int64_t SleepNs(std::uint64_t now_ns) const;
   void CheckDevice();
   void EndSessions();
+  [[nodiscard]] bool AwaitDevice();
 
   wire::UniqueFd epoll_;  // first: the sessions in core_ take their bells out of it
   Core core_;

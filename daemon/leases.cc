@@ -106,6 +106,7 @@ void Leases::Revoke(wire::ExtentId extent) {
   for (Hold& hold : found->second) {
     if (hold.revoked) continue;
     hold.revoked = true;
+    hold.revoked_ns = core_.clock.NowNs();
     Session* session = core_.registry.FindSession(hold.session);
     if (session != nullptr) {
       session->segment().leases()[hold.slot].revoke.store(hold.generation, std::memory_order_seq_cst);
@@ -126,6 +127,7 @@ int Leases::Poll() {
     });
     holders.erase(free, holders.end());
     if (!holders.empty()) {
+      released += Overdue(extent, holders) ? 1 : 0;
       ++i;
       continue;
     }
@@ -136,8 +138,38 @@ int Leases::Poll() {
   return released;
 }
 
+// Whether the extent has become overdue now.
+bool Leases::Overdue(wire::ExtentId extent, const std::vector<Hold>& holders) {
+  if (overdue_.count(extent) != 0) return false;
+  const std::uint64_t now_ns = core_.clock.NowNs();
+  const std::uint64_t limit_ns = core_.settings.lease_return_ms * 1'000'000;
+  const auto late = std::find_if(holders.begin(), holders.end(),
+                                 [&](const Hold& hold) { return now_ns - hold.revoked_ns >= limit_ns; });
+  if (late == holders.end()) return false;
+  const Session::Identity& who = core_.registry.FindSession(late->session)->identity();
+  const std::string& job = core_.registry.FindJob(who.job)->name;
+  const std::uint64_t bytes = late->frames * core_.page_bytes();
+  // Short: it fits the message of a completion behind a few words more.
+  overdue_[extent] = "job '" + job + "' of uid " + std::to_string(who.peer.uid) + " (process " +
+                     std::to_string(who.peer.pid) + ") does not give " + std::to_string(bytes) +
+                     " leased bytes back. Hint: continue or end it";
+  core_.notify({"lease_overdue", job, bytes, overdue_[extent]});
+  core_.pager.LeaseOverdue(extent);
+  return true;
+}
+
+std::int64_t Leases::LookAgainNs() const {
+  // What is overdue may stay so for long: a stopped process costs the daemon next to nothing.
+  return overdue_.size() < revoking_.size() ? 1'000'000 : 50'000'000;
+}
+
+std::string Leases::OverdueText() const {
+  return overdue_.empty() ? std::string() : overdue_.begin()->second;
+}
+
 void Leases::Released(wire::ExtentId extent) {
   holds_.erase(extent);
+  overdue_.erase(extent);
   core_.pager.LeaseReleased(extent);
 }
 

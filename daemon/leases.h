@@ -1,9 +1,12 @@
 // Leases: frames that clients read in place until they are revoked. Owns every session's lease slots and
-// frame table; speaks the in_use / revoke protocol of client/wire/segment.h. Dispatcher thread.
+// frame table; speaks the in_use / revoke protocol of client/wire/segment.h. A holder that does not let go in
+// time (it is stopped, or never ends its use) is named, and the frames count as used until it does: nobody
+// waits for them. Dispatcher thread.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "client/wire/ids.h"
@@ -23,9 +26,15 @@ class Leases {
                                    wire::CompletionRecord& completion);
   // Asks every holder to let go.
   void Revoke(wire::ExtentId extent);
-  // Looks at holders that were asked; reports extents that nobody holds any more. Returns how many.
+  // Looks at holders that were asked; reports extents that nobody holds any more, and those that became
+  // overdue. Returns how many.
   int Poll();
   [[nodiscard]] bool revoking() const { return !revoking_.empty(); }
+  // When Poll should look again; while revoking().
+  [[nodiscard]] std::int64_t LookAgainNs() const;
+  [[nodiscard]] bool overdue() const { return !overdue_.empty(); }
+  // Who holds what is overdue; empty when nothing is.
+  [[nodiscard]] std::string OverdueText() const;
   // Its client is gone: whatever it held is free.
   void DropSession(wire::SessionId session);
   // The extent goes away: holders are told, and nothing waits for them longer than their next look.
@@ -39,6 +48,7 @@ class Leases {
     std::uint64_t frames = 0;
     std::uint64_t generation = 0;
     bool revoked = false;
+    std::uint64_t revoked_ns = 0;
   };
   // Lease slots and frame-table room of one session.
   struct Table {
@@ -52,6 +62,7 @@ class Leases {
   void GiveRoom(const Hold& hold);
   void Publish(Session& session, const Extent& extent, const Hold& hold);
   [[nodiscard]] bool StillUsed(const Hold& hold);
+  [[nodiscard]] bool Overdue(wire::ExtentId extent, const std::vector<Hold>& holders);
   void Released(wire::ExtentId extent);
 
   Core& core_;
@@ -59,6 +70,7 @@ class Leases {
   std::map<wire::ExtentId, std::vector<Hold>> holds_;
   std::map<wire::SessionId, Table> tables_;
   std::vector<wire::ExtentId> revoking_;
+  std::map<wire::ExtentId, std::string> overdue_;  // who holds them
 };
 
 }  // namespace bitpager::daemon

@@ -10,7 +10,7 @@ namespace bitpager::daemon {
 using wire::Code;
 using wire::Status;
 
-Status Lifecycle::CheckHello(const wire::HelloBody& hello) const {
+Status Lifecycle::CheckRoom(const Peer& peer) const {
   if (core_.draining) {
     return {Code::kDraining,
             "the daemon is draining and takes no new sessions. Hint: wait for its successor."};
@@ -19,6 +19,20 @@ Status Lifecycle::CheckHello(const wire::HelloBody& hello) const {
     return {Code::kBudgetExceeded, "the daemon serves " + std::to_string(core_.settings.max_sessions) +
                                        " sessions already. Hint: raise max_sessions."};
   }
+  if (peer.uid == 0 || peer.uid == core_.settings.owner_uid) return {};
+  std::uint32_t held = 0;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    held += session->identity().peer.uid == peer.uid ? 1 : 0;
+  }
+  if (held >= core_.settings.max_sessions_of_user) {
+    return {Code::kBudgetExceeded, "uid " + std::to_string(peer.uid) + " has " + std::to_string(held) +
+                                       " sessions, as many as one user may. Hint: end some, or raise "
+                                       "max_sessions_of_user."};
+  }
+  return {};
+}
+
+Status Lifecycle::CheckHello(const wire::HelloBody& hello) const {
   if (!wire::IsTerminated(hello.job) || !wire::IsPlainName(wire::TextOf(hello.job))) {
     return {Code::kInvalidArgument,
             "a job's name has 1 to 63 characters, of letters, digits, '.', '_' and '-'."};
@@ -67,7 +81,8 @@ wire::Result<Job*> Lifecycle::JoinJob(const Peer& peer, const wire::HelloBody& h
 }
 
 wire::Result<Session*> Lifecycle::Open(const Peer& peer, const wire::HelloBody& hello) {
-  Status fine = CheckHello(hello);
+  Status fine = CheckRoom(peer);
+  if (fine.ok()) fine = CheckHello(hello);
   if (!fine.ok()) return fine;
   wire::Result<Job*> job = JoinJob(peer, hello);
   if (!job.ok()) return job.status();
@@ -138,6 +153,26 @@ void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {
   }
   core_.pager.RemoveJob(id);
   core_.registry.RemoveJob(id);
+}
+
+wire::Status Lifecycle::ReleaseBuffer(Session& session, wire::BufferId id) {
+  const std::uint64_t before_bytes = session.own_buffer_bytes();
+  wire::Result<BufferRef> released = session.RemoveBuffer(id);
+  if (!released.ok()) return released.status();
+  core_.registry.FindJob(session.identity().job)->buffer_bytes -= before_bytes - session.own_buffer_bytes();
+  if ((*released)->own()) emptying_.push_back(std::move(*released));
+  return {};
+}
+
+int Lifecycle::EmptyBuffers() {
+  int pieces = 0;
+  std::erase_if(emptying_, [&](const BufferRef& buffer) {
+    // Work under way still uses it.
+    if (buffer.use_count() > 1) return false;
+    ++pieces;
+    return !buffer->EmptySome();
+  });
+  return pieces;
 }
 
 int Lifecycle::Expire(std::uint64_t now_ns) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,12 @@ class Lifecycle {
   // job would pass a limit.
   [[nodiscard]] wire::Status CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const;
 
+  // The session releases a buffer. kNotFound. Of the daemon's own, the memory is gone soon, whoever keeps the
+  // file: EmptyBuffers takes it away in pieces.
+  [[nodiscard]] wire::Status ReleaseBuffer(Session& session, wire::BufferId id);
+  // Returns how many pieces were taken away: at most one for each buffer.
+  int EmptyBuffers();
+
   // ---- time. Kept arenas whose time is over go; clients without a pidfd whose heartbeat stopped are dead.
   // Returns how many of both there were.
   int Expire(std::uint64_t now_ns);
@@ -43,11 +50,15 @@ class Lifecycle {
   [[nodiscard]] std::vector<wire::SessionId> TakeDead() { return std::move(dead_); }
 
  private:
+  [[nodiscard]] wire::Status CheckRoom(const Peer& peer) const;
   [[nodiscard]] wire::Status CheckHello(const wire::HelloBody& hello) const;
   [[nodiscard]] wire::Result<Job*> JoinJob(const Peer& peer, const wire::HelloBody& hello);
   [[nodiscard]] wire::Result<Arena> MakeArena(Session& session, const wire::CreateArenaBody& body);
   [[nodiscard]] wire::Result<Extent*> Continue(Session& session, Extent* kept, const Arena& wanted,
                                                const wire::CreateArenaBody& body);
+  // Whether an arena of `pages` would be admitted once `kept` were dropped.
+  [[nodiscard]] wire::Status CheckReplace(const Extent& kept, std::uint64_t pages,
+                                          const paging::ExtentSpec& spec) const;
   [[nodiscard]] wire::Result<Extent*> Admit(Session& session, Extent extent, const paging::ExtentSpec& spec,
                                             const char* what);
   void TearDown(Session& session);
@@ -57,6 +68,7 @@ class Lifecycle {
   Core& core_;
   Leases& leases_;
   std::vector<wire::SessionId> dead_;
+  std::deque<BufferRef> emptying_;  // released by their sessions
 };
 
 }  // namespace bitpager::daemon

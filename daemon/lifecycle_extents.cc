@@ -115,14 +115,38 @@ wire::Result<Extent*> Lifecycle::CreateArena(Session& session, const wire::Creat
                                             ". Hint: name the optimizer, or give each process its rank.");
   }
   if (body.resume == wire::Resume::kContinue) return Continue(session, kept, *arena, body);
-  if (kept != nullptr) DropExtent(*kept);
   Extent extent;
   extent.pages = (arena->units() + arena->layout.units_per_page - 1) / arena->layout.units_per_page;
   extent.body = std::move(*arena);
   paging::ExtentSpec spec;
   spec.kind = wire::ExtentKind::kOptimizerState;
   spec.evictable = body.evictable == 1;
+  if (kept != nullptr) {
+    // First whether the new arena fits in the place of the kept one, so that a refusal loses nothing.
+    Status fits = CheckReplace(*kept, extent.pages, spec);
+    if (!fits.ok()) return fits;
+    DropExtent(*kept);
+  }
   return Admit(session, std::move(extent), spec, "an optimizer arena");
+}
+
+Status Lifecycle::CheckReplace(const Extent& kept, std::uint64_t pages,
+                               const paging::ExtentSpec& spec_in) const {
+  const Job& job = *core_.registry.FindJob(kept.job);
+  paging::ExtentSpec spec = spec_in;
+  spec.job = job.id;
+  spec.pages = pages;
+  const std::uint64_t freed_bytes =
+      core_.pager.HostFrameOf({kept.id, 0}) == ~0ULL ? 0 : kept.pages * core_.page_bytes();
+  const std::uint64_t bytes = pages * core_.page_bytes();
+  if (spec.evictable && bytes > freed_bytes) {
+    Status room =
+        CheckHostRoom(job, bytes - freed_bytes, "an optimizer arena, beyond the kept one in its place,");
+    if (!room.ok()) return room;
+  }
+  Status fits = core_.pager.CheckReplace(kept.id, spec);
+  if (fits.ok()) return {};
+  return {fits.code(), fits.message() + ". The kept states are as they were."};
 }
 
 wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::CreateWeightBody& body) {
@@ -188,6 +212,7 @@ Status Lifecycle::Drop(Session& session, wire::ExtentId id) {
 void Lifecycle::DropExtent(Extent& extent) {
   leases_.DropExtent(extent.id);
   core_.pager.RemoveExtent(extent.id);
+  core_.room.Freed(core_.clock.NowNs());
   core_.registry.RemoveExtent(extent.id);
 }
 

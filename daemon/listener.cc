@@ -1,7 +1,9 @@
 #include "daemon/listener.h"
 
+#include <fcntl.h>
 #include <grp.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -9,8 +11,11 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 
+#include "client/wire/messages.h"
+#include "client/wire/text.h"
 #include "daemon/shared_memory.h"
 
 namespace bitpager::daemon {
@@ -25,6 +30,23 @@ constexpr std::uint64_t kPidfdBit = std::uint64_t{1} << 62;
 constexpr std::uint64_t kStopTag = ~std::uint64_t{0};
 constexpr std::uint64_t kListenTag = ~std::uint64_t{1};
 
+// A client asks one thing at a time. It is not read on while so many of its messages wait, or one that
+// brought descriptors.
+constexpr int kMostWaiting = 4;
+
+// Strangers are looked for so often.
+constexpr std::uint64_t kLookNs = 250'000'000;
+
+// A daemon that ends gives its place up in two moves; its successor waits for the second.
+constexpr int kLockTries = 50;
+constexpr useconds_t kLockTryUs = 10'000;
+
+std::uint64_t NowNs() {
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                        std::chrono::steady_clock::now().time_since_epoch())
+                                        .count());
+}
+
 Status Errno(Code code, const std::string& what, const char* hint) {
   return {code, what + ": " + std::strerror(errno) + "." + hint};
 }
@@ -34,6 +56,31 @@ bool AddToEpoll(int epoll, int fd, std::uint64_t tag) {
   event.events = EPOLLIN;
   event.data.u64 = tag;
   return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+Status AlreadyServed(const std::string& path) {
+  return {Code::kAlreadyExists,
+          "a daemon already serves " + path + ". Hint: stop it (bitpager drain), or give another --socket."};
+}
+
+// Nobody may connect between bind and chmod.
+int BindClosed(int socket, const sockaddr_un& address) {
+  const mode_t old_mask = ::umask(0177);
+  const int bound = ::bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(sockaddr_un));
+  ::umask(old_mask);
+  return bound;
+}
+
+// Answers the hello that is to come, and hangs up. What has come already is taken first: a socket that is
+// closed over unread messages tells its peer of the reset before the answer.
+void TurnAway(int socket, const std::string& why) {
+  wire::ReplyBody body;
+  body.code = static_cast<std::uint32_t>(Code::kBudgetExceeded);
+  wire::CopyText(body.message, why);
+  static_cast<void>(wire::SendBody(socket, wire::MessageType::kHello, 1, body).ok());
+  wire::Packet packet;
+  while (wire::ReceivePacket(socket, packet).ok() && !packet.closed) {
+  }
 }
 
 }  // namespace
@@ -55,18 +102,36 @@ Status Listener::Prepare() {
   wire::Result<wire::UniqueFd> bell = MakeBell();
   if (!bell.ok()) return bell.status();
   stop_bell_ = std::move(*bell);
-  epoll_.Reset(::epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_) return Errno(Code::kOutOfMemory, "cannot make an epoll", " Hint: raise ulimit -n.");
+  epoll_ = std::make_shared<const wire::UniqueFd>(::epoll_create1(EPOLL_CLOEXEC));
+  if (!*epoll_) return Errno(Code::kOutOfMemory, "cannot make an epoll", " Hint: raise ulimit -n.");
   if (options_.activated_fd >= 0) {
     socket_.Reset(options_.activated_fd);
   } else {
     Status bound = Bind();
     if (!bound.ok()) return bound;
   }
-  if (!AddToEpoll(epoll_.get(), stop_bell_.get(), kStopTag) ||
-      !AddToEpoll(epoll_.get(), socket_.get(), kListenTag)) {
+  if (!AddToEpoll(epoll_->get(), stop_bell_.get(), kStopTag) ||
+      !AddToEpoll(epoll_->get(), socket_.get(), kListenTag)) {
     return Errno(Code::kInternal, "cannot watch the socket", "");
   }
+  return {};
+}
+
+// ---- the path
+
+Status Listener::LockPath() {
+  const std::string path = options_.path + ".lock";
+  wire::UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) {
+    return Errno(errno == EACCES ? Code::kPermissionDenied : Code::kInvalidArgument, "cannot open " + path,
+                 " Hint: make its directory, or give another --socket.");
+  }
+  for (int tries = 0; ::flock(file.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return Errno(Code::kUnsupported, "cannot lock " + path, "");
+    if (tries == kLockTries) return AlreadyServed(options_.path);
+    ::usleep(kLockTryUs);
+  }
+  lock_ = std::move(file);
   return {};
 }
 
@@ -82,13 +147,14 @@ Status Listener::ClearStale() const {
   wire::UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un)) == 0 ||
       errno == EAGAIN) {
-    return {Code::kAlreadyExists, "a daemon already serves " + options_.path +
-                                      ". Hint: stop it (bitpager drain), or give another --socket."};
+    return AlreadyServed(options_.path);
   }
+  if (errno == ENOENT) return {};  // somebody has just removed it
   if (errno != ECONNREFUSED) {
     return Errno(Code::kPermissionDenied, "cannot tell whether " + options_.path + " is in use", "");
   }
-  if (::unlink(options_.path.c_str()) != 0) {
+  // Not to be removed without the lock: another daemon may be about to replace it, too.
+  if (lock_ && ::unlink(options_.path.c_str()) != 0) {
     return Errno(Code::kPermissionDenied, "cannot remove the stale socket " + options_.path,
                  " Hint: remove it, or give another --socket.");
   }
@@ -96,19 +162,27 @@ Status Listener::ClearStale() const {
 }
 
 Status Listener::Bind() {
+  // Once before the lock, so that a refusal is told at once.
   Status clear = ClearStale();
-  if (!clear.ok()) return clear;
-  const wire::Result<sockaddr_un> address = wire::UnixAddress(options_.path);
-  socket_.Reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket_) return Errno(Code::kUnsupported, "cannot make a SEQPACKET socket", "");
-  // Nobody may connect between bind and chmod.
-  const mode_t old_mask = ::umask(0177);
-  const int bound = ::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un));
-  ::umask(old_mask);
-  if (bound != 0) {
+  if (clear.ok()) clear = LockPath();
+  if (clear.ok()) clear = ClearStale();
+  if (!clear.ok()) {
+    lock_.Reset();
+    return clear;
+  }
+  Status open = BindAndListen(*wire::UnixAddress(options_.path));
+  if (!open.ok()) LeavePath();
+  return open;
+}
+
+Status Listener::BindAndListen(const sockaddr_un& address) {
+  wire::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return Errno(Code::kUnsupported, "cannot make a SEQPACKET socket", "");
+  if (BindClosed(socket.get(), address) != 0) {
     return Errno(errno == EACCES ? Code::kPermissionDenied : Code::kInvalidArgument,
                  "cannot bind " + options_.path, " Hint: make its directory, or give another --socket.");
   }
+  socket_ = std::move(socket);
   if (!options_.group.empty()) {
     const group* found = ::getgrnam(options_.group.c_str());
     if (found == nullptr || ::chown(options_.path.c_str(), static_cast<uid_t>(-1), found->gr_gid) != 0) {
@@ -122,35 +196,49 @@ Status Listener::Bind() {
   return {};
 }
 
+// The lock goes last: until then nobody else can have bound the path.
+void Listener::LeavePath() {
+  if (lock_ && socket_) ::unlink(options_.path.c_str());
+  lock_.Reset();
+}
+
+// ---- connections
+
 Status Listener::Watch(const ConnectionRef& connection, wire::UniqueFd pidfd) {
   const std::uint64_t tag = connection->number | kPidfdBit;
   const std::lock_guard<std::mutex> lock(connection->watch);
   if (connection->lost) return {};
-  if (!AddToEpoll(epoll_.get(), pidfd.get(), tag)) {
+  if (!AddToEpoll(epoll_->get(), pidfd.get(), tag)) {
     return Errno(Code::kInvalidArgument, "the fd that came as a pidfd cannot be watched", "");
   }
   connection->pidfd = std::move(pidfd);
   return {};
 }
 
-void Listener::StopAccepting() {
-  accepting_.store(false, std::memory_order_release);  // pairs with Loop's acquire
-  Ring(stop_bell_.get());
+void Listener::Handled(const ConnectionRef& connection) {
+  const std::lock_guard<std::mutex> lock(connection->watch);
+  --connection->waiting;
+  if (!connection->paused || connection->lost || connection->waiting > 0) return;
+  connection->paused = false;
+  // A connection that cannot be watched any more would be silent for ever.
+  if (!AddToEpoll(connection->epoll->get(), connection->socket.get(), connection->number)) {
+    connection->HangUp();
+  }
 }
 
 void Listener::Stop() {
   stopping_.store(true, std::memory_order_release);  // pairs with Loop's acquire
   if (stop_bell_) Ring(stop_bell_.get());
   if (thread_.joinable()) thread_.join();
-  if (socket_ && options_.activated_fd < 0) ::unlink(options_.path.c_str());
+  LeavePath();
   socket_.Reset();
 }
 
 void Listener::Loop() {
   std::array<epoll_event, 64> events{};
-  bool accepting = true;
   while (!stopping_.load(std::memory_order_acquire)) {
-    const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), -1);
+    const int nap_ms = next_look_ns_ == 0 ? -1 : static_cast<int>(kLookNs / 1'000'000);
+    const int count = ::epoll_wait(epoll_->get(), events.data(), static_cast<int>(events.size()), nap_ms);
     for (int i = 0; i < count; ++i) {
       const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
       if (tag == kStopTag) {
@@ -162,12 +250,15 @@ void Listener::Loop() {
         (tag & kPidfdBit) != 0 ? Lose(connection) : Read(connection);
       }
     }
-    if (accepting && !accepting_.load(std::memory_order_acquire)) {
-      accepting = false;
-      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, socket_.get(), nullptr);
-      if (options_.activated_fd < 0) ::unlink(options_.path.c_str());
-    }
+    if (next_look_ns_ != 0 && NowNs() >= next_look_ns_) LoseStrangers();
   }
+}
+
+bool Listener::Crowded(std::uint32_t uid) const {
+  if (connections_.size() >= options_.max_connections) return true;
+  if (uid == 0 || uid == ::geteuid()) return false;
+  const auto found = by_user_.find(uid);
+  return found != by_user_.end() && found->second >= options_.max_connections_of_user;
 }
 
 void Listener::Accept() {
@@ -180,11 +271,22 @@ void Listener::Accept() {
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) return;
-  const Peer peer{credentials.uid, credentials.gid, credentials.pid};
+  if (Crowded(credentials.uid)) {
+    TurnAway(socket.get(), "the daemon has as many connections as it takes, from uid " +
+                               std::to_string(credentials.uid) +
+                               " or in all. Hint: end some, or raise max_sessions.");
+    return;
+  }
   const int fd = socket.get();
+  const Peer peer{credentials.uid, credentials.gid, credentials.pid};
   auto connection = std::make_shared<Connection>(std::move(socket), peer);
   connection->number = ++last_number_;
-  if (AddToEpoll(epoll_.get(), fd, last_number_)) connections_[last_number_] = std::move(connection);
+  connection->epoll = epoll_;
+  connection->stranger_since_ns = NowNs();
+  if (!AddToEpoll(epoll_->get(), fd, last_number_)) return;
+  ++by_user_[peer.uid];
+  connections_[last_number_] = std::move(connection);
+  if (next_look_ns_ == 0) next_look_ns_ = NowNs() + kLookNs;
 }
 
 void Listener::Read(const ConnectionRef& connection) {
@@ -192,20 +294,51 @@ void Listener::Read(const ConnectionRef& connection) {
   const Status got = wire::ReceivePacket(connection->socket.get(), *packet);
   if (got.code() == Code::kPending || got.code() == Code::kInterrupted) return;
   if (!got.ok() || packet->closed) return Lose(connection);
+  // It may be the one that ends the session of a connection that stays.
+  if (next_look_ns_ == 0) next_look_ns_ = NowNs() + kLookNs;
+  {
+    const std::lock_guard<std::mutex> lock(connection->watch);
+    ++connection->waiting;
+    if (connection->waiting >= kMostWaiting || packet->fd_count > 0) {
+      // Taken out, not only disarmed: a hang-up would be reported over and over.
+      connection->paused = true;
+      ::epoll_ctl(epoll_->get(), EPOLL_CTL_DEL, connection->socket.get(), nullptr);
+    }
+  }
   events_.message(connection, std::move(packet));
+}
+
+void Listener::LoseStrangers() {
+  const std::uint64_t now_ns = NowNs();
+  const std::uint64_t limit_ns = options_.attach_limit_ms * std::uint64_t{1'000'000};
+  bool any = false;
+  std::vector<ConnectionRef> over;
+  for (const auto& [number, connection] : connections_) {
+    if (connection->attached.load(std::memory_order_relaxed)) {
+      connection->stranger_since_ns = 0;
+      continue;
+    }
+    any = true;
+    if (connection->stranger_since_ns == 0) connection->stranger_since_ns = now_ns;
+    if (now_ns - connection->stranger_since_ns >= limit_ns) over.push_back(connection);
+  }
+  for (const ConnectionRef& connection : over) Lose(connection);
+  next_look_ns_ = any ? now_ns + kLookNs : 0;
 }
 
 void Listener::Lose(const ConnectionRef& connection) {
   const int fd = connection->socket.get();
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
   {
     const std::lock_guard<std::mutex> lock(connection->watch);
     connection->lost = true;
+    if (!connection->paused) ::epoll_ctl(epoll_->get(), EPOLL_CTL_DEL, fd, nullptr);
     // The client may hold the pidfd too: closing ours alone would not end the watch.
-    if (connection->pidfd) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->pidfd.get(), nullptr);
+    if (connection->pidfd) ::epoll_ctl(epoll_->get(), EPOLL_CTL_DEL, connection->pidfd.get(), nullptr);
   }
   connection->HangUp();
   connections_.erase(connection->number);
+  const auto user = by_user_.find(connection->peer.uid);
+  if (--user->second == 0) by_user_.erase(user);
   events_.lost(connection);
 }
 

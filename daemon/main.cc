@@ -9,9 +9,12 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <future>
+#include <optional>
 #include <thread>
 
+#include "daemon/background.h"
 #include "daemon/config.h"
 #include "daemon/dispatcher.h"
 #include "daemon/listener.h"
@@ -22,6 +25,7 @@
 #include "daemon/private_life.h"
 #include "daemon/shared_memory.h"
 #include "daemon/telemetry.h"
+#include "daemon/user_namespace.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -54,8 +58,24 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   out.job_host_quota_bytes = budgets.job_host_quota_bytes;
   out.linger_ms = config.linger_ms;
   out.max_sessions = config.max_sessions;
+  out.max_sessions_of_user = config.max_sessions_of_user;
+  out.lease_return_ms = static_cast<std::uint64_t>(config.lease_return_ms);
   out.host_budget_bytes = budgets.host_bytes;
   out.owner_uid = ::getuid();
+  out.ambiguous_uid = AmbiguousUid();
+  return out;
+}
+
+// Beside their sessions, users have connections that ask one thing and go.
+ListenerOptions ListenerOptionsOf(const Config& config, int activated_fd) {
+  constexpr std::uint32_t kOthers = 32;
+  ListenerOptions out;
+  out.path = config.socket_path;
+  out.mode = config.socket_mode;
+  out.group = config.socket_group;
+  out.activated_fd = activated_fd;
+  out.max_connections = config.max_sessions + 4 * kOthers;
+  out.max_connections_of_user = config.max_sessions_of_user + kOthers;
   return out;
 }
 
@@ -104,16 +124,22 @@ class Daemon {
     return {};
   }
 
-  // Until the dispatcher ends.
-  void Run(int signals) {
+  // Until the dispatcher ends. False: the device still works on what a destructor would free.
+  [[nodiscard]] bool Run(int signals) {
     std::thread watcher([this, signals] { WatchSignals(signals); });
-    dispatcher_->Run();
+    const bool let_go = dispatcher_->Run();
     static_cast<void>(NotifyStopping().ok());
     Ring(done_bell_.get());
     watcher.join();
     listener_->Stop();
     telemetry_.Stop();
-    spdlog::info("ended: every session was told");
+    if (let_go) {
+      spdlog::info("ended: every session was told");
+    } else {
+      spdlog::error(
+          "the device did not end what it runs within 40 s; ending under it, every session was told");
+    }
+    return let_go;
   }
 
  private:
@@ -126,14 +152,16 @@ class Daemon {
     Dispatcher* dispatcher = dispatcher_.get();
     ListenerEvents events;
     events.message = [dispatcher](ConnectionRef connection, std::shared_ptr<wire::Packet> packet) {
-      dispatcher->Post([dispatcher, connection, packet] { dispatcher->OnMessage(connection, *packet); });
+      dispatcher->Post([dispatcher, connection, packet] {
+        dispatcher->OnMessage(connection, *packet);
+        Listener::Handled(connection);
+      });
     };
     events.lost = [dispatcher](ConnectionRef connection) {
       dispatcher->Post([dispatcher, connection] { dispatcher->OnLost(connection); });
     };
-    wire::Result<std::unique_ptr<Listener>> listener = Listener::Start(
-        {config_.socket_path, config_.socket_mode, config_.socket_group, activated->value_or(-1)},
-        std::move(events));
+    wire::Result<std::unique_ptr<Listener>> listener =
+        Listener::Start(ListenerOptionsOf(config_, activated->value_or(-1)), std::move(events));
     if (!listener.ok()) return listener.status();
     listener_ = std::move(*listener);
     const std::uint64_t started_ns = clock_.NowNs();
@@ -203,6 +231,12 @@ int Main(int argc, char** argv) {
     std::fputs(loaded->print_and_exit.c_str(), stdout);
     return 0;
   }
+  std::optional<Background> background;
+  if (loaded->config.background) {
+    wire::Result<Background> split = Background::Split();
+    if (!split.ok()) return Refuse(split.status());
+    background = std::move(*split);
+  }
   if (Status logging = StartLog(loaded->config.log_level); !logging.ok()) return Refuse(logging);
   if (Status cores = ForbidCoreDumps(); !cores.ok()) spdlog::warn("{}", cores.message());
   RaiseOpenFiles();
@@ -219,8 +253,10 @@ int Main(int argc, char** argv) {
     spdlog::error("{}", started.message());
     return ExitCodeOf(started);
   }
-  daemon.Run(signals.get());
-  return 0;
+  if (background) background->Serving();
+  if (daemon.Run(signals.get())) return 0;
+  spdlog::shutdown();
+  std::_Exit(1);
 }
 
 }  // namespace

@@ -35,6 +35,8 @@ class Mover {
   [[nodiscard]] const kernels::DeviceSegment* SegmentOf(paging::FrameRef frame) const;
   // The segment of a share domain whose exported fd is `fd`; null when there is none.
   [[nodiscard]] const kernels::DeviceSegment* ExportedBy(int fd, paging::DomainId domain) const;
+  // Pages are on their way between the tiers.
+  [[nodiscard]] bool copying() const { return !copies_.empty(); }
   [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
 
  private:

@@ -94,10 +94,15 @@ bool Session::HeadReady() const {
 void Session::Fail(Code code) {
   if (failed_) return;
   failed_ = true;
-  wire::SegmentHeader& header = view_.header();
-  header.failed.word.store(static_cast<std::uint64_t>(code), std::memory_order_release);
-  header.done.word.store(~std::uint64_t{0}, std::memory_order_release);
+  // Pairs with the client's acquire of `failed` behind its look at `done`.
+  view_.header().failed.word.store(static_cast<std::uint64_t>(code), std::memory_order_release);
+  ReleaseWaiters();
   Ring(completion_bell_.get());
+}
+
+void Session::ReleaseWaiters() {
+  // Pairs with the client's (or its stream's) wait on `done`.
+  view_.header().done.word.store(wire::kDoneReleased, std::memory_order_release);
 }
 
 void Session::AnnounceSleep(bool sleeping) {
@@ -122,15 +127,16 @@ wire::BufferId Session::AddBuffer(const kernels::Import& import, bool writable, 
   return id;
 }
 
-Status Session::RemoveBuffer(wire::BufferId id) {
+wire::Result<BufferRef> Session::RemoveBuffer(wire::BufferId id) {
   const auto found = buffers_.find(id);
   if (found == buffers_.end()) {
-    return {Code::kNotFound, "no buffer " + std::to_string(id.value) + " in this session."};
+    return Status(Code::kNotFound, "no buffer " + std::to_string(id.value) + " in this session.");
   }
   if (found->second->own()) own_buffer_bytes_ -= found->second->bytes();
   buffer_bytes_ -= found->second->bytes();
+  BufferRef removed = std::move(found->second);
   buffers_.erase(found);
-  return {};
+  return removed;
 }
 
 }  // namespace bitpager::daemon

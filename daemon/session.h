@@ -82,6 +82,8 @@ class Session final : public SessionScope {
   [[nodiscard]] bool HeadReady() const;
   // Tells the client that its session is over; later calls change nothing.
   void Fail(wire::Code code);
+  // Again after a run of a failed session has ended: whoever waits for any ticket goes on, and sees `failed`.
+  void ReleaseWaiters();
   [[nodiscard]] bool failed() const { return failed_; }
 
   // Has `epoll` watch the request bell until the session ends: its client holds the bell too, so closing ours
@@ -101,8 +103,8 @@ class Session final : public SessionScope {
     constexpr std::size_t kMostBuffers = std::size_t{1} << 14;
     return buffers_.size() < kMostBuffers && bytes <= kMostBytes - std::min(kMostBytes, buffer_bytes_);
   }
-  // kNotFound.
-  [[nodiscard]] wire::Status RemoveBuffer(wire::BufferId id);
+  // kNotFound. Its last user, perhaps the caller, ends it.
+  [[nodiscard]] wire::Result<BufferRef> RemoveBuffer(wire::BufferId id);
   [[nodiscard]] std::uint64_t own_buffer_bytes() const { return own_buffer_bytes_; }
   void AddExtent(Extent* extent) { extents_[extent->id] = extent; }
   void RemoveExtent(wire::ExtentId id) { extents_.erase(id); }

@@ -47,8 +47,8 @@ target_link_libraries(bitpager_zmq INTERFACE ${zmq_link})
 target_include_directories(bitpager_zmq SYSTEM INTERFACE ${ZMQ_INCLUDE_DIR})
 
 add_library(bitpager_daemon_surroundings STATIC
-  accept_guard.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
-  snapshot.cc snapshot_text.cc telemetry.cc)
+  accept_guard.cc background.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
+  snapshot.cc snapshot_text.cc telemetry.cc user_namespace.cc)
 target_link_libraries(bitpager_daemon_surroundings
   PUBLIC bitpager_wire bitpager_options ${spdlog_target} nlohmann_json::nlohmann_json
   PRIVATE CLI11::CLI11 bitpager_zmq Threads::Threads)

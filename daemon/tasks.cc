@@ -95,8 +95,7 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
     task.request = *request;
     requests_[*request] = session.identity().id;
     if (!core_.pager.Servable(*request)) {
-      // The device refused memory before; by now it may have some.
-      static_cast<void>(core_.pager.SetDeviceFrames(core_.settings.pager.device_frames).ok());
+      core_.room.AskAgain();  // the device refused memory before; by now it may have some
     }
     return;
   }
@@ -157,26 +156,37 @@ int Tasks::PumpPager() {
   touched_ = false;
   actions_ = {};
   core_.pager.Pump(actions_);
-  if (actions_.empty()) return 0;
+  const int starved = leases_.overdue() ? RefuseStarved() : 0;
+  if (actions_.empty()) return starved;
   const int refused = core_.mover.Apply(actions_);
   LaunchAll(actions_.runs);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
   for (const wire::RequestId request : actions_.finished) Finished(request);
-  if (refused > 0) RefuseStarved();
+  if (refused > 0) {
+    core_.room.Refused(core_.clock.NowNs());
+    touched_ = true;
+    static_cast<void>(RefuseStarved());
+  }
   return 1;
 }
 
-void Tasks::RefuseStarved() {
-  touched_ = true;
+int Tasks::RefuseStarved() {
+  const std::string overdue = leases_.OverdueText();
+  const std::string window = std::to_string(core_.settings.pager.window_pages * core_.page_bytes());
+  int refused = 0;
   for (const auto& [id, session] : core_.registry.sessions()) {
     if (!session->active || core_.pager.Servable(session->active->request)) continue;
-    session->active->refused = {Code::kOutOfMemory,
-                                "the device has no memory for one window of " +
-                                    std::to_string(core_.settings.pager.window_pages * core_.page_bytes()) +
-                                    " bytes, although the budget allows it; nothing was applied. Hint: free "
-                                    "memory of the device, then try again."};
+    session->active->refused = {
+        Code::kOutOfMemory,
+        overdue.empty() ? "the device has no memory for one window of " + window +
+                              " bytes, although the budget allows it; nothing was applied. Hint: free "
+                              "memory of the device, then try again."
+                        : "not applied, no device memory for a window: " + overdue};
     core_.pager.Cancel(session->active->request);
+    ++refused;
   }
+  if (refused > 0) touched_ = true;
+  return refused;
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
@@ -236,6 +246,8 @@ void Tasks::RunEnded(const Run& run) {
   if (ActiveTask* task = TaskOf(run.request, &session); task != nullptr && --task->runs_in_flight == 0) {
     task->idle_since_ns = core_.clock.NowNs();
   }
+  // The device has stored the ticket into `done` behind the run, over what the failure had put there.
+  if (session != nullptr && session->failed()) session->ReleaseWaiters();
   core_.pager.RunDone(run.request, run.window);
   touched_ = true;
 }

@@ -26,6 +26,8 @@ class Tasks {
   int PumpPager();
   // Something may have changed what the pager would decide.
   void Touch() { touched_ = true; }
+  // Windows that were launched have not been seen to end.
+  [[nodiscard]] bool running() const { return !runs_.empty(); }
   [[nodiscard]] bool idle() const { return runs_.empty() && core_.mover.idle(); }
   // The device failed: nothing that is under way will be whole. Ends every session with kDeviceFault.
   void FailAll(const wire::Status& fault);
@@ -51,8 +53,9 @@ class Tasks {
   void Launch(std::span<const paging::RunAction> runs);
   void RunEnded(const Run& run);
   void Finished(wire::RequestId request);
-  // The device has less memory than the budget says: cancels what could never start.
-  void RefuseStarved();
+  // The device has less memory than the budget says, or leases do not come back: cancels what could never
+  // start. Returns how many.
+  int RefuseStarved();
   void FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion);
   void Complete(Session& session, wire::CompletionRecord& completion, const wire::Status& status);
   [[nodiscard]] ActiveTask* TaskOf(wire::RequestId request, Session** session);

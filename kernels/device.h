@@ -159,7 +159,7 @@ struct DeviceOptions {
   std::string kind = "cpu";
   int index = 0;
   int threads = 0;                   // CPU device: compute threads; 0 = the processors this process may use
-  std::string uuid;                  // CUDA: "GPU-..." names the device, whatever its index; empty: `index`
+  std::string uuid = {};             // CUDA: "GPU-..." names the device, whatever its index; empty: `index`
   bool managed = false;              // CUDA: device frames are managed memory, for machines that like it
   bool managed_beyond_free = false;  // CUDA, managed: more than the device has free may be allocated
 };

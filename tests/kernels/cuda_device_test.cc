@@ -1,0 +1,338 @@
+// The conformance suite on a GPU, and what only the CUDA device promises, through the device interface.
+// Skipped where no GPU is usable.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <set>
+
+#include "tests/kernels/cuda_helper.h"
+#include "tests/kernels/device_conformance.h"
+
+namespace bitpager::kernels {
+namespace {
+
+INSTANTIATE_TEST_SUITE_P(Cuda, DeviceConformance, ::testing::Values(DeviceOptions{"cuda"}));
+INSTANTIATE_TEST_SUITE_P(CudaManaged, DeviceConformance,
+                         ::testing::Values(DeviceOptions{"cuda", 0, 0, "", true}));
+
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
+double Seconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+class CudaDevice : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why;
+    static_cast<void>(ListDevices(&why));
+    if (!why.empty()) GTEST_SKIP() << why;
+    auto opened = OpenDevice({"cuda"});
+    ASSERT_TRUE(opened.ok()) << opened.status().message();
+    device_ = std::move(*opened);
+  }
+  // One byte of device memory.
+  int ByteAt(const std::byte* at) {
+    auto* host = device_->AllocateScratch(1);
+    device_->Synchronize(device_->Copy(Queue::kStore, host, at, 1));
+    const int out = std::to_integer<int>(*host);
+    device_->FreeScratch(host);
+    return out;
+  }
+  [[nodiscard]] std::uint64_t FreeBytes() const { return device_->Info().free_bytes; }
+
+  std::unique_ptr<Device> device_;
+};
+
+TEST_F(CudaDevice, IsListedAndFoundByUuid) {
+  std::string why;
+  const auto listed = ListDevices(&why);
+  EXPECT_EQ(why, "");
+  const auto found =
+      std::find_if(listed.begin(), listed.end(), [](const auto& d) { return d.kind == "cuda"; });
+  ASSERT_NE(found, listed.end());
+  std::printf("%s %s %s driver %s, %.1f GiB\n", found->name.c_str(), found->uuid.c_str(),
+              found->architecture.c_str(), found->driver.c_str(),
+              static_cast<double>(found->total_bytes) / (1 << 30));
+  EXPECT_EQ(found->uuid.rfind("GPU-", 0), 0U);
+  EXPECT_EQ(found->uuid.size(), 40U);
+  EXPECT_EQ(device_->Info().uuid, found->uuid);
+  EXPECT_FALSE(device_->Info().rings_progress);
+  EXPECT_TRUE(OpenDevice({"cuda", 99, 0, found->uuid}).ok());
+  const auto missing = OpenDevice({"cuda", 0, 0, "GPU-00000000-0000-0000-0000-000000000000"});
+  EXPECT_EQ(missing.status().code(), wire::Code::kNotFound);
+  EXPECT_NE(missing.status().message().find(found->uuid), std::string::npos);
+  EXPECT_EQ(OpenDevice({"cuda", 99}).status().code(), wire::Code::kNotFound);
+}
+
+TEST_F(CudaDevice, GrowsAndShrinksToWhereItWas) {
+  const std::uint64_t before = FreeBytes();
+  std::set<const std::byte*> addresses;
+  for (int round = 0; round < 3; ++round) {
+    std::vector<std::uint32_t> ids;
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 32; ++i) {
+      const auto made = device_->AllocateSegment(32, 2 * kMiB, 0);
+      ASSERT_TRUE(made.ok()) << made.status().message();
+      ids.push_back(made->id);
+      addresses.insert(made->base);
+    }
+    const double grown = Seconds(start);
+    EXPECT_LE(FreeBytes(), before - 32 * 64 * kMiB);
+    const auto shrinking = std::chrono::steady_clock::now();
+    for (const std::uint32_t id : ids) device_->FreeSegment(id);
+    std::printf("segment of 64 MiB: %.0f us to allocate, %.0f us to free\n", grown / 32 * 1e6,
+                Seconds(shrinking) / 32 * 1e6);
+    EXPECT_GE(FreeBytes() + 4 * kMiB, before);
+  }
+  EXPECT_EQ(addresses.size(), 32U);  // address ranges serve again
+}
+
+TEST_F(CudaDevice, RefusesWhatDoesNotFitWithTheBytes) {
+  const std::uint64_t free = FreeBytes();
+  const auto refused = device_->AllocateSegment(static_cast<std::uint32_t>(free / kMiB + 1024), kMiB, 0);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), wire::Code::kOutOfMemory);
+  EXPECT_NE(refused.status().message().find("are free"), std::string::npos) << refused.status().message();
+  EXPECT_GE(FreeBytes() + 4 * kMiB, free);
+  EXPECT_TRUE(device_->TakeFault().ok());
+  const auto after = device_->AllocateSegment(1, kMiB, 0);
+  ASSERT_TRUE(after.ok());
+  device_->Synchronize(device_->Fill(Queue::kCompute, after->base, 3, kMiB));
+  EXPECT_EQ(ByteAt(after->base + kMiB - 1), 3);
+}
+
+TEST_F(CudaDevice, ManagedRefusesMoreThanIsFree) {
+  device_.reset();
+  auto opened = OpenDevice({"cuda", 0, 0, "", true});
+  ASSERT_TRUE(opened.ok());
+  device_ = std::move(*opened);
+  EXPECT_FALSE(device_->Info().exports);
+  const std::uint64_t free = FreeBytes();
+  EXPECT_EQ(device_->AllocateSegment(static_cast<std::uint32_t>(free / kMiB + 64), kMiB, 0).status().code(),
+            wire::Code::kOutOfMemory);
+  const auto made = device_->AllocateSegment(32, 2 * kMiB, 0);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  EXPECT_LE(FreeBytes() + 60 * kMiB, free);  // populated on the device
+  device_->FreeSegment(made->id);
+  EXPECT_GE(FreeBytes() + 4 * kMiB, free);
+}
+
+TEST_F(CudaDevice, ExportsSegmentsThatAnotherProcessMaps) {
+  const auto segment = device_->AllocateSegment(32, 2 * kMiB, 1000);
+  ASSERT_TRUE(segment.ok());
+  ASSERT_GE(segment->fd, 0);
+  EXPECT_EQ(segment->fd_offset, 0U);
+  device_->Synchronize(device_->Fill(Queue::kCompute, segment->base, 0x77, 64 * kMiB));
+  testing::CudaHelper helper("ReadsASegment");
+  const std::uint64_t bytes = 64 * kMiB;
+  helper.Send(&bytes, sizeof(bytes), {segment->fd});
+  EXPECT_EQ(helper.Receive<int>(), 0x77);
+  EXPECT_EQ(ByteAt(segment->base + 64 * kMiB - 1), 0x78);  // what the other process wrote
+  helper.Kill();
+  EXPECT_EQ(device_->AllocateSegment(1, 2 * kMiB, 0)->fd, -1);
+}
+
+ImportSource IpcSource(const testing::IpcOffer& offer) {
+  ImportSource source;
+  source.kind = MemoryKind::kDeviceIpc;
+  source.bytes = offer.bytes;
+  std::memcpy(source.handle.data(), offer.handle, sizeof(offer.handle));
+  return source;
+}
+
+TEST_F(CudaDevice, ImportsMemoryOfAClientThatDies) {
+  const std::uint64_t before = FreeBytes();
+  testing::CudaHelper helper("OffersAnAllocation");
+  const auto offer = helper.Receive<testing::IpcOffer>();
+  ImportSource source = IpcSource(offer);
+  source.bytes = offer.bytes * 64;
+  EXPECT_EQ(device_->ImportMemory(source).status().code(), wire::Code::kOutOfRange);
+  source.bytes = offer.bytes;
+  const auto start = std::chrono::steady_clock::now();
+  const auto import = device_->ImportMemory(source);
+  ASSERT_TRUE(import.ok()) << import.status().message();
+  std::printf("inter-process handle: %.0f us to open\n", Seconds(start) * 1e6);
+  EXPECT_EQ(ByteAt(import->base + offer.bytes - 1), 0x5A);
+  helper.Kill();
+  for (int i = 0; i < 100; ++i) device_->Fill(Queue::kCompute, import->base, i, offer.bytes);
+  device_->Synchronize(device_->Fill(Queue::kCompute, import->base, 0x21, offer.bytes));
+  EXPECT_EQ(ByteAt(import->base), 0x21);
+  EXPECT_TRUE(device_->TakeFault().ok());
+  device_->ReleaseImport(import->id);
+  for (int i = 0; i < 100 && FreeBytes() + 4 * kMiB < before; ++i) usleep(20'000);
+  EXPECT_GE(FreeBytes() + 4 * kMiB, before);
+}
+
+TEST_F(CudaDevice, RefusesHandlesThatAreNone) {
+  ImportSource source;
+  source.kind = MemoryKind::kDeviceIpc;
+  source.bytes = 4096;
+  EXPECT_EQ(device_->ImportMemory(source).status().code(), wire::Code::kInvalidArgument);
+  std::mt19937 random(11);
+  for (int round = 0; round < 20; ++round) {
+    for (std::byte& byte : source.handle) byte = static_cast<std::byte>(random());
+    EXPECT_FALSE(device_->ImportMemory(source).ok());
+  }
+  const int file = memfd_create("none", MFD_CLOEXEC);
+  ImportSource vmm;
+  vmm.kind = MemoryKind::kDeviceVmm;
+  const std::vector<int> fds{file};
+  vmm.fds = fds;
+  vmm.handle_bytes = 2 * kMiB;
+  vmm.bytes = 2 * kMiB;
+  EXPECT_EQ(device_->ImportMemory(vmm).status().code(), wire::Code::kInvalidArgument);
+  vmm.handle_bytes = 4097;
+  EXPECT_EQ(device_->ImportMemory(vmm).status().code(), wire::Code::kInvalidArgument);
+  vmm.fds = {};
+  EXPECT_EQ(device_->ImportMemory(vmm).status().code(), wire::Code::kInvalidArgument);
+  close(file);
+  EXPECT_TRUE(device_->TakeFault().ok());
+}
+
+TEST_F(CudaDevice, MapsSeveralHandlesAsOneRange) {
+  const std::uint64_t before = FreeBytes();
+  testing::CudaHelper helper("OffersPhysicalHandles");
+  std::vector<int> fds;
+  const auto offer = helper.Receive<testing::VmmOffer>(&fds);
+  ASSERT_EQ(fds.size(), 3U);
+  ImportSource source;
+  source.kind = MemoryKind::kDeviceVmm;
+  source.fds = fds;
+  source.handle_bytes = offer.handle_bytes;
+  source.bytes = 3 * offer.handle_bytes + 1;
+  EXPECT_EQ(device_->ImportMemory(source).status().code(), wire::Code::kOutOfRange);
+  source.bytes = 3 * offer.handle_bytes - 5;
+  ImportSource twice = source;
+  twice.handle_bytes *= 2;
+  EXPECT_FALSE(device_->ImportMemory(twice).ok());  // longer than the handles are
+  const auto start = std::chrono::steady_clock::now();
+  const auto import = device_->ImportMemory(source);
+  ASSERT_TRUE(import.ok()) << import.status().message();
+  std::printf("3 physical handles of %llu MiB: %.0f us to map\n",
+              static_cast<unsigned long long>(offer.handle_bytes / kMiB), Seconds(start) * 1e6);
+  for (const int fd : fds) close(fd);
+  helper.Kill();
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(ByteAt(import->base + i * offer.handle_bytes), static_cast<int>(i + 1));
+  }
+  device_->Synchronize(device_->Fill(Queue::kLoad, import->base, 9, source.bytes));  // across the seams
+  EXPECT_EQ(ByteAt(import->base + source.bytes - 1), 9);
+  device_->ReleaseImport(import->id);
+  for (int i = 0; i < 100 && FreeBytes() + 4 * kMiB < before; ++i) usleep(20'000);
+  EXPECT_GE(FreeBytes() + 4 * kMiB, before);
+}
+
+TEST_F(CudaDevice, CopiesBothWaysAtOnceAtTheRateOfTheLink) {
+  constexpr std::uint64_t kBytes = 512 * kMiB;
+  const auto segment = device_->AllocateSegment(512, 2 * kMiB, 0);
+  const auto region = device_->ReserveHost(2 * kBytes);
+  ASSERT_TRUE(segment.ok() && region.ok());
+  std::byte* const in = segment->base;
+  std::byte* const out = segment->base + kBytes;
+  const auto both = [&](bool load, bool store) {
+    double best = 1e9;
+    for (int round = 0; round < 4; ++round) {  // the first one pins
+      const auto start = std::chrono::steady_clock::now();
+      Event loaded;
+      Event stored;
+      for (std::uint64_t at = 0; at < kBytes; at += 16 * kMiB) {
+        if (load) loaded = device_->Copy(Queue::kLoad, in + at, region->base + at, 16 * kMiB);
+        if (store) stored = device_->Copy(Queue::kStore, region->base + kBytes + at, out + at, 16 * kMiB);
+      }
+      device_->Synchronize(loaded);
+      device_->Synchronize(stored);
+      best = std::min(best, Seconds(start));
+    }
+    return static_cast<double>(kBytes) / best / 1e9;
+  };
+  const double load = both(true, false);
+  const double store = both(false, true);
+  const double overlapped = both(true, true);
+  const auto base = testing::PlainCopyRates(kBytes);
+  std::printf(
+      "copies, GB/s: to the device %.1f (cudaMemcpyAsync alone %.1f), back %.1f (%.1f), both at once "
+      "%.1f each way (%.1f)\n",
+      load, base.load, store, base.store, overlapped, base.both);
+  EXPECT_GT(load, 0.9 * base.load);
+  EXPECT_GT(store, 0.9 * base.store);
+  EXPECT_GT(overlapped, 0.9 * base.both);
+  EXPECT_EQ(device_->Info().unpinned_copies, 0U);
+  EXPECT_GE(device_->Info().pinned_host_bytes, 2 * kBytes);
+}
+
+TEST_F(CudaDevice, UnsharingWaitsForPendingSignals) {
+  const auto segment = device_->AllocateSegment(64, 2 * kMiB, 0);
+  ASSERT_TRUE(segment.ok());
+  const int fd = memfd_create("session", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(fd, 4096), 0);
+  void* const ours = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  for (std::uint64_t round = 1; round <= 20; ++round) {
+    ASSERT_TRUE(device_->ShareWords(ours, 4096).ok());
+    device_->Fill(Queue::kCompute, segment->base, 1, 128 * kMiB);
+    device_->Signal(Queue::kCompute, static_cast<std::atomic<std::uint64_t>*>(ours), round);
+    device_->UnshareWords(ours);
+    EXPECT_EQ(*static_cast<std::uint64_t*>(ours), round);
+  }
+  EXPECT_TRUE(device_->TakeFault().ok());
+  munmap(ours, 4096);
+  close(fd);
+}
+
+TEST_F(CudaDevice, HostFramesKeepTheirContentAcrossPieces) {
+  const std::uint64_t bytes = 600 * kMiB;  // three pieces
+  const auto region = device_->ReserveHost(bytes);
+  const auto segment = device_->AllocateSegment(16, 2 * kMiB, 0);
+  ASSERT_TRUE(region.ok() && segment.ok());
+  std::byte* const seam = region->base + 256 * kMiB - 3 * kMiB;
+  auto* const values = reinterpret_cast<std::uint32_t*>(seam);
+  for (std::uint32_t i = 0; i < 32 * kMiB / 4; ++i) values[i] = i * 2654435761U;
+  device_->Copy(Queue::kLoad, segment->base, seam, 32 * kMiB);
+  device_->Synchronize(device_->Fill(Queue::kLoad, seam, 0, 32 * kMiB));
+  ASSERT_EQ(values[8 * kMiB - 1], 0U);
+  device_->Synchronize(device_->Copy(Queue::kStore, seam, segment->base, 32 * kMiB));
+  for (std::uint32_t i = 0; i < 32 * kMiB / 4; ++i) ASSERT_EQ(values[i], i * 2654435761U);
+}
+
+TEST_F(CudaDevice, WhatIsEnqueuedCostsLittle) {
+  const auto segment = device_->AllocateSegment(1, 2 * kMiB, 0);
+  ASSERT_TRUE(segment.ok());
+  const auto time = [](int rounds, const auto& body) {
+    body();
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < rounds; ++i) body();
+    return Seconds(start) / rounds * 1e6;
+  };
+  const double scratch = time(100'000, [&] { device_->FreeScratch(device_->AllocateScratch(16)); });
+  Event last;
+  const double fill = time(200, [&] { last = device_->Fill(Queue::kCompute, segment->base, 0, 256); });
+  device_->Synchronize(last);
+  const double round_trip =
+      time(200, [&] { device_->Synchronize(device_->Fill(Queue::kCompute, segment->base, 0, 256)); });
+  const double done = time(100'000, [&] { static_cast<void>(device_->Done(last)); });
+  const double info = time(20, [&] { static_cast<void>(device_->Info()); });
+  std::printf("us: scratch %.3f, enqueue %.2f, enqueue and wait %.2f, done %.4f, info %.1f\n", scratch, fill,
+              round_trip, done, info);
+  EXPECT_LT(scratch, 1.0);
+  EXPECT_LT(round_trip, 100.0);
+}
+
+// In another process: a sticky fault ends all work of the one that has it.
+TEST_F(CudaDevice, FaultsAreStickyAndNothingCompletesAfterwards) {
+  testing::CudaHelper helper("Faults");
+  const auto seen = helper.Receive<testing::FaultReport>();
+  EXPECT_EQ(seen.before, static_cast<int>(wire::Code::kOk));
+  EXPECT_EQ(seen.after, static_cast<int>(wire::Code::kDeviceFault));
+  EXPECT_EQ(seen.again, static_cast<int>(wire::Code::kDeviceFault));
+  EXPECT_EQ(seen.done, 0);
+  std::printf("%s\n", seen.message);
+  // Ours is untouched.
+  const auto segment = device_->AllocateSegment(1, 2 * kMiB, 0);
+  ASSERT_TRUE(segment.ok());
+  device_->Synchronize(device_->Fill(Queue::kCompute, segment->base, 4, 64));
+  EXPECT_EQ(ByteAt(segment->base), 4);
+  EXPECT_TRUE(device_->TakeFault().ok());
+}
+
+}  // namespace
+}  // namespace bitpager::kernels

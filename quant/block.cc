@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <vector>
 
 #include "quant/encode.h"
 #include "quant/weight_layout.h"
@@ -15,6 +16,21 @@ constexpr float kTinyAbsmax = 0x1p-120F;
 
 float Normalised(wire::DType dtype, const void* in, std::size_t i, Reciprocal r) {
   return LoadAs(dtype, in, i) * r.pre * r.inverse;
+}
+
+// Running sums by index modulo kMeanSums, folded by halves.
+template <typename T>
+double OrderedSum(std::span<const T> values) {
+  std::array<double, kMeanSums> sums{};
+  std::size_t i = 0;
+  for (; i + kMeanSums <= values.size(); i += kMeanSums) {
+    for (std::size_t k = 0; k < kMeanSums; ++k) sums[k] += values[i + k];
+  }
+  for (std::size_t k = 0; i + k < values.size(); ++k) sums[k] += values[i + k];
+  for (std::size_t apart = kMeanSums / 2; apart != 0; apart /= 2) {
+    for (std::size_t k = 0; k < apart; ++k) sums[k] += sums[k + apart];
+  }
+  return sums[0];
 }
 
 }  // namespace
@@ -68,12 +84,19 @@ void DecodeBlock8(const Map256& map, wire::DType dtype, const std::uint8_t* code
   for (std::size_t i = 0; i < elements; ++i) StoreAs(dtype, out, i, map[codes[i]] * absmax);
 }
 
+float MeanAbsmax(std::span<const float> absmax) {
+  if (absmax.empty()) return 0.0F;
+  std::vector<double> chunks;
+  chunks.reserve(absmax.size() / kMeanChunk + 1);
+  for (std::size_t first = 0; first < absmax.size(); first += kMeanChunk) {
+    chunks.push_back(OrderedSum(absmax.subspan(first, std::min(kMeanChunk, absmax.size() - first))));
+  }
+  const double total = OrderedSum(std::span<const double>(chunks));
+  return static_cast<float>(total / static_cast<double>(absmax.size()));
+}
+
 void NestAbsmax(std::span<const float> absmax, std::uint8_t* codes, float* absmax2, float* offset) {
-  std::array<double, 8> sums{};
-  for (std::size_t i = 0; i < absmax.size(); ++i) sums[i % 8] += absmax[i];
-  double total = 0.0;
-  for (const double sum : sums) total += sum;
-  const float mean = absmax.empty() ? 0.0F : static_cast<float>(total / static_cast<double>(absmax.size()));
+  const float mean = MeanAbsmax(absmax);
   *offset = mean;
   std::array<float, kNestedBlock> centred{};
   for (std::size_t first = 0; first < absmax.size(); first += kNestedBlock) {

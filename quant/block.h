@@ -36,8 +36,16 @@ float EncodeBlock8(const Thresholds256& thresholds, wire::DType dtype, const voi
 void DecodeBlock8(const Map256& map, wire::DType dtype, const std::uint8_t* codes, std::size_t elements,
                   float absmax, void* out);
 
-// Double quantization: offset = mean of absmax (fixed order: eight running sums in double, by index modulo
-// 8), then (absmax - offset) in blocks of 256 with the signed dynamic map.
+// The order in which absmaxes are summed: in chunks of kMeanChunk; in a chunk, kMeanSums running sums in
+// double by index modulo kMeanSums, folded by halves (sum k += sum k + 16, then + 8, 4, 2, 1); the chunks'
+// sums in the same way. Many processors can work on it at once, and the result is the same.
+inline constexpr std::size_t kMeanChunk = 4096;
+inline constexpr std::size_t kMeanSums = 32;
+// Mean of the absmaxes in that order, rounded once; 0 for none.
+[[nodiscard]] float MeanAbsmax(std::span<const float> absmax);
+
+// Double quantization: offset = MeanAbsmax, then (absmax - offset) in blocks of 256 with the signed dynamic
+// map.
 void NestAbsmax(std::span<const float> absmax, std::uint8_t* codes, float* absmax2, float* offset);
 // absmax of block i of the weight: map[codes[i]] * absmax2[i / 256] + offset.
 [[nodiscard]] inline float UnnestAbsmax(std::uint8_t code, float absmax2, float offset) {

@@ -16,10 +16,5 @@ namespace {
 
 PENDING(Step, StepArgs)
 PENDING(MoveStates, StatePlanesArgs)
-PENDING(Dequantize, DequantizeArgs)
-PENDING(BlockAbsmax, BlockAbsmaxArgs)
-PENDING(NestAbsmax, NestAbsmaxArgs)
-PENDING(Quantize, QuantizeArgs)
-PENDING(MovePacked, PackedArgs)
 
 }  // namespace bitpager::kernels::cuda

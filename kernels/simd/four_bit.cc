@@ -357,18 +357,8 @@ void UnnestRun(const std::uint8_t* codes, std::uint64_t first_block, std::uint64
   }
 }
 
-// Eight sums by index modulo 8, whatever the processor: the order is part of the format's definition here.
 float NestMean(const float* absmax, std::uint64_t blocks) {
-  if (blocks == 0) return 0.0F;
-  std::array<double, 8> sums{};
-  std::uint64_t i = 0;
-  for (; i + 8 <= blocks; i += 8) {
-    for (std::size_t k = 0; k < 8; ++k) sums[k] += absmax[i + k];
-  }
-  for (std::size_t k = 0; i + k < blocks; ++k) sums[k] += absmax[i + k];
-  double total = 0.0;
-  for (const double sum : sums) total += sum;
-  return static_cast<float>(total / static_cast<double>(blocks));
+  return quant::MeanAbsmax({absmax, blocks});
 }
 
 void NestRun(const float* absmax, std::uint64_t blocks, float mean, std::uint8_t* codes, float* absmax2) {

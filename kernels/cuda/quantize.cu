@@ -1,0 +1,184 @@
+// Quantize and BlockAbsmax: fp32, fp16 or bf16 to packed 4-bit codes and absmaxes, in pages or plain planes,
+// one pass over the input (block_tile.cuh).
+//
+// Encoding: a value's bin (encode4.h) by one multiply-add, the bin's only pivot and code from the lane that
+// keeps the bin, one comparison. The shuffles read only the low five bits of the lane number, so the
+// multiply-add's result is used as it is.
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cuda/block_tile.cuh"
+#include "kernels/cuda/encode4.h"
+#include "kernels/cuda/packed.h"
+#include "kernels/cuda/status.h"
+#include "kernels/cuda/weight_run.h"
+#include "kernels/cuda/weights.h"
+
+namespace bitpager::kernels::cuda {
+namespace {
+
+struct QuantizeParams {
+  WeightRun runs[kRunsPerLaunch];
+  EncodeTable table;
+  std::uint32_t log2_block;
+  bool fp4;
+  bool absmax_given;  // read from `scales`, not computed and written there
+};
+static_assert(sizeof(QuantizeParams) <= 4096);
+
+// What a lane keeps of the table.
+struct LaneEntry {
+  float pivot;
+  unsigned codes;
+};
+
+// Code of x in [-1, 1]. All lanes of the warp.
+__device__ unsigned Encode(LaneEntry mine, bool fp4, float x) {
+  if (!fp4) {
+    const int bin = __float_as_int(__fmaf_rn(x, kNf4Scale, kNf4Shift));
+    const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
+    return __shfl_sync(kWholeWarp, mine.codes, bin) + (x > pivot ? 1U : 0U);
+  }
+  const float magnitude = fabsf(x);
+  const int bin = __float_as_int(__fmaf_rn(magnitude, kFp4Scale, kFp4Shift));
+  const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
+  const unsigned both = __shfl_sync(kWholeWarp, mine.codes, bin);
+  return (magnitude > pivot ? both >> 4 : both & 15U) | (x < 0.0F ? 8U : 0U);
+}
+
+// The even element of a byte in its high nibble, the first byte lowest.
+__device__ std::uint32_t Pack(const unsigned (&codes)[8]) {
+  std::uint32_t word = 0;
+#pragma unroll
+  for (int i = 6; i >= 0; i -= 2) word = (word * 16 + codes[i]) * 16 + codes[i + 1];
+  return word;
+}
+
+// Codes of one vector; `valid` of its elements are of the tensor, the others take the code of zero.
+__device__ std::uint32_t EncodeEight(LaneEntry mine, bool fp4, const float (&x)[8], Normaliser n, int valid) {
+  unsigned codes[8];
+  if (!__any_sync(kWholeWarp, n.unusual)) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) codes[i] = Encode(mine, fp4, x[i] * n.inverse);
+    return Pack(codes);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float normal = i < valid ? x[i] * n.pre * n.inverse : 0.0F;
+    const bool nan = normal != normal;
+    const unsigned code = Encode(mine, fp4, nan ? 0.0F : normal);
+    codes[i] = nan ? 0U : code;
+  }
+  return Pack(codes);
+}
+
+// Grid: tiles of the longest run, runs. A run without `packed` gets its absmaxes alone.
+template <wire::DType kType>
+__global__ void __launch_bounds__(kTileThreads) QuantizeKernel(const __grid_constant__ QuantizeParams p) {
+  __shared__ std::uint32_t chunks[kTileChunks];
+  const WeightRun& run = p.runs[blockIdx.y];
+  const std::uint64_t first = std::uint64_t{blockIdx.x} * kTileElements;
+  if (first >= run.elements) return;
+  const std::uint64_t left = run.elements - first;
+  BlockTile<kType> tile;
+  tile.Load(run.plain + first * kBytesOf<kType>, left, run.vectorised != 0);
+  auto* const absmax = reinterpret_cast<float*>(run.scales) + (first >> p.log2_block);
+  std::uint32_t most[kTileVectors];
+  if (p.absmax_given) {
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) {
+      most[v] = VectorAt(v) < left ? __float_as_uint(absmax[VectorAt(v) >> p.log2_block]) : 0U;
+    }
+  } else {
+    tile.Absmax(p.log2_block, chunks, most);
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) {
+      const bool begins = (VectorAt(v) & ((1U << p.log2_block) - 1)) == 0;
+      if (begins && VectorAt(v) < left) absmax[VectorAt(v) >> p.log2_block] = __uint_as_float(most[v]);
+    }
+  }
+  if (run.packed == nullptr) return;
+  const LaneEntry mine = {p.table.pivots[threadIdx.x % 32], p.table.codes[threadIdx.x % 32]};
+  const bool whole = run.vectorised != 0 && left >= kTileElements;
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) {
+    const long long valid = static_cast<long long>(left) - VectorAt(v);
+    float x[8];
+    tile.vectors[v].ToFloats(x);
+    const int inside = static_cast<int>(valid < 8 ? valid : 8);
+    const std::uint32_t word = EncodeEight(mine, p.fp4, x, NormaliserOf(most[v]), inside);
+    std::uint8_t* const at = run.packed + (first + VectorAt(v)) / 2;
+    if (whole) {
+      *reinterpret_cast<std::uint32_t*>(at) = word;
+    } else {
+      for (int i = 0; 2 * i < inside; ++i) at[i] = static_cast<std::uint8_t>(word >> (8 * i));
+    }
+  }
+}
+
+wire::Status Launch(CUstream_st* stream, wire::DType type, const QuantizeParams& p, std::size_t runs,
+                    std::uint64_t longest) {
+  const dim3 grid(static_cast<unsigned>((longest + kTileElements - 1) / kTileElements),
+                  static_cast<unsigned>(runs));
+  switch (type) {
+    case wire::DType::kF32:
+      QuantizeKernel<wire::DType::kF32><<<grid, kTileThreads, 0, stream>>>(p);
+      break;
+    case wire::DType::kF16:
+      QuantizeKernel<wire::DType::kF16><<<grid, kTileThreads, 0, stream>>>(p);
+      break;
+    default:
+      QuantizeKernel<wire::DType::kBF16><<<grid, kTileThreads, 0, stream>>>(p);
+  }
+  return LaunchStatus("quantize");
+}
+
+}  // namespace
+
+wire::Status QuantizeRuns(CUstream_st* stream, const RunFormat& format, wire::DType in_dtype,
+                          bool absmax_given, std::span<const WeightRun> runs) {
+  QuantizeParams p{};
+  p.fp4 = format.type == wire::QuantType::kFP4;
+  p.table = p.fp4 ? kFp4Encode : kNf4Encode;
+  p.log2_block = Log2(format.blocksize);
+  p.absmax_given = absmax_given;
+  return InBatches(runs, [&](std::span<const WeightRun> batch, std::uint64_t longest) {
+    std::copy(batch.begin(), batch.end(), p.runs);
+    for (WeightRun& run : p.runs)
+      run.vectorised = IsAligned(run.plain, 16) && IsAligned(run.packed, 4) ? 1 : 0;
+    return Launch(stream, in_dtype, p, batch.size(), longest);
+  });
+}
+
+wire::Status BlockAbsmax(CUstream_st* stream, const BlockAbsmaxArgs& args) {
+  RunFormat format;
+  format.blocksize = args.blocksize;
+  WeightRun run;
+  run.plain = static_cast<std::byte*>(const_cast<void*>(args.in));
+  run.scales = reinterpret_cast<std::byte*>(args.absmax);
+  run.elements = args.elements;
+  return QuantizeRuns(stream, format, args.in_dtype, false, {&run, 1});
+}
+
+wire::Status Quantize(CUstream_st* stream, const QuantizeArgs& args) {
+  const bool given = args.absmax != nullptr;
+  if (given) {
+    if (wire::Status s = MoveScales(stream, ScalesInto(args)); !s.ok()) return s;
+  }
+  RunFormat format;
+  format.type = args.format.type;
+  format.blocksize = args.format.layout.blocksize;
+  std::vector<WeightRun> runs;
+  runs.reserve(args.spans.size());
+  for (std::size_t i = 0; i < args.spans.size(); ++i) {
+    const WeightSpan& span = args.spans[i];
+    WeightRun run = RunOf(args.format.layout, span, args.ins[i]);
+    if (given) {
+      run.scales = reinterpret_cast<std::byte*>(const_cast<float*>(args.absmax + span.first_global_block));
+    }
+    runs.push_back(run);
+  }
+  return QuantizeRuns(stream, format, args.in_dtype, given, runs);
+}
+
+}  // namespace bitpager::kernels::cuda

@@ -183,11 +183,10 @@ class Daemon {
                                       dispatcher->Drain();
                                     }});
     dispatcher->core().notify = [this](const Notice& notice) {
-      spdlog::log(
-          notice.name.find("lost") != std::string::npos || notice.name.find("fail") != std::string::npos
-              ? spdlog::level::warn
-              : spdlog::level::info,
-          "{} job={} bytes={} {}", notice.name, notice.job, notice.bytes, notice.text);
+      const auto is = [&](const char* what) { return notice.name.find(what) != std::string::npos; };
+      const bool bad = is("lost") || is("fail") || is("overdue") || is("awaited");
+      spdlog::log(bad ? spdlog::level::warn : spdlog::level::info, "{} job={} bytes={} {}", notice.name,
+                  notice.job, notice.bytes, notice.text);
       telemetry_.Publish(
           {notice.name, {{"job", notice.job}, {"text", notice.text}}, {{"bytes", notice.bytes}}});
     };

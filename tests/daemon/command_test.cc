@@ -102,7 +102,7 @@ TEST_F(Commands, DrainLetsSessionsFinish) {
   client_->HangUp();
   daemon_.Settle();
   daemon_.clock.tick_ns = 1000;
-  daemon_.dispatcher->Run();  // returns: it drains and nobody is left
+  EXPECT_TRUE(daemon_.dispatcher->Run()) << "it drains and nobody is left";
   EXPECT_EQ(daemon_.sessions(), 0U);
 }
 
@@ -110,7 +110,7 @@ TEST_F(Commands, StopTellsTheSessions) {
   client_->Push(trainer_.Prepare(2));
   daemon_.clock.tick_ns = 1000;
   daemon_.dispatcher->RequestStop();
-  daemon_.dispatcher->Run();
+  EXPECT_TRUE(daemon_.dispatcher->Run());
   EXPECT_EQ(client_->failed(), Code::kDraining);
   const auto done = client_->Pop();
   ASSERT_TRUE(done) << "a ticket that was ready is applied and told";

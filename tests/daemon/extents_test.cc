@@ -1,5 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
 
 #include "client/wire/text.h"
 #include "tests/support/in_process_daemon.h"
@@ -102,6 +105,97 @@ TEST_F(Kept, FreshStartsAtZero) {
   trainer.StepOk(1);
   shadow.Step(1);
   trainer.ExpectParams(shadow);
+}
+
+TEST_F(Kept, ARefusedFreshStartLosesNothing) {
+  auto client = daemon_.Open("job");
+  {
+    RawTrainer huge(*client, {50 * 6144});  // its buffer leaves too little of the host for its pages
+    const RawBuffer rest = client->MakeBuffer(60 * kTestPageBytes);
+    const Reply reply = huge.Create();
+    EXPECT_EQ(reply.code(), Code::kBudgetExceeded) << reply.text();
+    EXPECT_TRUE(
+        client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{huge.buffer().id}).ok());
+    EXPECT_TRUE(client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{rest.id}).ok());
+  }
+  RawTrainer stays(*client, {40 * 6144});  // more than the device holds
+  wire::CreateArenaBody fixed;
+  fixed.evictable = 0;
+  EXPECT_EQ(stays.Create(fixed).code(), Code::kBudgetExceeded);
+  EXPECT_TRUE(
+      client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{stays.buffer().id}).ok());
+  RawTrainer trainer(*client, {20'000, 99});
+  const Reply kept = trainer.Create(ContinueAt(3));
+  ASSERT_TRUE(kept.ok()) << kept.text();
+  trainer.SetParams(params_.data());
+  trainer.StepOk(4);
+  shadow_.Step(4);
+  trainer.ExpectParams(shadow_);
+}
+
+TEST_F(Kept, AFreshStartTakesTheirPlaceWhereThereIsRoomForOneOnly) {
+  auto client = daemon_.Open("job");
+  wire::LimitBody limit;
+  wire::CopyText(limit.job, "job");
+  limit.host_quota_bytes = 4 * kTestPageBytes + (1U << 18);
+  ASSERT_TRUE(client->Ask(wire::MessageType::kLimit, limit).ok());
+  RawTrainer trainer(*client, {20'000, 99});
+  const Reply reply = trainer.Create();
+  EXPECT_TRUE(reply.ok()) << reply.text();
+  EXPECT_EQ(reply.value(3), 0U);
+}
+
+// ---- buffers
+
+// Pages of memory behind a file.
+std::uint64_t HeldBytes(int fd) {
+  struct stat info {};
+  EXPECT_EQ(::fstat(fd, &info), 0);
+  return static_cast<std::uint64_t>(info.st_blocks) * 512;
+}
+
+TEST(Buffers, MemoryOfAReleasedOneIsGoneThoughItsClientKeepsTheFile) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  Reply made = client->Ask(wire::MessageType::kCreateBuffer, wire::CreateBufferBody{1U << 20});
+  ASSERT_TRUE(made.ok());
+  const SharedMap map(made.fds[0].get(), 1U << 20);
+  std::memset(map.base(), 1, 1U << 20);
+  EXPECT_EQ(HeldBytes(made.fds[0].get()), 1U << 20);
+  ASSERT_TRUE(client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{made.value(0)}).ok());
+  daemon.Settle();
+  EXPECT_EQ(HeldBytes(made.fds[0].get()), 0U);
+  EXPECT_EQ(*map.base(), std::byte{0}) << "a client that reads on reads zeros, and does not crash";
+  EXPECT_EQ(daemon.device->imports, 0);
+}
+
+TEST(Buffers, OneInUseKeepsItsMemoryUntilTheWorkIsDone) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {20'000});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  daemon.device->hold_compute = true;
+  client->Push(trainer.Prepare(1));
+  ASSERT_TRUE(daemon.TurnUntil([&] { return daemon.device->steps > 0; }));
+  ASSERT_TRUE(
+      client->Ask(wire::MessageType::kReleaseBuffer, wire::ReleaseBufferBody{trainer.buffer().id}).ok());
+  for (int i = 0; i < 20; ++i) daemon.Turn();
+  shadow.Step(1);
+  EXPECT_TRUE(std::any_of(trainer.params(), trainer.params() + 20'000, [](float p) { return p != 0; }));
+  daemon.device->hold_compute = false;
+  daemon.Settle();
+  EXPECT_EQ(std::count(trainer.params(), trainer.params() + 20'000, 0.0F), 20'000);
+}
+
+TEST(Buffers, ThoseOfASessionThatEndedStayWithTheirClient) {
+  InProcessDaemon daemon;
+  auto client = daemon.Open("job");
+  const RawBuffer buffer = client->MakeBuffer(4096);
+  *buffer.map.At<int>(0) = 7;
+  ASSERT_TRUE(client->AskBare(wire::MessageType::kDetach).ok());
+  daemon.Settle();
+  EXPECT_EQ(*buffer.map.At<int>(0), 7) << "parameters live there";
 }
 
 TEST_F(Kept, TheyGoWhenTheirTimeIsOver) {

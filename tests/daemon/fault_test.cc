@@ -70,6 +70,120 @@ TEST(DeviceMemory, WithoutRoomForAWindowTheRequestIsRefusedAndNothingHangs) {
   daemon.CheckInvariants();
 }
 
+// The device stores a ticket into `done` behind its work, also after the session has failed.
+TEST(Failed, ASessionStaysReleasedBehindWorkThatWasUnderWay) {
+  InProcessDaemon daemon;
+  auto client = daemon.OpenPatient("job");
+  RawTrainer trainer(*client, {6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  daemon.device->hold_signals = true;
+  client->Push(trainer.Prepare(1));
+  ASSERT_TRUE(daemon.TurnUntil([&] { return daemon.device->held_signals() == 1; }));
+  client->view().header().request_tail.word.store(~0ULL);  // what no client writes
+  ASSERT_TRUE(daemon.TurnUntil([&] { return client->failed() == Code::kProtocol; }));
+  wire::Word& done = client->view().header().done.word;
+  EXPECT_EQ(done.load(), wire::kDoneReleased);
+  daemon.device->ReleaseSignals();
+  EXPECT_EQ(done.load(), 1U);
+  daemon.Settle();
+  EXPECT_EQ(done.load(), wire::kDoneReleased) << "or a stream that waits for a later ticket waits for ever";
+}
+
+// The end of a daemon whose device is slow to end what it runs.
+class SlowEnd : public ::testing::Test {
+ protected:
+  SlowEnd() : client_(daemon_.OpenPatient("job")), trainer_(*client_, {6144}) {
+    EXPECT_TRUE(trainer_.Create().ok());
+    daemon_.device->hold_compute = true;
+    client_->Push(trainer_.Prepare(1));
+    EXPECT_TRUE(daemon_.TurnUntil([&] { return daemon_.device->steps == 1; }));
+    daemon_.clock.tick_ns = 100'000'000;
+    daemon_.dispatcher->RequestStop();
+  }
+  ~SlowEnd() override { daemon_.device->hold_compute = false; }
+
+  InProcessDaemon daemon_;
+  std::unique_ptr<RawClient> client_;
+  RawTrainer trainer_;
+};
+
+TEST_F(SlowEnd, WaitsForWhatRunsOnMemoryOfSessions) {
+  daemon_.core().notify = [&](const daemon::Notice& notice) {
+    if (notice.name == "device_awaited") daemon_.device->hold_compute = false;
+    daemon_.notices.push_back(notice);
+  };
+  EXPECT_TRUE(daemon_.dispatcher->Run());
+  EXPECT_TRUE(daemon_.Noticed("device_awaited"));
+  EXPECT_EQ(client_->failed(), Code::kDraining) << "its client was told before";
+  EXPECT_EQ(client_->view().header().done.word.load(), wire::kDoneReleased);
+}
+
+TEST_F(SlowEnd, SaysThatNothingMayBeFreedUnderADeviceThatNeverEnds) {
+  EXPECT_FALSE(daemon_.dispatcher->Run());
+  EXPECT_TRUE(daemon_.Noticed("device_failed"));
+  EXPECT_EQ(client_->failed(), Code::kDraining);
+  EXPECT_EQ(daemon_.device->imports, 1) << "the memory that it works on is mapped";
+}
+
+TEST(DeviceMemory, GoesBackWhenNobodyNeedsIt) {
+  InProcessDaemon daemon;
+  auto stays = daemon.OpenPatient("stays");
+  RawTrainer small(*stays, {2 * 6144});
+  ASSERT_TRUE(small.Create().ok());
+  small.StepOk(1);
+  {
+    auto client = daemon.OpenPatient("job");
+    RawTrainer trainer(*client, {8 * 6144});
+    ASSERT_TRUE(trainer.Create().ok());
+    trainer.StepOk(1);
+  }
+  daemon.Settle();
+  EXPECT_EQ(daemon.device->segments, 10) << "kept for a job that comes right after";
+  daemon.clock.AdvanceMs(2'001);
+  daemon.Settle();
+  EXPECT_EQ(daemon.device->segments, 2) << "what the other job has stays";
+  daemon.CheckInvariants();
+  RawTrainer more(*stays, {8 * 6144});
+  wire::CreateArenaBody named;
+  wire::CopyText(named.optimizer, "more");
+  ASSERT_TRUE(more.Create(named).ok());
+  more.StepOk(1);
+  EXPECT_EQ(daemon.device->segments, 10);
+}
+
+TEST(DeviceMemory, ThatWasRefusedIsAskedForAgainByItself) {
+  InProcessDaemon daemon;
+  daemon.device->segments_left = 4;
+  auto client = daemon.OpenPatient("job");
+  RawTrainer trainer(*client, {12 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  std::uint64_t step = 0;
+  const auto steps = [&] {
+    for (int i = 0; i < 2; ++i) {
+      trainer.StepOk(++step);
+      shadow.Step(step);
+    }
+  };
+  steps();
+  EXPECT_EQ(daemon.device->segments, 4);
+  daemon.clock.AdvanceMs(1'001);
+  daemon.Settle();
+  steps();
+  EXPECT_EQ(daemon.device->segments, 4) << "refused once more, and nothing broke";
+  daemon.device->segments_left = 100;
+  daemon.clock.AdvanceMs(1'001);
+  daemon.Settle();
+  steps();
+  EXPECT_EQ(daemon.device->segments, 4) << "the second wait is longer";
+  daemon.clock.AdvanceMs(1'000);
+  daemon.Settle();
+  steps();
+  EXPECT_EQ(daemon.device->segments, 12);
+  trainer.ExpectParams(shadow);
+  daemon.CheckInvariants();
+}
+
 // Registered memory that its owner shrinks: the daemon must live, and only that session end.
 class Shrunk : public ::testing::Test {
  protected:

@@ -135,6 +135,41 @@ TEST(Hello, RefusesMoreSessionsThanConfigured) {
   EXPECT_THAT(reply.text(), ::testing::HasSubstr("2 sessions"));
 }
 
+TEST(Hello, OneUserCannotTakeAllSessions) {
+  daemon::Settings settings = TestSettings();
+  settings.max_sessions = 4;
+  settings.max_sessions_of_user = 2;
+  settings.owner_uid = 500;
+  InProcessDaemon daemon(settings);
+  auto first = daemon.Open("job", 0);
+  auto second = daemon.Open("job", 1);
+  auto third = daemon.Connect();
+  const Reply refused = third->Hello(RawClient::HelloBodyOf("job", 2));
+  EXPECT_EQ(refused.code(), Code::kBudgetExceeded);
+  EXPECT_THAT(refused.text(), ::testing::HasSubstr("uid 1000 has 2 sessions"));
+  auto another = daemon.Open("job", 0, {2000, 2000, 1});
+  auto owner = daemon.Open("job", 0, {500, 500, 1});
+  first->HangUp();
+  daemon.Settle();
+  EXPECT_TRUE(third->Hello(RawClient::HelloBodyOf("job", 2)).ok());
+}
+
+TEST(Hello, IsRefusedToAUidThatStandsForSeveralUsers) {
+  daemon::Settings settings = TestSettings();
+  settings.ambiguous_uid = 65534;
+  InProcessDaemon daemon(settings);
+  auto nobody = daemon.Connect({65534, 65534, 1});
+  const Reply refused = nobody->Hello(RawClient::HelloBodyOf("job"));
+  EXPECT_EQ(refused.code(), Code::kPermissionDenied);
+  EXPECT_THAT(refused.text(), ::testing::HasSubstr("user namespace"));
+  wire::EvictBody evict;
+  wire::CopyText(evict.job, "job");
+  EXPECT_EQ(nobody->Ask(MessageType::kEvict, evict).code(), Code::kPermissionDenied);
+  EXPECT_EQ(daemon.jobs(), 0U);
+  auto someone = daemon.Open("job");
+  EXPECT_EQ(daemon.sessions(), 1U);
+}
+
 TEST(Hello, IsRefusedWhileDraining) {
   InProcessDaemon daemon;
   auto before = daemon.Open("job");

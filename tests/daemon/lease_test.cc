@@ -15,7 +15,7 @@ constexpr std::uint64_t kElements = 60'000;  // two pages and a bit
 
 class LeaseTest : public ::testing::Test {
  protected:
-  LeaseTest() : client_(daemon_.Open("job")), memory_(client_->MakeBuffer(1U << 20)) {
+  LeaseTest() : client_(daemon_.OpenPatient("job")), memory_(client_->MakeBuffer(1U << 20)) {
     extent_ = Make(*client_, memory_);
   }
   ~LeaseTest() override {
@@ -165,6 +165,116 @@ TEST_F(LeaseTest, GivesWayToAnotherJob) {
     trainer.StepOk(step);
     shadow.Step(step);
   }
+  trainer.ExpectParams(shadow);
+}
+
+// A holder that was stopped in the middle of a read.
+class OverdueLease : public LeaseTest {
+ protected:
+  OverdueLease() {
+    // All but one window of the 16 frames: four weights of three pages.
+    for (int i = 0; i < 3; ++i) extents_.push_back(Make(*client_, memory_));
+    extents_.push_back(extent_);
+    for (const std::uint64_t extent : extents_) {
+      const wire::CompletionRecord granted = client_->Run(Op::kLease, wire::LeaseBody{extent});
+      EXPECT_EQ(RawClient::CodeOf(granted), Code::kOk) << RawClient::TextIn(granted);
+      Slot(granted).in_use.store(granted.values[1]);
+      slots_.push_back(&Slot(granted));
+    }
+    EXPECT_EQ(Leased(), 12U);
+    daemon_.CheckInvariants();
+  }
+  void LetGo() {
+    for (wire::LeaseSlot* slot : slots_) slot->in_use.store(0);
+  }
+  void GoOverdue() {
+    Evict();
+    daemon_.clock.AdvanceMs(daemon_.core().settings.lease_return_ms - 1);
+    daemon_.Turn();
+    EXPECT_FALSE(daemon_.Noticed("lease_overdue"));
+    daemon_.clock.AdvanceMs(2);
+    EXPECT_GT(daemon_.Turn(), 0);
+    daemon_.CheckInvariants();
+  }
+  std::vector<std::uint64_t> extents_;
+  std::vector<wire::LeaseSlot*> slots_;
+};
+
+TEST_F(OverdueLease, IsNamedOnce) {
+  GoOverdue();
+  for (int i = 0; i < 10; ++i) {
+    daemon_.clock.AdvanceMs(1'000);
+    daemon_.Turn();
+  }
+  int notices = 0;
+  for (const daemon::Notice& notice : daemon_.notices) {
+    if (notice.name != "lease_overdue") continue;
+    ++notices;
+    EXPECT_EQ(notice.job, "job");
+    EXPECT_EQ(notice.bytes, 3 * kTestPageBytes);
+    EXPECT_NE(notice.text.find("uid 1000"), std::string::npos) << notice.text;
+  }
+  EXPECT_EQ(notices, 4);
+  EXPECT_EQ(Leased(), 12U) << "still counted";
+}
+
+TEST_F(OverdueLease, OthersWorkWithWhatIsLeft) {
+  auto other = daemon_.OpenPatient("other");
+  RawTrainer trainer(*other, {30 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  other->Push(trainer.Prepare(1));  // more than is free: asks for the leases
+  daemon_.Turn();
+  daemon_.clock.AdvanceMs(60'000);
+  std::optional<wire::CompletionRecord> done;
+  ASSERT_TRUE(daemon_.TurnUntil([&] { return (done = other->Pop()).has_value(); }));
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kOk) << RawClient::TextIn(*done);
+  EXPECT_TRUE(daemon_.Noticed("lease_overdue"));
+  shadow.Step(1);
+  trainer.ExpectParams(shadow);
+  daemon_.CheckInvariants();
+  LetGo();
+  daemon_.Settle();
+  trainer.StepOk(2);
+  shadow.Step(2);
+  trainer.ExpectParams(shadow);
+  EXPECT_LT(Leased(), 12U) << "what was asked for came back";
+}
+
+TEST_F(OverdueLease, IsToldToWhoeverDoesNotFitBesideIt) {
+  GoOverdue();
+  // 16 frames less 12: two windows.
+  auto first = daemon_.OpenPatient("first");
+  auto second = daemon_.OpenPatient("second");
+  auto third = daemon_.Connect();
+  const Reply refused = third->Hello(RawClient::HelloBodyOf("third"));
+  EXPECT_EQ(refused.code(), Code::kBudgetExceeded);
+  EXPECT_NE(refused.text().find("leases that are not given back (job 'job')"), std::string::npos)
+      << refused.text();
+  LetGo();
+  daemon_.Settle();
+  EXPECT_TRUE(third->Hello(RawClient::HelloBodyOf("third")).ok());
+}
+
+TEST_F(OverdueLease, RequestsThatCouldNeverStartAreRefusedWithTheReason) {
+  daemon_.device->segments_left =
+      2;  // besides what exists: frames that the budget has and the device has not
+  auto other = daemon_.OpenPatient("other");
+  RawTrainer trainer(*other, {30 * 6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  GoOverdue();
+  daemon_.device->segments_left = 0;
+  std::optional<wire::CompletionRecord> done;
+  other->Push(trainer.Prepare(1));
+  ASSERT_TRUE(daemon_.TurnUntil([&] { return (done = other->Pop()).has_value(); }));
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kOutOfMemory) << RawClient::TextIn(*done);
+  EXPECT_NE(RawClient::TextIn(*done).find("does not give"), std::string::npos) << RawClient::TextIn(*done);
+  LetGo();
+  daemon_.device->segments_left = 100;
+  daemon_.Settle();
+  ShadowArena shadow = trainer.Shadow();
+  trainer.StepOk(1);
+  shadow.Step(1);
   trainer.ExpectParams(shadow);
 }
 

@@ -18,6 +18,7 @@
 #include "client/wire/fd_socket.h"
 #include "daemon/log.h"
 #include "daemon/notify.h"
+#include "daemon/user_namespace.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -189,6 +190,17 @@ TEST(Activation, IsForThisProcessAlone) {
             }),
             0);
   EXPECT_EQ(InChild([] { return !TakeActivatedSocket()->has_value(); }), 0);
+}
+
+TEST(UserNamespace, WhereEveryUidIsMappedEachIsOneUser) {
+  EXPECT_EQ(AmbiguousUid("         0          0 4294967295\n", "65534\n"), std::nullopt);
+  EXPECT_EQ(AmbiguousUid("", ""), std::nullopt);
+}
+
+TEST(UserNamespace, WhereSomeAreNotTheOverflowUidIsSeveral) {
+  EXPECT_EQ(AmbiguousUid("0 1000 1\n", "65534\n"), 65534U);
+  EXPECT_EQ(AmbiguousUid("0 1000 1\n1 100000 65536\n", "65000\n"), 65000U);
+  EXPECT_EQ(AmbiguousUid("0 1000 1\n", ""), 65534U);
 }
 
 }  // namespace

@@ -131,6 +131,10 @@ ProcessUse UseOf(pid_t pid) {
   return use;
 }
 
+std::string DaemonProcess::Program() {
+  return BITPAGERD_PATH;
+}
+
 DaemonProcess::DaemonProcess(const Options& options) {
   folder_ = options.folder.empty() ? own_folder_.path() : options.folder;
   socket_ = folder_ + "/s";

@@ -82,6 +82,8 @@ class DaemonProcess {
       : DaemonProcess(Options{std::move(flags), "", ~0U, true}) {}
   explicit DaemonProcess(const Options& options);
 
+  // The program, as a client may start it.
+  [[nodiscard]] static std::string Program();
   [[nodiscard]] const std::string& socket() const { return socket_; }
   [[nodiscard]] pid_t pid() const { return child_->pid(); }
   void Signal(int signal) { child_->Signal(signal); }

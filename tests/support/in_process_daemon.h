@@ -78,6 +78,14 @@ class InProcessDaemon {
     return client;
   }
 
+  // As Open, with a pidfd: no heartbeat is wanted, so that the clock may be moved.
+  [[nodiscard]] std::unique_ptr<RawClient> OpenPatient(const std::string& job) {
+    auto client = Connect();
+    const Reply reply = client->Hello(RawClient::HelloBodyOf(job), PidfdOf(::getpid()).get());
+    EXPECT_TRUE(reply.ok()) << reply.text();
+    return client;
+  }
+
   // Plays the listener once, then lets the dispatcher work once.
   int Turn() {
     int work = 0;

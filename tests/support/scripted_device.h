@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <vector>
 
 #include "kernels/device.h"
 
@@ -20,6 +21,8 @@ class ScriptedDevice final : public kernels::Device {
   bool refuse_scratch = false;
   bool refuse_imports = false;
   bool hold_decommit = false;  // the newest DecommitHost is not reported as done
+  bool hold_compute = false;   // nothing on Queue::kCompute is reported as done
+  bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
   // ---- what was seen
   std::int64_t steps = 0;
   std::int64_t segments = 0;  // alive
@@ -85,7 +88,15 @@ class ScriptedDevice final : public kernels::Device {
   }
   kernels::Event Signal(kernels::Queue queue, std::atomic<std::uint64_t>* word,
                         std::uint64_t value) override {
-    return inner_->Signal(queue, word, value);
+    if (!hold_signals) return inner_->Signal(queue, word, value);
+    signals_.push_back({word, value, inner_->Signal(queue, &scratch_word_, value)});
+    return signals_.back().event;
+  }
+  [[nodiscard]] std::size_t held_signals() const { return signals_.size(); }
+  void ReleaseSignals() {
+    hold_signals = false;
+    for (const HeldSignal& held : signals_) held.word->store(held.value, std::memory_order_release);
+    signals_.clear();
   }
   [[nodiscard]] wire::Status ShareWords(void* at, std::uint64_t bytes) override {
     ++shared_words;
@@ -97,7 +108,11 @@ class ScriptedDevice final : public kernels::Device {
   }
   void Wait(kernels::Queue queue, kernels::Event event) override { inner_->Wait(queue, event); }
   [[nodiscard]] bool Done(kernels::Event event) const override {
-    const bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
+    bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
+    held = held || (hold_compute && event.queue == kernels::Queue::kCompute);
+    for (const HeldSignal& signal : signals_) {
+      held = held || (event.queue == signal.event.queue && event.sequence >= signal.event.sequence);
+    }
     return !held && inner_->Done(event);
   }
   void Synchronize(kernels::Event event) override { inner_->Synchronize(event); }
@@ -129,7 +144,14 @@ class ScriptedDevice final : public kernels::Device {
   }
 
  private:
+  struct HeldSignal {
+    std::atomic<std::uint64_t>* word;
+    std::uint64_t value;
+    kernels::Event event;
+  };
   kernels::Event decommit_;  // the newest
+  std::vector<HeldSignal> signals_;
+  std::atomic<std::uint64_t> scratch_word_{0};
   std::unique_ptr<kernels::Device> inner_;
 };
 

@@ -51,6 +51,9 @@ if(BITPAGER_WITH_CUDA)
   endif()
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   add_library(bitpager_cuda_options INTERFACE)
+  # The option is among the flags below: CMake before 3.26 does not know it, a later one must not repeat it.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "")
   # Products and sums are fused only where the code says fmaf, as on the CPU.
   set(flags -std=c++20 --fmad=false -lineinfo -Xcompiler=-Wall,-Wextra,-fvisibility=hidden)
   if(BITPAGER_WERROR)

@@ -37,7 +37,7 @@ struct DeviceInfo {
   std::uint64_t segment_bytes = 0;  // device frames come and go in runs of so many bytes; 0: one by one
   bool synchronous_clients = true;  // step() waits on the CPU; false where streams wait on the timeline
   bool in_host_memory = true;       // device frames are host memory: both budgets share one room
-  bool pins_host = false;           // host frames are locked in memory
+  bool pins_host = false;           // host frames are locked in memory that RLIMIT_MEMLOCK counts
   std::uint32_t launch_pages =
       0;                       // resident windows are launched together up to so many pages; 0: each alone
   bool rings_progress = true;  // false: progress_fd stays silent, whoever waits must poll Done

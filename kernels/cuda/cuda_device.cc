@@ -191,7 +191,7 @@ DeviceInfo CudaDevice::Info() const {
   info.segment_bytes = kSegmentBytes;
   info.synchronous_clients = false;
   info.in_host_memory = false;
-  info.pins_host = true;
+  info.pins_host = false;  // the driver pins by itself: RLIMIT_MEMLOCK does not count it
   info.launch_pages = kLaunchPages;
   info.rings_progress = false;
   info.exports = !options_.managed;

@@ -23,7 +23,8 @@ namespace bitpager::kernels::cuda {
 // host functions write and CUDA events order. Chosen by FindQueueOptions; tests choose.
 struct QueueOptions {
   bool stream_writes = true;  // of 64-bit words
-  bool stream_waits = true;   // on 64-bit words; needs stream_writes
+  bool stream_waits = true;   // on 64-bit words; needs stream_writes. Without them a wait for an older point
+                              // is one for all that its queue holds
 };
 
 // What the current context's device can do.
@@ -62,7 +63,7 @@ class Queues {
  private:
   struct Lane {
     cudaStream_t stream = nullptr;
-    cudaEvent_t order = nullptr;                 // for waits without stream_waits
+    cudaEvent_t order = nullptr;                 // recorded anew by each wait for the newest point
     std::atomic<std::uint64_t>* word = nullptr;  // last complete sequence
     std::uint64_t issued = 0;
   };

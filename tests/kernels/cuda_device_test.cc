@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <set>
 
+#include "kernels/ipc_probe.h"
 #include "tests/kernels/cuda_helper.h"
 #include "tests/kernels/device_conformance.h"
 
@@ -111,11 +112,14 @@ TEST_F(CudaDevice, ManagedRefusesMoreThanIsFree) {
   const std::uint64_t free = FreeBytes();
   EXPECT_EQ(device_->AllocateSegment(static_cast<std::uint32_t>(free / kMiB + 64), kMiB, 0).status().code(),
             wire::Code::kOutOfMemory);
-  const auto made = device_->AllocateSegment(32, 2 * kMiB, 0);
-  ASSERT_TRUE(made.ok()) << made.status().message();
-  EXPECT_LE(FreeBytes() + 60 * kMiB, free);  // populated on the device
-  device_->FreeSegment(made->id);
-  EXPECT_GE(FreeBytes() + 4 * kMiB, free);
+  for (int round = 0; round < 20; ++round) {
+    const auto made = device_->AllocateSegment(32, 2 * kMiB, 0);
+    ASSERT_TRUE(made.ok()) << made.status().message();
+    EXPECT_LE(FreeBytes() + 60 * kMiB, free);  // populated on the device
+    device_->FreeSegment(made->id);
+  }
+  // The driver keeps a segment's worth of managed memory for the next, and no more.
+  EXPECT_GE(FreeBytes() + 68 * kMiB, free);
 }
 
 TEST_F(CudaDevice, ExportsSegmentsThatAnotherProcessMaps) {
@@ -181,7 +185,8 @@ TEST_F(CudaDevice, RefusesHandlesThatAreNone) {
   vmm.fds = fds;
   vmm.handle_bytes = 2 * kMiB;
   vmm.bytes = 2 * kMiB;
-  EXPECT_EQ(device_->ImportMemory(vmm).status().code(), wire::Code::kInvalidArgument);
+  const auto foreign = device_->ImportMemory(vmm);
+  EXPECT_EQ(foreign.status().code(), wire::Code::kInvalidArgument) << foreign.status().message();
   vmm.handle_bytes = 4097;
   EXPECT_EQ(device_->ImportMemory(vmm).status().code(), wire::Code::kInvalidArgument);
   vmm.fds = {};
@@ -315,6 +320,29 @@ TEST_F(CudaDevice, WhatIsEnqueuedCostsLittle) {
               round_trip, done, info);
   EXPECT_LT(scratch, 1.0);
   EXPECT_LT(round_trip, 100.0);
+}
+
+TEST_F(CudaDevice, FindsOutWhetherMemorySurvivesItsExporter) {
+  for (int round = 0; round < 2; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    auto probe = IpcProbe::Start(*device_, testing::HelperCommand("ExportsForAProbe"));
+    ASSERT_TRUE(probe.ok()) << probe.status().message();
+    std::optional<wire::Result<bool>> answer;
+    while (!(answer = (*probe)->Poll())) {
+      usleep(100);
+      ASSERT_LT(Seconds(start), 20);
+    }
+    ASSERT_TRUE(answer->ok()) << answer->status().message();
+    std::printf("inter-process memory survives its exporter: %s, after %.0f ms\n", **answer ? "yes" : "no",
+                Seconds(start) * 1e3);
+  }
+  // A helper that ends at once is an answer too.
+  auto probe = IpcProbe::Start(*device_, {"/bin/false"});
+  ASSERT_TRUE(probe.ok());
+  std::optional<wire::Result<bool>> answer;
+  while (!(answer = (*probe)->Poll())) usleep(1000);
+  EXPECT_FALSE(answer->ok());
+  EXPECT_FALSE(IpcProbe::Start(*device_, {"/nowhere/at/all"}).ok());
 }
 
 // In another process: a sticky fault ends all work of the one that has it.

@@ -1,0 +1,214 @@
+#include "tests/kernels/cuda_helper.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <span>
+#include <string>
+
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/status.h"
+#include "kernels/device.h"
+#include "kernels/ipc_probe.h"
+
+namespace bitpager::testing {
+namespace {
+
+constexpr int kSocket = 3;  // of the helper
+
+void SendTo(int socket, const void* data, std::size_t bytes, const std::vector<int>& fds) {
+  const auto* begin = static_cast<const std::byte*>(data);
+  EXPECT_TRUE(wire::SendPacket(socket, std::span(begin, bytes), fds).ok());
+}
+
+// Until the other process hangs up or kills this one.
+void AwaitTheEnd() {
+  pollfd end{kSocket, 0, 0};
+  poll(&end, 1, 60'000);
+}
+
+const kernels::cuda::Driver& TheDriver() {
+  EXPECT_EQ(cudaFree(nullptr), cudaSuccess);
+  return **kernels::cuda::LoadDriver();
+}
+
+CUdeviceptr MapHandle(const kernels::cuda::Driver& driver, CUmemGenericAllocationHandle handle,
+                      std::size_t bytes) {
+  CUdeviceptr at = 0;
+  EXPECT_EQ(driver.MemAddressReserve(&at, bytes, 0, 0, 0), CUDA_SUCCESS);
+  EXPECT_EQ(driver.MemMap(at, bytes, 0, handle, 0), CUDA_SUCCESS);
+  CUmemAccessDesc access{};
+  access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  EXPECT_EQ(driver.MemSetAccess(at, bytes, &access, 1), CUDA_SUCCESS);
+  return at;
+}
+
+// ---- what a helper process runs ----
+
+TEST(CudaHelperProcess, DISABLED_ReadsASegment) {
+  const auto& driver = TheDriver();
+  wire::Packet packet;
+  ASSERT_TRUE(wire::ReceivePacket(kSocket, packet).ok());
+  std::uint64_t bytes = 0;
+  std::memcpy(&bytes, packet.data.data(), sizeof(bytes));
+  CUmemGenericAllocationHandle handle = 0;
+  ASSERT_EQ(driver.MemImportFromShareableHandle(
+                &handle, reinterpret_cast<void*>(static_cast<std::uintptr_t>(packet.fds[0].get())),
+                CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+            CUDA_SUCCESS);
+  auto* const at = reinterpret_cast<unsigned char*>(MapHandle(driver, handle, bytes));
+  unsigned char byte = 0;
+  ASSERT_EQ(cudaMemcpy(&byte, at + bytes - 1, 1, cudaMemcpyDeviceToHost), cudaSuccess);
+  ASSERT_EQ(cudaMemset(at, 0x78, bytes), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  const int seen = byte;
+  SendTo(kSocket, &seen, sizeof(seen), {});
+  AwaitTheEnd();
+}
+
+TEST(CudaHelperProcess, DISABLED_OffersAnAllocation) {
+  const auto& driver = TheDriver();
+  IpcOffer offer;
+  offer.bytes = 8 << 20;
+  void* at = nullptr;
+  ASSERT_EQ(cudaMalloc(&at, offer.bytes), cudaSuccess);
+  ASSERT_EQ(cudaMemset(at, 0x5A, offer.bytes), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  CUipcMemHandle handle;
+  ASSERT_EQ(driver.IpcGetMemHandle(&handle, reinterpret_cast<CUdeviceptr>(at)), CUDA_SUCCESS);
+  std::memcpy(offer.handle, &handle, sizeof(handle));
+  SendTo(kSocket, &offer, sizeof(offer), {});
+  AwaitTheEnd();
+}
+
+TEST(CudaHelperProcess, DISABLED_OffersPhysicalHandles) {
+  const auto& driver = TheDriver();
+  VmmOffer offer;
+  offer.handle_bytes = 20 << 20;
+  CUmemAllocationProp properties{};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  std::vector<int> fds;
+  for (int i = 0; i < 3; ++i) {
+    CUmemGenericAllocationHandle handle = 0;
+    ASSERT_EQ(driver.MemCreate(&handle, offer.handle_bytes, &properties, 0), CUDA_SUCCESS);
+    auto* const at = reinterpret_cast<void*>(MapHandle(driver, handle, offer.handle_bytes));
+    ASSERT_EQ(cudaMemset(at, i + 1, offer.handle_bytes), cudaSuccess);
+    int fd = -1;
+    ASSERT_EQ(driver.MemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+              CUDA_SUCCESS);
+    fds.push_back(fd);
+  }
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  SendTo(kSocket, &offer, sizeof(offer), fds);
+  AwaitTheEnd();
+}
+
+TEST(CudaHelperProcess, DISABLED_ExportsForAProbe) {
+  ASSERT_EQ(kernels::RunIpcExporter(kernels::ListDevices().back().uuid, kSocket), 0);
+}
+
+TEST(CudaHelperProcess, DISABLED_Faults) {
+  auto opened = kernels::OpenDevice({"cuda"});
+  ASSERT_TRUE(opened.ok());
+  kernels::Device& device = **opened;
+  const auto segment = device.AllocateSegment(1, 2 << 20, 0);
+  ASSERT_TRUE(segment.ok());
+  device.Synchronize(device.Fill(kernels::Queue::kCompute, segment->base, 1, 256));
+  FaultReport report;
+  report.before = static_cast<int>(device.TakeFault().code());
+  device.FreeSegment(segment->id);
+  // A kernel that reads addresses without memory.
+  auto* const absmax = reinterpret_cast<float*>(device.AllocateScratch(4 * 16));
+  const auto bad = device.BlockAbsmax({segment->base, wire::DType::kF32, 1024, 64, absmax});
+  device.Synchronize(bad);
+  const wire::Status fault = device.TakeFault();
+  report.after = static_cast<int>(fault.code());
+  const auto later = device.Fill(kernels::Queue::kLoad, segment->base, 1, 256);
+  report.done = static_cast<int>(device.Done(bad)) + static_cast<int>(device.Done(later));
+  report.again = static_cast<int>(device.TakeFault().code());
+  std::strncpy(report.message, fault.message().c_str(), sizeof(report.message) - 1);
+  SendTo(kSocket, &report, sizeof(report), {});
+}
+
+}  // namespace
+
+CudaHelper::CudaHelper(const char* name) {
+  int pair[2] = {-1, -1};
+  EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+  socket_.Reset(pair[0]);
+  const wire::UniqueFd theirs(pair[1]);
+  std::vector<std::string> command = HelperCommand(name);
+  std::vector<char*> arguments;
+  for (std::string& argument : command) arguments.push_back(argument.data());
+  arguments.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, theirs.get(), kSocket);
+  EXPECT_EQ(posix_spawn(&pid_, command[0].c_str(), &actions, nullptr, arguments.data(), environ), 0);
+  posix_spawn_file_actions_destroy(&actions);
+}
+
+std::vector<std::string> HelperCommand(const char* name) {
+  return {"/proc/self/exe", std::string("--gtest_filter=CudaHelperProcess.DISABLED_") + name,
+          "--gtest_also_run_disabled_tests", "--gtest_brief=1", "--gtest_output="};
+}
+
+CudaHelper::~CudaHelper() {
+  Kill();
+}
+
+void CudaHelper::Kill() {
+  if (pid_ <= 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
+void CudaHelper::Send(const void* data, std::size_t bytes, const std::vector<int>& fds) const {
+  SendTo(socket_.get(), data, bytes, fds);
+}
+
+CopyRates PlainCopyRates(std::uint64_t bytes) {
+  void* host[2] = {};
+  void* device[2] = {};
+  cudaStream_t streams[2] = {};
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(cudaMallocHost(&host[i], bytes), cudaSuccess);
+    EXPECT_EQ(cudaMalloc(&device[i], bytes), cudaSuccess);
+    EXPECT_EQ(cudaStreamCreateWithFlags(&streams[i], cudaStreamNonBlocking), cudaSuccess);
+  }
+  const auto rate = [&](bool load, bool store) {
+    double best = 1e9;
+    for (int round = 0; round < 3; ++round) {
+      const auto start = std::chrono::steady_clock::now();
+      if (load) {
+        EXPECT_EQ(cudaMemcpyAsync(device[0], host[0], bytes, cudaMemcpyDefault, streams[0]), cudaSuccess);
+      }
+      if (store) {
+        EXPECT_EQ(cudaMemcpyAsync(host[1], device[1], bytes, cudaMemcpyDefault, streams[1]), cudaSuccess);
+      }
+      EXPECT_EQ(cudaStreamSynchronize(streams[0]), cudaSuccess);
+      EXPECT_EQ(cudaStreamSynchronize(streams[1]), cudaSuccess);
+      best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return static_cast<double>(bytes) / best / 1e9;
+  };
+  const CopyRates out{rate(true, false), rate(false, true), rate(true, true)};
+  for (int i = 0; i < 2; ++i) {
+    static_cast<void>(cudaStreamDestroy(streams[i]));
+    static_cast<void>(cudaFree(device[i]));
+    static_cast<void>(cudaFreeHost(host[i]));
+  }
+  return out;
+}
+
+}  // namespace bitpager::testing

@@ -58,6 +58,7 @@ class ConnectOptions(Structure):
         ("linger_ms", c_int64),
         ("spawn", c_int32),
         ("threads", c_int32),
+        ("device", c_char_p),
     ]
 
 
@@ -71,6 +72,10 @@ class SessionInfo(Structure):
         ("linger_ms", c_uint64),
         ("socket", c_char * 128),
         ("job_name", c_char * 64),
+        ("device_kind", c_char * 16),
+        ("device_uuid", c_char * 64),
+        ("synchronous", c_int32),
+        ("reserved2", c_int32),
     ]
 
 
@@ -162,6 +167,39 @@ class StepResult(Structure):
     ]
 
 
+class StreamStepOptions(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("propagate_nonfinite", c_int32),
+        ("step", c_uint64),
+        ("steps_ahead", c_uint64),
+        ("grads", c_void_p),
+        ("params", c_void_p),
+    ]
+
+
+class Submitted(Structure):
+    _fields_ = [("struct_bytes", c_uint32), ("reserved", c_uint32), ("ticket", c_uint64), ("imports", c_uint64)]
+
+
+class Finished(Structure):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("code", c_int32),
+        ("ticket", c_uint64),
+        ("extent", c_uint64),
+        ("step", c_uint64),
+        ("nonfinite_blocks", c_uint64),
+        ("first_nonfinite_tensor", c_uint32),
+        ("reserved", c_uint32),
+        ("loaded_pages", c_uint64),
+        ("stored_pages", c_uint64),
+        ("total_ns", c_uint64),
+        ("stall_ns", c_uint64),
+        ("message", c_char * 184),
+    ]
+
+
 class WeightOptions(Structure):
     _fields_ = [
         ("struct_bytes", c_uint32),
@@ -197,6 +235,29 @@ _SIGNATURES = {
     "bp_arena_states": (
         c_int,
         (_SESSION, c_uint64, c_uint32, c_int, c_uint64, POINTER(c_void_p), POINTER(c_void_p)),
+    ),
+    "bp_step_async": (
+        c_int,
+        (
+            _SESSION,
+            c_uint64,
+            c_void_p,
+            c_uint64,
+            c_void_p,
+            c_uint64,
+            POINTER(StreamStepOptions),
+            c_void_p,
+            POINTER(Submitted),
+        ),
+    ),
+    "bp_session_synchronize": (c_int, (_SESSION,)),
+    "bp_poll_results": (c_int, (_SESSION, POINTER(Finished))),
+    "bp_release_gradients": (c_int, (_SESSION,)),
+    "bp_cuda_uuid": (c_int, (c_int, c_char_p, c_uint64)),
+    "bp_weight_quantize_async": (c_int, (_SESSION, c_uint64, c_int, c_void_p, c_void_p, POINTER(Submitted))),
+    "bp_weight_dequantize_async": (
+        c_int,
+        (_SESSION, c_uint64, c_int, c_void_p, c_uint64, c_uint64, c_void_p, POINTER(Submitted)),
     ),
     "bp_weight_create": (c_int, (_SESSION, POINTER(WeightOptions), _U64_OUT)),
     "bp_weight_drop": (c_int, (_SESSION, c_uint64)),

@@ -56,6 +56,8 @@ class Arena:
         )
         self.handle = handle.value
         self._finalizer = drop_later(self, session, "bp_arena_drop", self.handle)
+        session._arenas[self.handle] = self
+        self.on_nonfinite = None  # called with a _lib.Finished when a step on a stream left blocks out
         self.submitted = False  # the step that was asked for last has reached the library
         self._entries = ctypes.create_string_buffer(_ENTRY.size * len(self.elements))
 
@@ -108,6 +110,19 @@ class Arena:
             raise _lib.error_of(code)
         return code, result
 
+    def step_on_stream(self, call: StreamCall, stream: int) -> None:
+        """Submits one step on a CUDA stream (its handle; 0: the default one) of the session's device, which is the
+        current one, and does not wait. call.submitted.ticket is its number, 0 until it was submitted. Raises, and
+        then nothing was submitted; a signal's handler may raise from here."""
+        _lib.settle(self.session.handle)
+        call.submitted.ticket = 0
+        while True:
+            code = call.submit(self.session.handle, self.handle, *call.arguments, stream, call.submitted_reference)
+            if code == _lib.OK:
+                return
+            if code != _lib.INTERRUPTED:
+                raise _lib.error_of(code)
+
     def read(self, tensor: int, planes, absmax) -> None:
         """Copies the states of one tensor out of the pages, into dense CPU tensors: planes[k] of n codes (uint8) or n
         fp32, absmax[k] of ceil(n / 256) fp32 (8-bit only, else empty)."""
@@ -131,6 +146,53 @@ class Arena:
             plane_pointers,
             absmax_pointers,
         )
+
+
+class StreamCall:
+    """The packed arguments of a step on a stream, for one list of tensors; filled anew from step to step.
+
+    rows: tuples in the field order of bp_step_tensor, ascending by tensor; groups: how many."""
+
+    __slots__ = (
+        "submit",
+        "arguments",
+        "options",
+        "submitted",
+        "submitted_reference",
+        "grads",
+        "_table",
+        "_groups",
+        "_packed",
+        "_addresses",
+    )
+
+    def __init__(self, rows, groups: int):
+        count = len(rows)
+        self._table = ctypes.create_string_buffer(b"".join(_ENTRY.pack(*row) for row in rows), count * _ENTRY.size)
+        self._packed = struct.Struct("<" + "ddddd" * groups)
+        self._groups = ctypes.create_string_buffer(self._packed.size)
+        self._addresses = struct.Struct(f"<{count}Q")
+        self.grads = ctypes.create_string_buffer(self._addresses.size)
+        self.options = _lib.sized(_lib.StreamStepOptions)
+        self.options.grads = ctypes.addressof(self.grads)
+        self.submitted = _lib.sized(_lib.Submitted)
+        self.submitted_reference = ctypes.byref(self.submitted)
+        self.submit = _lib.lib().bp_step_async
+        self.arguments = (
+            ctypes.addressof(self._table),
+            count,
+            ctypes.addressof(self._groups),
+            groups,
+            ctypes.byref(self.options),
+        )
+
+    def fill(self, grads, settings, step: int, steps_ahead: int, propagate: bool) -> None:
+        """grads: an address for each row; settings: lr, beta1, beta2, eps, weight_decay of each group, in one list;
+        step: of the optimizer; steps_ahead: added to every row's step."""
+        self._addresses.pack_into(self.grads, 0, *grads)
+        self._packed.pack_into(self._groups, 0, *settings)
+        options = self.options
+        options.step, options.steps_ahead, options.propagate_nonfinite = step, steps_ahead, propagate
 
 
 def _count(shape) -> int:

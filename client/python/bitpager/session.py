@@ -1,7 +1,8 @@
 """Sessions: the attachment of this process to a bitpagerd, and the default one that optimizers and layers share.
 
 A session may be used from any thread (the library serialises its calls). A forked child gets ForkedChildError. The
-default session is closed by atexit; the daemon frees what a session used when its process ends in any way.
+default sessions, one for each device in use, are closed by atexit; the daemon frees what a session used when its
+process ends in any way.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import contextlib
 import ctypes
 import os
 import threading
+import warnings
+import weakref
 
 from . import _lib, errors
 from .sizes import parse_bytes, print_bytes
 
 _default = None
+_by_device = {}  # UUID -> Session: the default ones of devices that _default is not for
 _default_lock = threading.RLock()
 
 
@@ -31,6 +35,12 @@ class Session:
         self._pid = pid
         self._storages = {}  # cdata of a torch storage -> SharedStorage; owned by shared.py
         self._storages_lock = threading.Lock()
+        self._arenas = weakref.WeakValueDictionary()  # extent -> Arena, to tell whose step failed
+        self._finished = _lib.sized(_lib.Finished)
+        info = self.info()
+        self.device_kind = info["device_kind"]
+        self.device_uuid = info["device_uuid"]
+        self.synchronous = info["synchronous"]
 
     @property
     def handle(self) -> int:
@@ -77,7 +87,7 @@ class Session:
         return f"<bitpager.Session job={info['job_name']!r} at {info['socket']}>"
 
     def info(self) -> dict:
-        """{session, job, page_bytes, linger_ms, socket, job_name}."""
+        """{session, job, page_bytes, linger_ms, socket, job_name, device_kind, device_uuid, synchronous}."""
         info = _lib.sized(_lib.SessionInfo)
         _lib.check(_lib.lib().bp_session_get_info(self.handle, ctypes.byref(info)))
         return {
@@ -87,6 +97,9 @@ class Session:
             "linger_ms": info.linger_ms,
             "socket": info.socket.decode(errors="replace"),
             "job_name": info.job_name.decode(errors="replace"),
+            "device_kind": info.device_kind.decode(errors="replace"),
+            "device_uuid": info.device_uuid.decode(errors="replace"),
+            "synchronous": bool(info.synchronous),
         }
 
     def memory_stats(self) -> dict:
@@ -137,6 +150,46 @@ class Session:
             if not self.closed:
                 self.hint_phase("idle")
 
+    def synchronize(self) -> None:
+        """Waits until everything that was submitted on GPU streams is done, and raises what it found: NonFiniteError
+        and every other error of a step that was submitted earlier, with its number. Waits for nothing on the CPU
+        device, where every call does."""
+        _lib.check_idempotent(_lib.lib().bp_session_synchronize, self.handle)
+        self.raise_failures()
+
+    def raise_failures(self) -> None:
+        """Raises what requests on GPU streams found since the last look, without waiting for those under way. Every
+        optimizer step does it first."""
+        finished = self._finished
+        while True:
+            _lib.check_idempotent(_lib.lib().bp_poll_results, self.handle, ctypes.byref(finished))
+            if finished.code == _lib.OK:
+                return
+            self._raise_failure(finished)
+
+    def _raise_failure(self, finished) -> None:
+        arena = self._arenas.get(finished.extent)
+        if finished.code == _lib.NON_FINITE and arena is not None and arena.on_nonfinite is not None:
+            arena.on_nonfinite(finished)  # may only warn
+            return
+        name = _lib.lib().bp_code_name(finished.code).decode()
+        what = f"step {finished.step}" if finished.step else "a request on a stream"
+        owner = "" if arena is None else f" of optimizer {arena.name}"
+        message = finished.message.decode(errors="replace") or name
+        raise errors.from_code(finished.code, name, f"{what}{owner}, submitted earlier, failed: {message}")
+
+    def last_step(self) -> dict:
+        """What the newest finished request on a GPU stream did: {ticket (0: none), step, loaded_pages, stored_pages,
+        total_ns, stall_ns}. Raises as raise_failures()."""
+        self.raise_failures()
+        keys = ("ticket", "step", "loaded_pages", "stored_pages", "total_ns", "stall_ns")
+        return {key: getattr(self._finished, key) for key in keys}
+
+    def release_gradients(self) -> None:
+        """Ends the daemon's mappings of GPU memory that only gradients used, so that torch.cuda.empty_cache() gives it
+        back to the system. The next step maps again what it needs."""
+        _lib.check(_lib.lib().bp_release_gradients(self.handle))
+
     def noop(self) -> None:
         """A request that does nothing; it passes ring, admission and dispatcher."""
         _lib.check_idempotent(_lib.lib().bp_noop, self.handle)
@@ -169,6 +222,7 @@ def connect(
     client=None,
     threads=0,
     default=True,
+    device=None,
 ) -> Session:
     """Attaches to a bitpagerd and returns the Session.
 
@@ -178,7 +232,8 @@ def connect(
     or "8GiB" (None: the daemon's default). linger: seconds that pages outlive the job's last session (None: the
     daemon's default, 0: none). client: a name shown to people. threads: for copies on this side (0: the processors
     this process may use). default: make this the session that optimizers and layers use when none is named, unless
-    there is one already.
+    there is one already. device: which device the pages are for: "cuda:0", a torch.device, a UUID ("GPU-..."), "cpu";
+    None: the daemon's first. A private daemon serves one device.
 
     Raises UnreachableError, PermissionDeniedError, VersionError, AlreadyExistsError, ValueError.
     """
@@ -195,9 +250,16 @@ def connect(
     options.linger_ms = -1 if linger is None else int(_non_negative("linger", linger) * 1000)
     options.spawn = 1 if spawn else 0
     options.threads = int(_non_negative("threads", threads))
+    options.device = _encode(None if device is None else device_uuid(device))
     handle = ctypes.c_void_p()
     _lib.check_idempotent(_lib.lib().bp_connect, ctypes.byref(options), ctypes.byref(handle))
     session = Session(handle.value, os.getpid())
+    if session.device_kind == "cuda" and session.synchronous:
+        warnings.warn(
+            f"streams of {session.device_uuid} cannot wait for the daemon here: step() waits on the processor",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if default:
         _offer_default(session)
     return session
@@ -209,11 +271,40 @@ def _non_negative(name, value):
     return value
 
 
+_CPU = "cpu-0"
+
+
+def device_uuid(device) -> str:
+    """The UUID of "cuda:0", "cuda" (the current one), a torch.device or "cpu"; any other text is taken for a UUID.
+
+    UnsupportedError where there is no driver."""
+    kind, _, index = str(device).partition(":")
+    if kind == "cpu":
+        return _CPU
+    if kind != "cuda":
+        return str(device)
+    if not index:
+        import torch
+
+        index = torch.cuda.current_device()
+    return _cuda_uuid(int(index))
+
+
+def _cuda_uuid(index: int) -> str:
+    text = ctypes.create_string_buffer(64)
+    _lib.check(_lib.lib().bp_cuda_uuid(index, text, len(text)))
+    return text.value.decode()
+
+
 def _offer_default(session: Session) -> None:
     global _default
     with _default_lock:
         if _default is None or _default.closed:
             _default = session
+        elif session.device_uuid != _default.device_uuid:
+            held = _by_device.get(session.device_uuid)
+            if held is None or held.closed:
+                _by_device[session.device_uuid] = session
 
 
 def default_session() -> Session:
@@ -224,16 +315,45 @@ def default_session() -> Session:
         if _default is not None and _default._pid != os.getpid():
             _ = _default.handle  # raises ForkedChildError
         if _default is None or _default._handle is None:
-            _default = connect(default=False)
+            living = [session for session in _by_device.values() if not session.closed]
+            _default = living[0] if living else connect(default=False)
         return _default
 
 
+def session_for(device) -> Session:
+    """The default session for tensors on a torch.device; made at first use. CPU tensors use default_session() unless
+    that is for a GPU."""
+    global _default
+    if device.type == "cpu":
+        if (_default is None or _default.closed) and not _by_device:
+            default_session()
+        uuid = _CPU
+        if _default is not None and _default.device_kind != "cuda":
+            return default_session()
+    else:
+        uuid = device_uuid(device)
+    with _default_lock:
+        for session in (_default, _by_device.get(uuid)):
+            if session is None or session.device_uuid != uuid:
+                continue
+            if session._pid != os.getpid():
+                _ = session.handle  # raises ForkedChildError
+            if session._handle is not None:
+                return session
+        made = _by_device[uuid] = connect(default=False, device=uuid)
+        if _default is None:
+            _default = made
+        return made
+
+
 def disconnect() -> None:
-    """Closes the default session. The next use makes a new one."""
+    """Closes the default sessions. The next use makes new ones."""
     global _default
     with _default_lock:
-        session, _default = _default, None
-    if session is not None:
+        sessions = {id(session): session for session in (_default, *_by_device.values()) if session is not None}
+        _default = None
+        _by_device.clear()
+    for session in sessions.values():
         session.close()
 
 

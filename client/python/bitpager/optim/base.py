@@ -11,9 +11,10 @@ from collections import defaultdict
 import torch
 
 from .. import _lib, errors
-from ..session import default_session
+from ..session import default_session, device_uuid, session_for
 from . import interchange
 from .overrides import GlobalOptimManager
+from .packed import StreamSteps
 from .registry import Registry, gradient_of, nonfinite_names, refuse_gradient
 from .request import GRAD_CODES, Request, settings_of
 
@@ -33,10 +34,11 @@ _counters = defaultdict(itertools.count)
 class BlockOptimizer(torch.optim.Optimizer):
     """Base of Adam, AdamW and Lion. See those for arguments; subclasses set `rule`.
 
-    session: a bitpager.Session (None: the default one, made at the first step). on_nonfinite: "raise", "warn" or
-    "propagate". name: under which the daemon keeps the states (None: class name and a count; the same from run to run
-    when optimizers are made in the same order). resume_step: go on from the states that the daemon kept of the same
-    (user, job, rank, name), which must be at this step.
+    session: a bitpager.Session (None: the default one of each parameter's device, made at the first step).
+    on_nonfinite: "raise", "warn" or "propagate"; on a GPU the first later call tells, see step(). name: under which the
+    daemon keeps the states (None: class name and a count; the same from run to run when optimizers are made in the same
+    order). resume_step: go on from the states that the daemon kept of the same (user, job, rank, name), which must be
+    at this step.
     """
 
     rule = None
@@ -62,7 +64,8 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._step_count = 0
         self.on_nonfinite = on_nonfinite
         self.name = name or f"{kind}-{next(_counters[kind])}"
-        self._registry = Registry(self.rule, evictable, self.name, self._describe)
+        self._registry = Registry(self.rule, evictable, self.name, self._describe, self._report_late)
+        self._streams = StreamSteps()
 
     # ---- what torch.optim.Optimizer and its users expect ----
 
@@ -70,6 +73,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """Adds a group; after steps its states come into arenas of their own. (name, parameter) pairs are accepted."""
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), torch.Tensor):
             param_group = dict(param_group, params=_strip_names(param_group["params"], self._names))
+        self._streams.forget()
         super().add_param_group(param_group)
 
     @_eager
@@ -77,18 +81,28 @@ class BlockOptimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """One step over all parameters that have a gradient; returns the closure's loss.
 
-        Raises NonFiniteError (all finite blocks are then updated), DaemonLostError, the admission errors of the first
-        step, ValueError for gradients that cannot be stepped."""
+        Parameters on a GPU are stepped on its current stream: step() returns without waiting, what the stream gets
+        afterwards runs behind the step, and errors are raised by the first later call that sees them (step(),
+        state_dict(), session.synchronize()), which then does nothing else. Under CUDA graph capture it raises.
+
+        Raises NonFiniteError (all finite blocks of that step are then updated), DaemonLostError, the admission errors
+        of the first step, ValueError for gradients that cannot be stepped."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._submit(self._gather())
+        self._raise_failures()
+        overridden = not GlobalOptimManager.get_instance().is_empty
+        if not self._pending and not overridden and self._streams.look(self.param_groups, self.state):
+            self._send_on_streams()
+        else:
+            self._submit(self._gather())
         return loss
 
     def state_dict(self):
         """Interchange form: state[i] = {"step": int, "__bnb_optimizer_quant_state__": {state1, absmax1, qmap1, ...}},
         tensors and primitives alone. The states are copied out of the daemon's pages."""
+        self.synchronize()
         self._flush()
         light = self.state
         full = defaultdict(dict)
@@ -157,10 +171,18 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     @property
     def session(self):
-        """The session in use; connects when there is none."""
-        if self._session is None:
-            self._session = default_session()
-        return self._session
+        """The session in use, of the first parameter's device when there are several; connects when there is none."""
+        if self._session is not None:
+            return self._session
+        if self._registry.arenas:
+            return self._registry.arenas[0].session
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        return default_session() if first is None else session_for(first.device)
+
+    def synchronize(self) -> None:
+        """Waits until the steps on GPU streams are done and raises what they found."""
+        for session in self._stream_sessions():
+            session.synchronize()
 
     def prepare(self) -> BlockOptimizer:
         """Makes the arenas now, so that a refusal (quota, budget) comes before the first step. Returns itself."""
@@ -174,6 +196,7 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def drop(self) -> None:
         """Gives the pages back. The next step starts from fresh states."""
+        self._streams.forget()
         self._registry.drop()
         self._pending.clear()
         self._loaded_bits.clear()
@@ -181,6 +204,28 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._step_count = 0
 
     # ---- inside ----
+
+    def _session_of(self, device):
+        """The session for a torch.device; ValueError when the one that was given is for another device."""
+        if self._session is None:
+            return session_for(device)
+        wanted = device_uuid(device)
+        have = self._session.device_uuid
+        if have and have != wanted:
+            raise ValueError(
+                f"a parameter is on {device} ({wanted}), the optimizer's session is for {have}. Hint: "
+                "bitpager.connect(device=...), or leave session out."
+            )
+        return self._session
+
+    def _stream_sessions(self):
+        """The open sessions whose steps run on streams."""
+        found = {id(a.session): a.session for a in self._registry.arenas if a.session.device_kind == "cuda"}
+        return [session for session in found.values() if not session.closed]
+
+    def _raise_failures(self) -> None:
+        for session in self._stream_sessions():
+            session.raise_failures()
 
     @property
     def _state_count(self) -> int:
@@ -223,7 +268,8 @@ class BlockOptimizer(torch.optim.Optimizer):
             if p.requires_grad or p.grad is not None or p in self._pending
         ]
         bits = {p: self._bits_of(p) for p in wanted if p not in self._registry.slots}
-        self._registry.admit(self.session, wanted, bits.__getitem__, resume_step)
+        self._streams.forget()
+        self._registry.admit(self._session_of, wanted, bits.__getitem__, resume_step)
 
     def _resume(self, resume_step) -> None:
         if isinstance(resume_step, bool) or not isinstance(resume_step, int) or resume_step < 0:
@@ -252,7 +298,8 @@ class BlockOptimizer(torch.optim.Optimizer):
             for index, p in enumerate(group["params"]):
                 grad = p.grad
                 if grad is not None:
-                    if grad.layout is not torch.strided or grad.dtype not in GRAD_CODES or not grad.is_cpu:
+                    known_place = grad.is_cpu or grad.is_cuda
+                    if grad.layout is not torch.strided or grad.dtype not in GRAD_CODES or not known_place:
                         refuse_gradient(p, self._describe(p))
                     stepped.append((group_index, index, p))
         slots = self._registry.slots
@@ -266,21 +313,26 @@ class BlockOptimizer(torch.optim.Optimizer):
             if slot is None:  # without elements
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 continue
-            self._registry.locate(self.session, p, slot)
+            self._registry.locate(p, slot)
             override = manager.settings_of(p, (group_index, index))
             settings = settings_of(self.param_groups[group_index], override) if override else plain[group_index]
             request = requests.get(slot.arena)
             if request is None:
-                request = requests[slot.arena] = Request()
-            request.add(slot, p, gradient_of(p), self.state[p], settings)
+                request = requests[slot.arena] = Request(len(self.param_groups))
+            request.add(slot, p, gradient_of(p), self.state[p], settings, group_index, bool(override))
         return requests
 
     def _submit(self, requests) -> None:
         """One request for each arena. After an interrupt the step is finished first, so that all parameters are at the
         same step; a second one leaves at once."""
+        on_gpu = {a: r for a, r in requests.items() if a.session.device_kind == "cuda"}
+        requests = {a: r for a, r in requests.items() if a not in on_gpu}
+        if on_gpu:
+            self._streams.pack(on_gpu, self.param_groups, self.state, whole=not requests)
+            self._send_on_streams()
         if not requests:
             return
-        self._step_count += 1
+        self._step_count += not on_gpu
         interrupt, skipped_blocks, unknown = None, 0, False
         for position, (arena, request) in enumerate(requests.items()):
             request.count(1)
@@ -301,7 +353,7 @@ class BlockOptimizer(torch.optim.Optimizer):
             except KeyboardInterrupt as error:
                 if not arena.submitted:  # the second one
                     request.count(-1)
-                    self._step_count -= 0 if position else 1
+                    self._step_count -= 0 if position or on_gpu else 1
                     raise
                 interrupt = error
                 _lib.settle(arena.session.handle)
@@ -309,7 +361,7 @@ class BlockOptimizer(torch.optim.Optimizer):
                 raise
             except errors.Error:
                 request.count(-1)
-                self._step_count -= 0 if position else 1
+                self._step_count -= 0 if position or on_gpu else 1
                 raise
         if interrupt is not None:
             raise interrupt
@@ -317,9 +369,31 @@ class BlockOptimizer(torch.optim.Optimizer):
             self._report_nonfinite(requests, skipped_blocks)
 
     def _step_arena(self, arena, request):
-        return arena.step(
-            request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate"
+        return arena.step(request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate")
+
+    def _send_on_streams(self) -> None:
+        """Sends the step that self._streams has in hand."""
+        self._step_count += 1
+        settings = [settings_of(group, None) for group in self.param_groups]
+        try:
+            self._streams.send(settings, self._step_count, self.on_nonfinite == "propagate")
+        except BaseException:
+            self._step_count -= not self._streams.sent
+            raise
+
+    def _report_late(self, arena, finished) -> None:
+        """A step on a stream left blocks out."""
+        parameter = self._registry.parameter_at(arena, finished.first_nonfinite_tensor)
+        name = "a parameter" if parameter is None else self._describe(parameter)
+        message = (
+            f"step {finished.step}: {finished.nonfinite_blocks} blocks hold NaN or inf gradients, the first in {name}. "
+            "These blocks were left untouched; all other blocks are updated. Hint: check the loss, lower the learning "
+            'rate or clip gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
         )
+        if self.on_nonfinite == "warn":
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+        elif self.on_nonfinite == "raise":
+            raise errors.NonFiniteError(message, tensors=[name], blocks=finished.nonfinite_blocks)
 
     def _report_nonfinite(self, requests, blocks) -> None:
         names = nonfinite_names([p for r in requests.values() for p in r.parameters], self._describe)
@@ -353,6 +427,7 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _adopt(self, loaded, rest) -> None:
         """Makes `loaded` (parameter -> LoadedState, or a bare step) the optimizer's state, to be uploaded later."""
+        self._streams.forget()
         self._registry.drop()
         self._pending = {p: state for p, state in loaded.items() if isinstance(state, interchange.LoadedState)}
         self._loaded_bits = {p: state.bits for p, state in self._pending.items() if p.numel()}

@@ -1,7 +1,8 @@
 """States of one parameter in interchange names (state1, state2, qmap1, qmap2, absmax1, absmax2), out of an arena and
 into one.
 
-State tensors have the parameter's shape and element order. 8-bit: uint8 codes into qmap, absmax of every 256 elements
+State tensors are on the CPU, whatever device the parameter is on, for the states may be larger than what is free
+there. They have the parameter's shape and element order. 8-bit: uint8 codes into qmap, absmax of every 256 elements
 in memory order. 32-bit: fp32.
 """
 
@@ -98,7 +99,7 @@ def match_groups(groups, saved_groups):
 
 def _empty(parameter, bits: int, state_count: int):
     dtype = torch.uint8 if bits == 8 else torch.float32
-    planes = [torch.empty_like(parameter, dtype=dtype, requires_grad=False) for _ in range(state_count)]
+    planes = [torch.empty_like(parameter, dtype=dtype, requires_grad=False, device="cpu") for _ in range(state_count)]
     blocks = (parameter.numel() + BLOCK - 1) // BLOCK
     absmax = [torch.empty(blocks, dtype=torch.float32) for _ in range(state_count)] if bits == 8 else []
     return planes, absmax

@@ -60,9 +60,14 @@ class GlobalOptimManager:
         """Overrides for the parameter `param_name` of `module`, looked up when it is used."""
         self._by_attribute.append((weakref.ref(module), param_name, dict(config)))
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is overridden."""
+        return not (self._by_parameter or self._by_place or self._by_attribute)
+
     def settings_of(self, parameter, place) -> dict:
         """The overrides of a parameter at `place` = (group, position); {} when there are none."""
-        if not (self._by_parameter or self._by_place or self._by_attribute):
+        if self.is_empty:
             return {}
         settings = dict(self._by_place.get(place, ()))
         for module, name, config in self._by_attribute:

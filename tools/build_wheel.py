@@ -26,6 +26,12 @@ import zipfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "client" / "python" / "bitpager"
 NATIVE = {"bin/bitpagerd": "bitpagerd", "bin/bitpager": "bitpager", "lib/libbitpager.so": "libbitpager.so"}
+# Built where there is a CUDA compiler: kernels that a training process runs itself.
+NATIVE_CUDA = {"lib/libbitpager_cuda.so": "libbitpager_cuda.so"}
+# glibc of Ubuntu 22.04: the bundle runs there and on all that is newer.
+NEWEST_GLIBC = 35
+# Programs of the bundle beside those of the wheel, where they were built.
+TEST_PROGRAMS = "*_cuda_*_test"
 TARGETS = ("bitpagerd", "bitpager", "bitpager_shared")
 
 # Of glibc and the loader: every Linux of the platform tag has them.
@@ -76,7 +82,8 @@ def native_files(build_dir: pathlib.Path) -> dict:
         raise BuildError(
             f"{build_dir} lacks {', '.join(missing)}. Hint: cmake --build {build_dir} --target {' '.join(TARGETS)}"
         )
-    return {target: (build_dir / name).resolve() for name, target in NATIVE.items()}
+    there = {**NATIVE, **{name: target for name, target in NATIVE_CUDA.items() if (build_dir / name).exists()}}
+    return {target: (build_dir / name).resolve() for name, target in there.items()}
 
 
 def needed(path) -> list:
@@ -115,7 +122,7 @@ def bundle(files: dict, folder: pathlib.Path) -> None:
         path.chmod(0o755)
         place = ["--remove-rpath"] if path.name in guests else ["--set-rpath", "$ORIGIN"]
         run("patchelf", *place, str(path))
-        if path.name not in ("bitpagerd", "bitpager"):
+        if ".so" in path.name:
             path.chmod(0o644)
     strip(folder)
     check_bundle(folder)
@@ -216,6 +223,58 @@ def build(build_dir: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
         return write_wheel(out, f"py3-none-{platform_tag(folder)}", entries, project())
 
 
+# ---- the portable bundle ----
+
+# What the bundle takes from the source tree: (path, place in it).
+BUNDLE_SOURCES = (
+    ("client/bitpager.h", "include/bitpager.h"),
+    ("tools/benchmarks", "tools/benchmarks"),
+    ("tools/private_daemon.py", "tools/private_daemon.py"),
+    ("tools/bitpagerd.toml", "etc/bitpagerd.toml"),
+    ("tools/systemd", "systemd"),
+    ("tests/gpu", "tests/gpu"),
+    ("tests/golden", "tests/golden"),
+    ("README.md", "README.md"),
+    ("LICENSE", "LICENSE"),
+    ("THIRD_PARTY.md", "THIRD_PARTY.md"),
+)
+
+
+def make_bundle(build_dir: pathlib.Path, out: pathlib.Path) -> None:
+    """Fills `out` with programs and their libraries (bin/), the wheel, tests and benchmarks. BuildError when a file
+    needs a newer glibc than the bundle promises."""
+    tests = {path.name: path for path in sorted((build_dir / "bin").glob(TEST_PROGRAMS))}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "bin"
+        bundle({**native_files(build_dir), **tests}, folder)
+        check_glibc(folder)
+        copy_source(folder, out / "bin")
+    for source, place in BUNDLE_SOURCES:
+        copy_source(ROOT / source, out / place)
+    (out / "wheel").mkdir(parents=True, exist_ok=True)
+    build(build_dir, out / "wheel")
+
+
+def copy_source(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A file or folder of the tree, without caches."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    elif source.exists():
+        shutil.copy2(source, target)
+
+
+def check_glibc(folder: pathlib.Path) -> None:
+    """No file needs a symbol of a glibc newer than NEWEST_GLIBC."""
+    for path in sorted(folder.iterdir()):
+        newest = max((int(v) for v in re.findall(r"GLIBC_2\.(\d+)", run("readelf", "-V", str(path)))), default=0)
+        if newest > NEWEST_GLIBC:
+            raise BuildError(
+                f"{path.name} needs glibc 2.{newest}; the bundle promises 2.{NEWEST_GLIBC}. Hint: configure with "
+                "-DBITPAGER_PORTABLE=ON, with the static libraries of ZeroMQ, PGM and sodium installed"
+            )
+
+
 # ---- PEP 517 and PEP 660 ----
 
 
@@ -274,10 +333,15 @@ def main() -> int:
     """Command line; see the file's top."""
     parser = argparse.ArgumentParser(description="Builds the bitpager wheel from a finished CMake build.")
     parser.add_argument("--build-dir", type=pathlib.Path, required=True, help="CMake build folder")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="where to put the wheel")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=pathlib.Path, help="where to put the wheel")
+    what.add_argument("--bundle", type=pathlib.Path, help="folder to fill with the portable bundle")
     arguments = parser.parse_args()
     try:
-        print(build(arguments.build_dir.resolve(), arguments.out))
+        if arguments.bundle:
+            make_bundle(arguments.build_dir.resolve(), arguments.bundle)
+        else:
+            print(build(arguments.build_dir.resolve(), arguments.out))
     except BuildError as error:
         print(f"build_wheel: {error}", file=sys.stderr)
         return 1

@@ -125,8 +125,9 @@ Status ResolveQuotas(const Config& config, Budgets& out) {
 
 Result<Budgets> ResolveBudgets(const Config& config, const MachineFacts& facts, const DeviceMemory& device) {
   Budgets out;
-  out.room_bytes = facts.RoomBytes();
+  out.room_bytes = facts.RoomBytes() / std::max(1U, device.sharers);
   out.room_source = facts.RoomSource();
+  if (device.sharers > 1) out.room_source += ", divided by " + std::to_string(device.sharers) + " devices,";
   if (facts.mem_available_bytes == 0) {
     const std::string why = facts.unread.empty() ? "it reads 0" : facts.unread.front();
     return Status(Code::kUnsupported, "the machine's available memory is not known (" + why +
@@ -142,7 +143,10 @@ Result<Budgets> ResolveBudgets(const Config& config, const MachineFacts& facts, 
 kernels::DeviceOptions DeviceOptionsOf(const Config& config, const MachineFacts& facts) {
   kernels::DeviceOptions out;
   out.kind = config.device_kind;
-  out.index = config.device_index;
+  out.index = std::max(0, config.device_index);
+  out.uuid = config.device_uuid;
+  out.managed = config.managed;
+  out.managed_beyond_free = config.managed_beyond_free;
   out.threads = config.device_threads > 0 ? config.device_threads : facts.allowed_processors;
   return out;
 }

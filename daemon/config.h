@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -46,9 +47,14 @@ struct Config {
   bool poison_frames = false;
 
   // ---- device
-  std::string device_kind = "cpu";
-  int device_index = 0;
-  int device_threads = 0;  // 0: the processors this process may use
+  std::string device_kind = "auto";  // "cpu"; "cuda"; "auto": the GPUs that can be used, else the CPU
+  int device_index = -1;             // of its kind, as the driver counts; -1: all
+  std::string device_uuid;           // one GPU, whatever its index; empty: by index
+  std::optional<std::uint64_t>
+      free_watermark_bytes;          // kept free of a GPU's memory; none: a 64th, 512 MiB at least
+  bool managed = false;              // CUDA: frames in managed memory
+  bool managed_beyond_free = false;  // CUDA, managed: more than the device has free
+  int device_threads = 0;            // 0: the processors this process may use
 
   // ---- what a job gets when its client asks for nothing
   double job_weight = 1.0;

@@ -108,8 +108,23 @@ Status SetPolicy(Config& config, const std::string& text) {
 }
 
 Status SetKind(Config& config, const std::string& text) {
-  if (text.empty()) return Bad(text, "is no device kind. Hint: cpu");
-  config.device_kind = text;  // OpenDevice knows which kinds there are
+  if (text != "auto" && text != "cpu" && text != "cuda") {
+    return Bad(text, "is no device kind. Hint: cpu, cuda, or auto: the GPUs that can be used, else the CPU");
+  }
+  config.device_kind = text;
+  return {};
+}
+
+Status SetWatermark(Config& config, const std::string& text) {
+  const auto bytes = ParseBytes(text);
+  if (!bytes.ok()) return bytes.status();
+  config.free_watermark_bytes = *bytes;
+  return {};
+}
+
+Status SetFrames(Config& config, const std::string& text) {
+  if (text != "explicit" && text != "managed") return Bad(text, "is neither explicit nor managed");
+  config.managed = text == "managed";
   return {};
 }
 
@@ -146,9 +161,18 @@ constexpr std::array kSettings = std::to_array<Setting>({
     {"memory.policy", "--policy", "NAME", "which pages leave: scan, lru, clock (scan)", kText, SetPolicy},
     {"memory.poison_frames", "--poison-frames", nullptr, "overwrite frames that are given up", kBoolean,
      [](Config& c, const std::string& t) { return SetBool(c.poison_frames, t); }},
-    {"device.kind", "--device", "KIND", "device that holds the frames (cpu)", kText, SetKind},
-    {"device.index", "--device-index", "N", "which one of its kind (0)", kInteger,
+    {"memory.free_watermark", "--free-watermark", "SIZE", "memory of a GPU that pages leave free (1/64, 512MiB at least)",
+     kSize, SetWatermark},
+    {"memory.frames", "--frames", "KIND", "explicit (moved by copies) or managed (CUDA Unified Memory)", kText,
+     SetFrames},
+    {"memory.managed_beyond_free", "--managed-beyond-free", nullptr,
+     "let managed frames exceed the device's free memory", kBoolean,
+     [](Config& c, const std::string& t) { return SetBool(c.managed_beyond_free, t); }},
+    {"device.kind", "--device", "KIND", "device that holds the frames: cpu, cuda, auto (auto)", kText, SetKind},
+    {"device.index", "--device-index", "N", "which one of its kind (all)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.device_index, t, 0, 1023); }},
+    {"device.uuid", "--device-uuid", "UUID", "one GPU by its UUID, as nvidia-smi -L prints it", kText,
+     [](Config& c, const std::string& t) -> Status { c.device_uuid = t; return {}; }},
     {"device.threads", "--threads", "N", "compute threads of the CPU device (0: all allowed)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.device_threads, t, 0, 1024); }},
     {"jobs.weight", "--job-weight", "W", "share of a job under contention (1)", kInteger | kFloat, SetWeight},

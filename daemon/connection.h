@@ -15,11 +15,14 @@
 
 namespace bitpager::daemon {
 
+class Shard;
+
 struct Connection {
   Connection(wire::UniqueFd socket_in, const Peer& peer_in) : socket(std::move(socket_in)), peer(peer_in) {}
 
   const wire::UniqueFd socket;
   const Peer peer;
+  Shard* shard = nullptr;    // listener thread: that serves it; none before hello
   std::uint64_t number = 0;  // the listener's, set before anybody else sees the connection; never used again
   std::shared_ptr<const wire::UniqueFd> epoll;  // the listener's, which watches `socket`; set with `number`
   std::uint64_t stranger_since_ns = 0;          // listener thread

@@ -121,6 +121,8 @@ Status Control::Answered(Call& call) {
       return MapDomain(call);
     case MessageType::kUsage:
       return Usage(call);
+    case MessageType::kMakeRoom:
+      return MakeRoom(call);
     case MessageType::kLimit:
       return Limit(call);
     case MessageType::kEvict:
@@ -140,9 +142,9 @@ Status Control::Hello(Call& call) {
   if (call.packet.fd_count > 1) return {Code::kInvalidArgument, "hello carries at most one fd, the pidfd."};
   const std::string_view device = wire::TextOf(body.device);
   if (!device.empty() && device != core_.device_info.uuid) {
-    return {Code::kNotFound, "this daemon serves device " + core_.device_info.uuid + " (" +
-                                 core_.device_info.name + "), not " + std::string(device) +
-                                 ". Hint: start a daemon on that device, or list it in the configuration."};
+    return {Code::kNotFound, "this daemon serves " + core_.settings.served_devices + ", not " +
+                                 std::string(device) +
+                                 ". Hint: bitpagerd --device and --device-index say which it serves."};
   }
   wire::Result<Session*> opened = lifecycle_.Open(call.connection->peer, body);
   if (!opened.ok()) return opened.status();
@@ -288,6 +290,21 @@ Status Control::DropExtent(Call& call) {
   }
   tasks_.Advance(session);
   return lifecycle_.Drop(session, wire::ExtentId{body.extent});
+}
+
+Status Control::MakeRoom(Call& call) {
+  wire::MakeRoomBody body;
+  if (!wire::ReadBody(call.packet, body)) return WrongSize();
+  if (body.bytes > core_.device_info.total_bytes) {
+    return {Code::kBudgetExceeded, "room for " + std::to_string(body.bytes) + " bytes on a device of " +
+                                       std::to_string(core_.device_info.total_bytes) + "."};
+  }
+  const Pressure::Room room = pressure_.Ask(body.bytes, core_.clock.NowNs());
+  call.answer.body.values[0] = room.free_bytes;
+  call.answer.body.values[1] = room.leaving_bytes;
+  call.answer.body.values[2] = room.final ? 1 : 0;
+  tasks_.Touch();
+  return {};
 }
 
 Status Control::MapDomain(Call& call) {

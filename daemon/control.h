@@ -10,6 +10,7 @@
 #include "daemon/connection.h"
 #include "daemon/core.h"
 #include "daemon/lifecycle.h"
+#include "daemon/pressure.h"
 #include "daemon/tasks.h"
 
 namespace bitpager::daemon {
@@ -23,12 +24,16 @@ class Control {
     std::function<void()> drain = [] {};
   };
 
-  Control(Core& core, Lifecycle& lifecycle, Tasks& tasks)
-      : core_(core), lifecycle_(lifecycle), tasks_(tasks) {}
+  Control(Core& core, Lifecycle& lifecycle, Tasks& tasks, Pressure& pressure)
+      : core_(core), lifecycle_(lifecycle), tasks_(tasks), pressure_(pressure) {}
   void SetHooks(Hooks hooks) { hooks_ = std::move(hooks); }
 
   // Handles one message and answers it. The connection is hung up when it breaks the protocol.
   void Handle(const ConnectionRef& connection, wire::Packet& packet);
+  // Whether a limit or evict message names a job that is here.
+  [[nodiscard]] bool Knows(const ConnectionRef& connection, const wire::Packet& packet);
+  // Answers a message with an error where no session and no job is needed to know it. Any thread.
+  static void Refuse(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& why);
 
  private:
   // A reply in the making, with the fds that go beside it.
@@ -58,6 +63,7 @@ class Control {
   [[nodiscard]] wire::Status DropExtent(Call& call);
   [[nodiscard]] wire::Status MapDomain(Call& call);
   [[nodiscard]] wire::Status Usage(Call& call);
+  [[nodiscard]] wire::Status MakeRoom(Call& call);
   [[nodiscard]] wire::Status Limit(Call& call);
   [[nodiscard]] wire::Status Evict(Call& call);
   [[nodiscard]] wire::Status Drain(Call& call);
@@ -67,6 +73,7 @@ class Control {
   Core& core_;
   Lifecycle& lifecycle_;
   Tasks& tasks_;
+  Pressure& pressure_;
   Hooks hooks_;
 };
 

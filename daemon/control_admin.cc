@@ -55,6 +55,30 @@ wire::Result<Job*> Control::CommandedJob(const Peer& peer, std::string_view name
   return job;
 }
 
+bool Control::Knows(const ConnectionRef& connection, const wire::Packet& packet) {
+  wire::LimitBody limit;
+  wire::EvictBody evict;
+  std::string_view name;
+  std::uint32_t uid = ~0U;
+  if (wire::ReadBody(packet, limit)) {
+    name = wire::TextOf(limit.job);
+    uid = limit.uid;
+  } else if (wire::ReadBody(packet, evict)) {
+    name = wire::TextOf(evict.job);
+    uid = evict.uid;
+  }
+  return core_.registry.FindJob(uid == ~0U ? connection->peer.uid : uid, std::string(name)) != nullptr;
+}
+
+void Control::Refuse(const ConnectionRef& connection, const wire::Packet& packet, const Status& why) {
+  wire::ReplyBody body;
+  body.code = static_cast<std::uint32_t>(why.code());
+  wire::CopyText(body.message, why.message());
+  const wire::MessageHeader header = packet.header();
+  const Status sent = wire::SendBody(connection->socket.get(), header.type, header.sequence, body);
+  if (!sent.ok() || why.code() == Code::kProtocol) connection->HangUp();
+}
+
 Status Control::Limit(Call& call) {
   wire::LimitBody body;
   if (!wire::ReadBody(call.packet, body)) return {Code::kProtocol, "a limit message of the wrong size."};

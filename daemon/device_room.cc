@@ -21,6 +21,12 @@ void DeviceRoom::AskAgain() {
   static_cast<void>(pager_.SetDeviceFrames(wanted_frames_).ok());  // growing is never refused
 }
 
+wire::Status DeviceRoom::SetWanted(std::uint64_t frames) {
+  wire::Status taken = pager_.SetDeviceFrames(frames);
+  if (taken.ok()) wanted_frames_ = frames;
+  return taken;
+}
+
 bool DeviceRoom::Poll(std::uint64_t now_ns) {
   bool changed = false;
   if (give_back_ns_ != 0 && give_back_ns_ <= now_ns) {

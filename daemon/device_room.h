@@ -20,6 +20,8 @@ class DeviceRoom {
   void Refused(std::uint64_t now_ns);
   // Asks for the whole budget again at once: a request cannot be served without.
   void AskAgain();
+  // Another budget than configured, until the next: kBudgetExceeded under what every job's least needs.
+  [[nodiscard]] wire::Status SetWanted(std::uint64_t frames);
   // Does what is due. True when the pager has something new to decide.
   [[nodiscard]] bool Poll(std::uint64_t now_ns);
   [[nodiscard]] std::optional<std::uint64_t> NextDeadlineNs() const;
@@ -31,9 +33,9 @@ class DeviceRoom {
 
  private:
   paging::Pager& pager_;
-  const std::uint64_t wanted_frames_;  // as configured
-  std::uint64_t give_back_ns_ = 0;     // 0: nothing came free
-  std::uint64_t retry_ns_ = 0;         // 0: nothing was refused, or it was asked for again
+  std::uint64_t wanted_frames_;
+  std::uint64_t give_back_ns_ = 0;  // 0: nothing came free
+  std::uint64_t retry_ns_ = 0;      // 0: nothing was refused, or it was asked for again
   std::uint64_t wait_ns_ = kFirstRetryNs;
   std::uint64_t refused_ns_ = 0;
 };

@@ -140,7 +140,7 @@ int Dispatcher::DoWork() {
   work += moved + tasks_.PumpPager();
   work += ReapSessions() + lifecycle_.EmptyBuffers();
   const std::uint64_t now_ns = core_.clock.NowNs();
-  if (core_.room.Poll(now_ns)) {
+  if (core_.room.Poll(now_ns) || pressure_.Poll(now_ns)) {
     tasks_.Touch();
     ++work;
   }
@@ -199,8 +199,9 @@ std::int64_t Dispatcher::SleepNs(std::uint64_t now_ns) const {
     if (!session->active && !session->pending.empty()) return soon_ns;
   }
   if (leases_.revoking()) return leases_.LookAgainNs();
-  const std::uint64_t next_ns =
-      std::min(next_expiry_ns_, core_.room.NextDeadlineNs().value_or(~std::uint64_t{0}));
+  const auto or_never = [](std::optional<std::uint64_t> at_ns) { return at_ns.value_or(~std::uint64_t{0}); };
+  const std::uint64_t next_ns = std::min(
+      {next_expiry_ns_, or_never(core_.room.NextDeadlineNs()), or_never(pressure_.NextDeadlineNs())});
   if (next_ns == ~std::uint64_t{0}) return -1;
   const std::uint64_t left_ns = next_ns > now_ns ? next_ns - now_ns : 0;
   return static_cast<std::int64_t>(std::min<std::uint64_t>(left_ns + 1'000'000, 60'000'000'000));

@@ -17,6 +17,7 @@
 #include "daemon/leases.h"
 #include "daemon/lifecycle.h"
 #include "daemon/mailbox.h"
+#include "daemon/pressure.h"
 #include "daemon/tasks.h"
 
 namespace bitpager::daemon {
@@ -68,7 +69,8 @@ class Dispatcher {
   Leases leases_{core_};
   Lifecycle lifecycle_{core_, leases_};
   Tasks tasks_{core_, leases_};
-  Control control_{core_, lifecycle_, tasks_};
+  Pressure pressure_{core_};
+  Control control_{core_, lifecycle_, tasks_, pressure_};
   Mailbox mailbox_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session

@@ -71,6 +71,7 @@ struct DeviceMemory {
   bool pins_host = false;        // host frames are locked, so RLIMIT_MEMLOCK counts
   std::uint64_t free_bytes = 0;  // of its own memory; unused when in_host_memory
   std::uint64_t total_bytes = 0;
+  unsigned sharers = 1;  // devices of this daemon: each gets an equal part of the host's memory
 };
 
 // Whole pages, in bytes.

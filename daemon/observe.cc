@@ -48,6 +48,7 @@ JobSnapshot ObserveJob(Core& core, const Job& job, std::uint64_t now_ns) {
   const std::uint64_t page = core.page_bytes();
   out.id = job.id.value;
   out.name = job.name;
+  out.device = core.device_info.uuid;
   out.uid = job.uid;
   out.sessions = static_cast<std::uint32_t>(job.sessions.size());
   out.lingering = job.sessions.empty();
@@ -69,7 +70,7 @@ JobSnapshot ObserveJob(Core& core, const Job& job, std::uint64_t now_ns) {
 }
 
 DeviceSnapshot ObserveDevice(const Core& core) {
-  const kernels::DeviceInfo info = core.device.Info();
+  const kernels::DeviceInfo& info = core.device_info;
   const std::uint64_t page = core.page_bytes();
   DeviceSnapshot out;
   out.kind = info.kind;
@@ -81,6 +82,8 @@ DeviceSnapshot ObserveDevice(const Core& core) {
   out.budget_bytes = out.budget_frames * page;
   out.free_bytes = out.free_frames * page;
   out.used_bytes = out.used_frames * page;
+  out.host_budget_bytes = core.settings.host_budget_bytes;
+  out.host_committed_bytes = core.pager.used_host_frames() * page + core.registry.buffer_bytes();
   return out;
 }
 
@@ -117,15 +120,16 @@ Snapshot Observe(Core& core) {
   out.policy = std::string(PolicyName(core.pager.config().policy));
   out.page_bytes = core.page_bytes();
   out.window_pages = core.pager.config().window_pages;
-  out.host_budget_bytes = core.settings.host_budget_bytes;
-  out.host_committed_bytes = core.pager.used_host_frames() * core.page_bytes() + core.registry.buffer_bytes();
-  out.device = ObserveDevice(core);
+  out.devices.push_back(ObserveDevice(core));
+  out.host_budget_bytes = out.devices.front().host_budget_bytes;
+  out.host_committed_bytes = out.devices.front().host_committed_bytes;
   const std::uint64_t now_ns = core.clock.NowNs();
   for (const auto& [id, job] : core.registry.jobs()) out.jobs.push_back(ObserveJob(core, job, now_ns));
   for (const auto& [id, session] : core.registry.sessions()) {
     const Session::Identity& who = session->identity();
     out.sessions.push_back({id.value, who.peer.pid, who.peer.uid, core.registry.FindJob(who.job)->name,
-                            who.rank, who.client, static_cast<std::uint32_t>(session->outstanding())});
+                            core.device_info.uuid, who.rank, who.client,
+                            static_cast<std::uint32_t>(session->outstanding())});
   }
   ObserveTotals(core, out);
   return out;

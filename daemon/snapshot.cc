@@ -1,6 +1,7 @@
 #include "daemon/snapshot.h"
 
 #include <concepts>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -36,6 +37,7 @@ template <typename S, typename V>
 void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSnapshot> {
   visit("id", s.id);
   visit("name", s.name);
+  visit("device", s.device);
   visit("uid", s.uid);
   visit("sessions", s.sessions);
   visit("lingering", s.lingering);
@@ -67,6 +69,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Sessi
   visit("pid", s.pid);
   visit("uid", s.uid);
   visit("job", s.job);
+  visit("device", s.device);
   visit("rank", s.rank);
   visit("client", s.client);
   visit("outstanding", s.outstanding);
@@ -83,6 +86,9 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("budget_frames", s.budget_frames);
   visit("used_frames", s.used_frames);
   visit("free_frames", s.free_frames);
+  visit("host_budget_bytes", s.host_budget_bytes);
+  visit("host_committed_bytes", s.host_committed_bytes);
+  visit("open", s.open);
 }
 
 template <typename S, typename V>
@@ -112,7 +118,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Snaps
   visit("window_pages", s.window_pages);
   visit("host_budget_bytes", s.host_budget_bytes);
   visit("host_committed_bytes", s.host_committed_bytes);
-  visit("device", s.device);
+  visit("devices", s.devices);
   visit("jobs", s.jobs);
   visit("sessions", s.sessions);
   visit("totals", s.totals);
@@ -245,6 +251,29 @@ Result<Snapshot> SnapshotFromJson(std::string_view text) {
   } catch (const std::exception& error) {
     return bad(error.what());
   }
+}
+
+void Merge(Snapshot& into, Snapshot&& from) {
+  const auto append = [](auto& to, auto& items) {
+    to.insert(to.end(), std::make_move_iterator(items.begin()), std::make_move_iterator(items.end()));
+  };
+  into.draining = into.draining || from.draining;
+  into.host_budget_bytes += from.host_budget_bytes;
+  into.host_committed_bytes += from.host_committed_bytes;
+  append(into.devices, from.devices);
+  append(into.jobs, from.jobs);
+  append(into.sessions, from.sessions);
+  TotalsSnapshot& totals = into.totals;
+  totals.loaded_bytes += from.totals.loaded_bytes;
+  totals.stored_bytes += from.totals.stored_bytes;
+  totals.dropped_bytes += from.totals.dropped_bytes;
+  totals.steps += from.totals.steps;
+  totals.requests += from.totals.requests;
+  totals.stall_ns += from.totals.stall_ns;
+  totals.nonfinite_blocks += from.totals.nonfinite_blocks;
+  totals.sessions_opened += from.totals.sessions_opened;
+  totals.sessions_lost += from.totals.sessions_lost;
+  for (const auto& [name, count] : from.errors) into.errors[name] += count;
 }
 
 }  // namespace bitpager::daemon

@@ -29,6 +29,7 @@ struct ExtentSnapshot {
 struct JobSnapshot {
   std::uint64_t id = 0;
   std::string name;
+  std::string device;  // UUID; a job on several devices is listed once for each
   std::uint32_t uid = 0;
   std::uint32_t sessions = 0;
   bool lingering = false;  // no session; its extents are kept for linger_left_ms
@@ -59,6 +60,7 @@ struct SessionSnapshot {
   std::int64_t pid = 0;  // 0: hidden by a pid namespace
   std::uint32_t uid = 0;
   std::string job;
+  std::string device;  // UUID
   std::uint32_t rank = 0;
   std::string client;
   std::uint32_t outstanding = 0;  // tickets
@@ -74,6 +76,9 @@ struct DeviceSnapshot {
   std::uint64_t budget_frames = 0;
   std::uint64_t used_frames = 0;
   std::uint64_t free_frames = 0;
+  std::uint64_t host_budget_bytes = 0;
+  std::uint64_t host_committed_bytes = 0;
+  bool open = true;  // false: no client came for it yet
 };
 
 struct TotalsSnapshot {
@@ -99,14 +104,17 @@ struct Snapshot {
   std::string policy;
   std::uint64_t page_bytes = 0;
   std::uint32_t window_pages = 0;
-  std::uint64_t host_budget_bytes = 0;
-  std::uint64_t host_committed_bytes = 0;
-  DeviceSnapshot device;
+  std::uint64_t host_budget_bytes = 0;     // of all devices together
+  std::uint64_t host_committed_bytes = 0;  // likewise
+  std::vector<DeviceSnapshot> devices;
   std::vector<JobSnapshot> jobs;
   std::vector<SessionSnapshot> sessions;
   TotalsSnapshot totals;
   std::map<std::string, std::uint64_t> errors;  // replies and completions that failed, by wire::CodeName
 };
+
+// Adds what another device's dispatcher told.
+void Merge(Snapshot& into, Snapshot&& from);
 
 // One JSON object, schema_version 1; bytes and counts are integers. Valid UTF-8 whatever the names hold.
 [[nodiscard]] std::string ToJson(const Snapshot& snapshot, int indent = -1);

@@ -64,16 +64,20 @@ std::string Header(const Snapshot& s, TextStyle style) {
 }
 
 std::string Tiers(const Snapshot& s, TextStyle style) {
-  const DeviceSnapshot& d = s.device;
-  const std::string device = Visible(d.uuid.empty() ? d.kind : d.uuid);
-  const std::size_t cells = std::max<std::size_t>(device.size(), 4);
+  const auto name_of = [](const DeviceSnapshot& d) { return Visible(d.uuid.empty() ? d.kind : d.uuid); };
+  std::size_t cells = 4;
+  for (const DeviceSnapshot& d : s.devices) cells = std::max(cells, name_of(d).size());
   const auto line = [&](const std::string& name, std::uint64_t used, std::uint64_t budget, const char* verb) {
     return name + std::string(cells - name.size(), ' ') + "  " + Bar(used, budget, style) + "  " +
            FormatBytes(used) + " of " + FormatBytes(budget) + " " + verb;
   };
-  std::string out = line(device, d.used_bytes, d.budget_bytes, "used");
-  if (!d.name.empty()) out += "  (" + Visible(d.name) + ")";
-  return out + "\n" + line("host", s.host_committed_bytes, s.host_budget_bytes, "committed") + "\n\n";
+  std::string out;
+  for (const DeviceSnapshot& d : s.devices) {
+    out += line(name_of(d), d.used_bytes, d.budget_bytes, d.open ? "used" : "used; no client yet");
+    if (!d.name.empty()) out += "  (" + Visible(d.name) + ")";
+    out += "\n";
+  }
+  return out + line("host", s.host_committed_bytes, s.host_budget_bytes, "committed") + "\n\n";
 }
 
 struct Column {

@@ -191,6 +191,18 @@ std::uint64_t Pager::free_frames() const {
   return total > impl_->frames.used_frames() ? total - impl_->frames.used_frames() : 0;
 }
 
+std::uint64_t Pager::allocated_frames() const {
+  return impl_->frames.existing() * impl_->config.segment_frames;
+}
+
+std::uint64_t Pager::staying_frames() const {
+  return impl_->frames.staying() * impl_->config.segment_frames;
+}
+
+std::uint64_t Pager::LeastDeviceFrames() const {
+  return impl_->MissingFrames(0, 0);
+}
+
 std::uint64_t Pager::used_host_frames() const {
   return impl_->host.total() - impl_->host.free();
 }

@@ -231,6 +231,11 @@ class Pager {
   [[nodiscard]] std::optional<FrameRef> FrameOf(PageRef page) const;  // when resident
   [[nodiscard]] std::uint64_t HostFrameOf(PageRef page) const;
   [[nodiscard]] std::uint64_t free_frames() const;
+  // Frames of segments that exist, and of those the ones not on their way out.
+  [[nodiscard]] std::uint64_t allocated_frames() const;
+  [[nodiscard]] std::uint64_t staying_frames() const;
+  // The least budget: one window of every job, and what never leaves.
+  [[nodiscard]] std::uint64_t LeastDeviceFrames() const;
   [[nodiscard]] std::uint64_t used_host_frames() const;
   [[nodiscard]] const PagerConfig& config() const;
   // Aborts, naming the broken invariant.

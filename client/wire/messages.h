@@ -29,6 +29,7 @@ enum class MessageType : std::uint16_t {
   kDropExtent = 8,
   kMapDomain = 9,  // fds out: read-only memfd of a share domain's frames
   kUsage = 10,     // of the session's job
+  kMakeRoom = 11,  // on the device: asked again, tells how far it is
   kLimit = 20,     // administration: root and the job's owner
   kEvict = 21,
   kDrain = 22,  // root and the daemon's own uid
@@ -106,19 +107,26 @@ struct MapDomainBody {
   std::uint64_t mapping = 0;  // LeaseFrame::mapping
 };
 
+// Room that a client is about to allocate on the device, outside the daemon.
+struct MakeRoomBody {
+  std::uint64_t bytes = 0;
+};
+
 struct LimitBody {
   char job[kNameBytes] = {};
   std::uint32_t uid = ~0U;  // owner; ~0: the caller
   std::uint32_t reserved = 0;
   std::uint64_t device_quota_bytes = 0;  // 0: no change; ~0: no limit but the budget
   std::uint64_t host_quota_bytes = 0;
-  double weight = 0;  // 0: no change
+  double weight = 0;             // 0: no change
+  char device[kNameBytes] = {};  // empty: the one device that the job is on
 };
 struct EvictBody {
   char job[kNameBytes] = {};
   std::uint32_t uid = ~0U;
   std::uint32_t reserved = 0;
-  std::uint64_t bytes = 0;  // 0: all
+  std::uint64_t bytes = 0;       // 0: all
+  char device[kNameBytes] = {};  // as in LimitBody
 };
 
 // Every reply: the outcome, then values by type, then (ok only) nothing more.
@@ -127,6 +135,7 @@ struct EvictBody {
 // device.
 // kCreateBuffer, kRegisterBuffer: [0] buffer, [1] bytes. kCreateArena: [0] extent, [1] pages, [2] units,
 // [3] step it is at, [4] units per page. kCreateWeight: [0] extent, [1] pages, [2] blocks per page.
+// kMakeRoom: [0] bytes of the device free now, [1] bytes of pages on their way out, [2] 1: no more can leave.
 // kMapDomain: [0] bytes. kEvict: [0] bytes asked to leave. kUsage: see UsageValue.
 struct ReplyBody {
   std::uint32_t code = 0;  // Code

@@ -26,7 +26,8 @@ Snapshot Full() {
   s.window_pages = 8;
   s.host_budget_bytes = 1ULL << 40;
   s.host_committed_bytes = (1ULL << 53) + 1;  // not a double
-  s.device = {"cpu", "cpu-0", "Test CPU", 1ULL << 30, 1ULL << 29, 1ULL << 29, 512, 256, 256};
+  s.devices = {{"cpu", "cpu-0", "Test CPU", 1ULL << 30, 1ULL << 29, 1ULL << 29, 512, 256, 256, 1ULL << 40,
+                1ULL << 39, true}};
   JobSnapshot job;
   job.id = 7;
   job.name = "llm";
@@ -40,7 +41,7 @@ Snapshot Full() {
   job.nonfinite_blocks = 3;
   job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true});
   s.jobs.push_back(job);
-  s.sessions.push_back({3, 4711, 1000, "llm", 1, "train.py", 2});
+  s.sessions.push_back({3, 4711, 1000, "llm", "cpu-0", 1, "train.py", 2});
   s.totals.steps = 12;
   s.totals.nonfinite_blocks = 3;
   s.errors = {{"quota_exceeded", 2}};
@@ -55,7 +56,7 @@ TEST(SnapshotJson, HasASchemaVersionAndIntegerBytes) {
   EXPECT_EQ(parsed["jobs"][0]["bytes_by_kind"]["quantized_weight"], 20U << 20);
   EXPECT_EQ(parsed["jobs"][0]["extents"][0]["step"], 120);
   EXPECT_EQ(parsed["errors"]["quota_exceeded"], 2);
-  EXPECT_EQ(parsed["device"]["uuid"], "cpu-0");
+  EXPECT_EQ(parsed["devices"][0]["uuid"], "cpu-0");
 }
 
 TEST(SnapshotJson, RoundTripLosesNothing) {

@@ -89,7 +89,8 @@ class Cli : public ::testing::Test {
     daemon::Snapshot s;
     s.version = daemon::kVersion;
     s.page_bytes = 4096;
-    s.device.uuid = "cpu-0";
+    s.devices.emplace_back();
+    s.devices[0].uuid = "cpu-0";
     s.jobs.emplace_back();
     s.jobs[0].name = "llm";
     return s;

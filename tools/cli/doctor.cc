@@ -9,6 +9,7 @@
 #include "daemon/config.h"
 #include "daemon/machine.h"
 #include "daemon/snapshot.h"
+#include "kernels/device.h"
 #include "tools/cli/commands.h"
 
 namespace bitpager::cli {
@@ -152,17 +153,23 @@ void CheckProcessors(const MachineFacts& facts, Findings& out) {
                  avx512 || avx2 ? "" : "steps run several times slower on this processor"});
 }
 
-void CheckGpu(const MachineFacts& facts, Findings& out) {
-  if (facts.nvidia_devices == 0 && facts.nvidia_driver.empty()) {
-    out.push_back(
-        {"GPU", Level::kNote, "no NVIDIA driver; no CUDA device in this build", "pages lie in host memory"});
-    return;
+void CheckGpus(const MachineFacts& facts, Findings& out) {
+  std::string why;
+  const std::vector<kernels::DeviceListing> devices = kernels::ListDevices(&why);
+  bool any = false;
+  for (const kernels::DeviceListing& one : devices) {
+    if (one.kind != "cuda") continue;
+    any = true;
+    const std::string what = std::to_string(one.index) + " = " + one.uuid + ", " + one.name + ", " +
+                             FormatBytes(one.total_bytes) + ", " + one.architecture + ", driver's CUDA " +
+                             one.driver;
+    out.push_back({"GPU", one.problem.empty() ? Level::kOk : Level::kWarning,
+                   one.problem.empty() ? what : what + ": " + one.problem, ""});
   }
-  out.push_back({"GPU", Level::kNote,
-                 std::to_string(facts.nvidia_devices) + " NVIDIA, driver " +
-                     (facts.nvidia_driver.empty() ? "unknown" : facts.nvidia_driver) +
-                     "; no CUDA device in this build",
-                 "pages lie in host memory; the GPU is left alone"});
+  if (any) return;
+  const bool hidden = facts.nvidia_devices > 0 || !facts.nvidia_driver.empty();
+  out.push_back({"GPU", hidden ? Level::kWarning : Level::kNote, why.empty() ? "none" : why,
+                 "pages lie in host memory"});
 }
 
 // What a daemon started here without flags would take.
@@ -217,10 +224,14 @@ void CheckDaemon(const Target& target, Findings& out) {
     return;
   }
   const bool same = snapshot->version == daemon::kVersion;
+  std::string served;
+  for (const daemon::DeviceSnapshot& device : snapshot->devices) {
+    served += (served.empty() ? "" : ", ") + device.uuid + " " + device.name;
+  }
   out.push_back(
       {"daemon", same ? Level::kOk : Level::kWarning,
-       snapshot->version + " at " + reply->socket + ", device " + snapshot->device.uuid + " " +
-           snapshot->device.name + ", " + std::to_string(snapshot->jobs.size()) + " jobs",
+       snapshot->version + " at " + reply->socket + ", serving " + served + ", " +
+           std::to_string(snapshot->jobs.size()) + " jobs",
        same ? "" : std::string("this command is ") + daemon::kVersion + ": install one release of both"});
 }
 
@@ -267,7 +278,7 @@ int RunDoctor(const Target& target, const DoctorOptions& options) {
   CheckMemory(facts, findings);
   CheckLimits(facts, findings);
   CheckProcessors(facts, findings);
-  CheckGpu(facts, findings);
+  CheckGpus(facts, findings);
   CheckBudgets(facts, findings);
   CheckDaemon(target, findings);
   options.json ? PrintJson(findings) : PrintText(findings);

@@ -1,0 +1,91 @@
+// The devices of this node: one shard each, with a device, a dispatcher and the thread that runs both. Routes
+// what the listener hears to the shard that it is for: by the device that a hello names, later by the
+// connection. A node with one device opens it at the start; with several, each is opened when its first
+// client comes, since a context costs memory of the card and a second of time.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/wire/fd_socket.h"
+#include "client/wire/status.h"
+#include "daemon/config.h"
+#include "daemon/connection.h"
+#include "daemon/core.h"
+#include "daemon/dispatcher.h"
+#include "daemon/machine.h"
+#include "daemon/shard.h"
+#include "daemon/snapshot.h"
+
+namespace bitpager::daemon {
+
+// What happens outside, as each shard needs it; called on the shards' threads.
+struct NodeHooks {
+  std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)> watch;
+  std::function<void(const Notice&)> notify;
+  std::function<void(std::size_t)> sessions_changed;  // of all shards together
+};
+
+class Node {
+ public:
+  // Chooses the devices that `config` names. kNotFound, with the reason, when there is none.
+  [[nodiscard]] static wire::Result<std::unique_ptr<Node>> Make(const Config& config,
+                                                                const MachineFacts& machine,
+                                                                const Clock& clock);
+  ~Node();
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  // Before any message: opens the only device. Errors: those of OpenDevice and ResolveBudgets.
+  [[nodiscard]] wire::Status Start(NodeHooks hooks);
+
+  // ---- listener thread
+  void OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
+  void OnLost(const ConnectionRef& connection);
+
+  // ---- any thread
+  // Every shard ends: what is ready is finished, clients are told.
+  void RequestStop();
+  // No new sessions; Wait returns when the last one is gone.
+  void Drain();
+  // All shards together. kUnreachable when one does not answer within 2 s.
+  [[nodiscard]] wire::Result<Snapshot> Observe();
+  // For people: what is served.
+  [[nodiscard]] std::string Describe() const;
+
+  // Until every shard has ended: by RequestStop, Drain, or because one device failed. False: a device still
+  // works on what a destructor would free; the process must end as it is.
+  [[nodiscard]] bool Wait();
+
+ private:
+  // A command that looks for its job.
+  struct Search {
+    ConnectionRef connection;
+    std::shared_ptr<wire::Packet> packet;
+    std::vector<Shard*> knowing;
+  };
+
+  Node(const Config& config, const MachineFacts& machine, const Clock& clock)
+      : config_(config), machine_(machine), clock_(clock) {}
+  void Prepare(Shard& shard, Dispatcher& dispatcher);
+  static void Route(Shard& shard, const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
+  [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
+  [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
+  void Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
+  void Seek(Search search, std::size_t index);
+  void Found(const Search& search);
+
+  const Config config_;
+  const MachineFacts machine_;
+  const Clock& clock_;
+  NodeHooks hooks_;
+  std::vector<std::unique_ptr<Shard>> shards_;  // constant after Make, never empty
+  std::atomic<bool> draining_{false};           // partner: Prepare's look when a device was opened
+};
+
+}  // namespace bitpager::daemon

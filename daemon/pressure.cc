@@ -1,0 +1,89 @@
+#include "daemon/pressure.h"
+
+#include <algorithm>
+
+namespace bitpager::daemon {
+namespace {
+
+// Between looks. A training process that grows fills a gigabyte in some milliseconds; asking the driver costs
+// microseconds.
+constexpr std::uint64_t kLookNs = 10'000'000;
+// What was asked for stays free so long, for the caller to take it.
+constexpr std::uint64_t kKeepNs = 3'000'000'000;
+// Room must have lasted before the budget grows into it: activations come and go in every step.
+constexpr std::uint64_t kCalmNs = 1'000'000'000;
+
+}  // namespace
+
+// Without frames there is nothing to give, and without a lowered budget nothing to take back.
+bool Pressure::idle() const {
+  return core_.pager.allocated_frames() == 0 &&
+         core_.pager.config().device_frames >= core_.settings.pager.device_frames;
+}
+
+bool Pressure::Poll(std::uint64_t now_ns) {
+  if (!applies() || now_ns < next_look_ns_ || idle()) return false;
+  next_look_ns_ = now_ns + kLookNs;
+  return Adjust(core_.device.Info().free_bytes, now_ns);
+}
+
+std::optional<std::uint64_t> Pressure::NextDeadlineNs() const {
+  if (!applies() || idle()) return std::nullopt;
+  return next_look_ns_;
+}
+
+Pressure::Room Pressure::Ask(std::uint64_t bytes, std::uint64_t now_ns) {
+  Room room;
+  room.free_bytes = core_.device.Info().free_bytes;
+  if (!applies()) {
+    room.final = true;
+    return room;
+  }
+  if (room.free_bytes < bytes || now_ns < asked_until_ns_) {
+    asked_bytes_ = now_ns < asked_until_ns_ ? std::max(asked_bytes_, bytes) : bytes;
+    asked_until_ns_ = now_ns + kKeepNs;
+    Adjust(room.free_bytes, now_ns);
+  }
+  const std::uint64_t page = core_.page_bytes();
+  room.leaving_bytes = (core_.pager.allocated_frames() - core_.pager.staying_frames()) * page;
+  room.final = room.leaving_bytes == 0 && core_.pager.staying_frames() <= core_.pager.LeastDeviceFrames();
+  return room;
+}
+
+bool Pressure::Adjust(std::uint64_t free_bytes, std::uint64_t now_ns) {
+  const std::uint64_t page = core_.page_bytes();
+  const std::uint64_t asked = now_ns < asked_until_ns_ ? asked_bytes_ : 0;
+  const std::uint64_t wanted = std::max(core_.settings.free_watermark_bytes, asked);
+  const std::uint64_t staying = core_.pager.staying_frames();
+  const std::uint64_t leaving = core_.pager.allocated_frames() - staying;
+  const std::uint64_t coming_free = free_bytes + leaving * page;
+  if (coming_free < wanted) {
+    calm_since_ns_ = 0;
+    const std::uint64_t short_frames = (wanted - coming_free + page - 1) / page;
+    return SetBudget(staying > short_frames ? staying - short_frames : 0);
+  }
+  const std::uint64_t budget = core_.pager.config().device_frames;
+  const std::uint64_t most = core_.settings.pager.device_frames;
+  // Half a watermark above it, so that one segment more does not bring the pressure back.
+  const std::uint64_t grow_above = wanted + core_.settings.free_watermark_bytes / 2;
+  if (budget >= most || free_bytes <= grow_above) {
+    calm_since_ns_ = 0;
+    return false;
+  }
+  if (calm_since_ns_ == 0) calm_since_ns_ = now_ns;
+  if (now_ns - calm_since_ns_ < kCalmNs) return false;
+  return SetBudget(std::min(most, staying + (free_bytes - grow_above) / page));
+}
+
+bool Pressure::SetBudget(std::uint64_t frames) {
+  const std::uint64_t least = core_.pager.LeastDeviceFrames();
+  const std::uint64_t before = core_.pager.config().device_frames;
+  const std::uint64_t wanted = std::max(frames, least);
+  if (wanted == before) return false;
+  if (!core_.room.SetWanted(wanted).ok()) return false;
+  core_.notify({wanted < before ? "pressure" : "pressure_over", "", wanted * core_.page_bytes(),
+                "the device budget follows the device's free memory"});
+  return true;
+}
+
+}  // namespace bitpager::daemon

@@ -1,0 +1,113 @@
+#include "daemon/shard.h"
+
+namespace bitpager::daemon {
+
+using wire::Code;
+using wire::Status;
+
+Shard::~Shard() {
+  RequestStop();
+  static_cast<void>(Join());
+}
+
+void Shard::Start() {
+  std::thread failed;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (state_ != State::kIdle && state_ != State::kFailed) return;
+    failed = std::move(thread_);
+    state_ = State::kOpening;
+    thread_ = std::thread([this] { Run(); });
+  }
+  if (failed.joinable()) failed.join();
+}
+
+bool Shard::Started() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return state_ != State::kIdle;
+}
+
+Status Shard::AwaitOpen() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return state_ != State::kOpening; });
+  return state_ == State::kFailed ? failure_ : Status();
+}
+
+void Shard::Post(Call call, Refused refused) {
+  Status why;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    switch (state_) {
+      case State::kServing:
+        dispatcher_->Post([call = std::move(call), dispatcher = dispatcher_] { call(*dispatcher); });
+        return;
+      case State::kOpening:
+        waiting_.push_back({std::move(call), std::move(refused)});
+        return;
+      case State::kIdle:
+        why = {Code::kNotFound, "device " + listing_.uuid + " has no client yet."};
+        break;
+      case State::kFailed:
+        why = failure_;
+        break;
+      case State::kEnded:
+        why = {Code::kDraining, "the daemon is ending."};
+        break;
+    }
+  }
+  refused(why);
+}
+
+void Shard::RequestStop() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stop_ = true;
+  if (dispatcher_ != nullptr) dispatcher_->RequestStop();
+}
+
+bool Shard::Join() {
+  if (thread_.joinable()) thread_.join();
+  return let_go_;
+}
+
+void Shard::Run() {
+  wire::Result<Parts> parts = open_();
+  std::vector<Waiting> waiting;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    waiting.swap(waiting_);
+    if (parts.ok()) {
+      prepare_(*parts->dispatcher);
+      dispatcher_ = parts->dispatcher.get();
+      for (Waiting& one : waiting) {
+        dispatcher_->Post([call = std::move(one.call), dispatcher = dispatcher_] { call(*dispatcher); });
+      }
+      if (stop_) dispatcher_->RequestStop();
+      state_ = State::kServing;
+    } else {
+      failure_ = parts.status();
+      state_ = State::kFailed;
+    }
+  }
+  changed_.notify_all();
+  if (!parts.ok()) {
+    for (const Waiting& one : waiting) one.refused(parts.status());
+    return;
+  }
+  let_go_ = parts->dispatcher->Run();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    dispatcher_ = nullptr;
+    state_ = State::kEnded;
+  }
+  ended_();
+  // The device goes on the thread that made its calls.
+  if (!let_go_) {
+    static_cast<void>(parts->dispatcher.release());
+    static_cast<void>(parts->device.release());
+    return;
+  }
+  parts->dispatcher.reset();
+  parts->device.reset();
+}
+
+}  // namespace bitpager::daemon

@@ -14,17 +14,19 @@ STOP_S = 20
 
 
 class Daemon:
-    """Context manager. `path` is its socket; `flags` are bitpagerd's own; what it says is kept in `log`."""
+    """Context manager. `path` is its socket; `flags` are bitpagerd's own; what it says is kept in `log`; `start_s`: how
+    long it may take to serve."""
 
-    def __init__(self, program: Path, path: Path, flags: list[str], log: Path):
+    def __init__(self, program: Path, path: Path, flags: list[str], log: Path, start_s: float = START_S):
         self.path = path
+        self._start_s = start_s
         self._log = log
         self._command = [str(program), "--socket", str(path), *flags]
 
     def __enter__(self) -> Daemon:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        until = time.monotonic() + START_S
+        until = time.monotonic() + self._start_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
                 self._stop()

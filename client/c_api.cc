@@ -154,6 +154,15 @@ int bp_phase_hint(bp_session* session, int phase) {
   });
 }
 
+int bp_make_room(bp_session* session, uint64_t bytes, uint64_t limit_ms, uint64_t* free_bytes) {
+  return WithSession(session, [&](client::Session& s) -> Status {
+    std::uint64_t free_now = 0;
+    Status made = s.MakeRoom(bytes, limit_ms, &free_now);
+    if (free_bytes != nullptr) *free_bytes = free_now;
+    return made;
+  });
+}
+
 int bp_noop(bp_session* session) {
   return WithSession(session, [](client::Session& s) -> Status { return s.Noop(); });
 }

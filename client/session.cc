@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -182,6 +183,37 @@ Result<Finished> Session::TakeFinished() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
   return connection_->timeline().TakeFinished();
+}
+
+Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint64_t* free_bytes) {
+  constexpr std::chrono::microseconds kAskEvery{500};
+  wire::MakeRoomBody body;
+  body.bytes = bytes;
+  const Clock::time_point end =
+      Clock::now() + std::chrono::milliseconds(std::min<std::uint64_t>(limit_ms, 86'400'000));
+  for (;;) {
+    {
+      const Result<Connection::Lock> lock = connection_->Enter();
+      if (!lock.ok()) return lock.status();
+      const Result<Reply> reply = connection_->Ask(wire::MessageType::kMakeRoom, body);
+      if (!reply.ok()) return reply.status();
+      const auto& values = reply->body.values;
+      *free_bytes = values[0];
+      if (values[0] >= bytes) return {};
+      if (values[2] != 0) {
+        return {Code::kBudgetExceeded,
+                "room for " + std::to_string(bytes) +
+                    " bytes on the device: all pages that can leave have left, " + std::to_string(values[0]) +
+                    " bytes are free. Hint: other memory of the device is not the daemon's"};
+      }
+    }
+    if (Clock::now() >= end) {
+      return {Code::kPending, "room for " + std::to_string(bytes) +
+                                  " bytes on the device: pages are still leaving, " +
+                                  std::to_string(*free_bytes) + " bytes are free. Hint: a longer limit"};
+    }
+    std::this_thread::sleep_for(kAskEvery);
+  }
 }
 
 Status Session::ReleaseGradients() {

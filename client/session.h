@@ -65,6 +65,11 @@ class Session {
 
   [[nodiscard]] const SessionInfo& info() const { return connection_->info(); }
   [[nodiscard]] wire::Result<Usage> GetUsage();
+  // Has pages leave the device until `bytes` of it are free for what this process is about to allocate there,
+  // and waits for it. Ok sets `free_bytes` to what is free now. kBudgetExceeded when all that can leave has
+  // left and it is not enough; kPending when `limit_ms` passed first: pages are still leaving. Errors of the
+  // connection.
+  [[nodiscard]] wire::Status MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint64_t* free_bytes);
   // A request that does nothing, through ring, admission and dispatcher.
   [[nodiscard]] wire::Status Noop();
   // Makes an extent's pages resident as far as the job's share has room. Returns at once; kFull when too many

@@ -32,6 +32,7 @@ ABI_VERSION = 1
 
 OK = 0
 FULL = 1
+PENDING = 2
 NON_FINITE = 30
 FORKED_CHILD = 18
 DAEMON_LOST = 41
@@ -270,6 +271,7 @@ _SIGNATURES = {
     "bp_weight_import": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, c_float)),
     "bp_prefetch": (c_int, (_SESSION, c_uint64)),
     "bp_phase_hint": (c_int, (_SESSION, c_int)),
+    "bp_make_room": (c_int, (_SESSION, c_uint64, c_uint64, POINTER(c_uint64))),
     "bp_noop": (c_int, (_SESSION,)),
     "bp_quantize_4bit": (c_int, (c_int, c_int, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p, c_int)),
     "bp_dequantize_4bit": (c_int, (c_int, c_int, c_void_p, c_void_p, c_uint64, c_uint32, c_void_p, c_int)),

@@ -108,6 +108,19 @@ class Session:
         _lib.check_idempotent(_lib.lib().bp_get_usage, self.handle, ctypes.byref(usage))
         return {name: getattr(usage, name) for name in _lib.USAGE_FIELDS}
 
+    def make_room(self, size, timeout=10.0) -> int:
+        """Has pages leave the GPU until `size` (bytes or "4GiB") of it is free for what this process is about to
+        allocate there; returns the bytes free. The daemon keeps the room for some seconds, then pages may return.
+
+        timeout: seconds. BudgetExceededError: all that can leave has left, and it is not enough; TimeoutError: pages
+        are still leaving."""
+        free = ctypes.c_uint64()
+        code = _lib.lib().bp_make_room(self.handle, parse_bytes(size), int(timeout * 1000), ctypes.byref(free))
+        if code == _lib.PENDING:
+            raise TimeoutError(_lib.lib().bp_last_error().decode(errors="replace"))
+        _lib.check(code)
+        return free.value
+
     def memory_summary(self) -> str:
         """memory_stats() as a table for people."""
         info, stats = self.info(), self.memory_stats()

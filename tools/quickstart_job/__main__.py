@@ -36,7 +36,7 @@ class Quickstart:
 
     def _daemon(self, name: str, budget: str) -> Daemon:
         log = self._logs / f"quickstart-{name}-daemon.log"
-        flags = ["--device-budget", budget, "--host-budget", settings.HOST_BUDGET, "--poison-frames"]
+        flags = ["--device", "cpu", "--device-budget", budget, "--host-budget", settings.HOST_BUDGET, "--poison-frames"]
         flags += ["--page-size", str(settings.PAGE_BYTES)]
         return Daemon(self._programs / "bitpagerd", self._folder / f"{name}.sock", flags, log)
 

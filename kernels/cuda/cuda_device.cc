@@ -63,7 +63,11 @@ class CudaDevice final : public Device {
         segments_(driver_, *queues_, {ordinal_, options_.managed, options_.managed_beyond_free}),
         host_(driver_, *queues_, HostOptions()),
         imports_(driver_, ordinal_),
-        tables_(*queues_) {}
+        tables_(*queues_) {
+    // The first request must not pay for pinning.
+    scratch_.Free(scratch_.Allocate(1));
+    queues_->Note(tables_.Prepare());
+  }
   ~CudaDevice() override {
     Bind(ordinal_);
     for (const Event& event : queues_->Newest()) queues_->Synchronize(event);

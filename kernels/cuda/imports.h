@@ -24,6 +24,9 @@ class Imports {
   Imports(const Imports&) = delete;
   Imports& operator=(const Imports&) = delete;
 
+  // Handles of another device: physical ones are refused, naming both devices. Inter-process ones are refused
+  // where our device has no peer access to theirs; where it has, they work at the speed of the link between
+  // them, and the driver does not say whose they are.
   [[nodiscard]] wire::Result<Import> Open(const ImportSource& source);
   // No queued work may use it.
   void Release(std::uint64_t id);

@@ -21,6 +21,8 @@ class TableRing {
   TableRing(const TableRing&) = delete;
   TableRing& operator=(const TableRing&) = delete;
 
+  // Makes the first ring, which Put does otherwise.
+  [[nodiscard]] wire::Status Prepare() { return Grow(0); }
   // Copies `host` to device memory on the compute stream.
   [[nodiscard]] wire::Result<const void*> Put(const void* host, std::size_t bytes, std::size_t align);
   // What was put since the last call is free once `event` is complete.

@@ -266,6 +266,90 @@ TEST_F(CudaDevice, CopiesBothWaysAtOnceAtTheRateOfTheLink) {
   EXPECT_GE(device_->Info().pinned_host_bytes, 2 * kBytes);
 }
 
+TEST_F(CudaDevice, ManagedFramesAreFilledAtLeastAsFastAsByPrefetch) {
+  constexpr std::uint64_t kBytes = 512 * kMiB;
+  device_.reset();
+  auto opened = OpenDevice({"cuda", 0, 0, "", true});
+  ASSERT_TRUE(opened.ok());
+  device_ = std::move(*opened);
+  const auto region = device_->ReserveHost(kBytes);
+  std::vector<DeviceSegment> segments;
+  for (int i = 0; i < 8; ++i) segments.push_back(*device_->AllocateSegment(32, 2 * kMiB, 0));
+  const auto rate = [&](bool load) {
+    double best = 1e9;
+    for (int round = 0; round < 4; ++round) {
+      const auto start = std::chrono::steady_clock::now();
+      Event last;
+      for (std::size_t i = 0; i < segments.size(); ++i) {
+        std::byte* const host = region->base + i * 64 * kMiB;
+        last = load ? device_->Copy(Queue::kLoad, segments[i].base, host, 64 * kMiB)
+                    : device_->Copy(Queue::kStore, host, segments[i].base, 64 * kMiB);
+      }
+      device_->Synchronize(last);
+      best = std::min(best, Seconds(start));
+    }
+    return static_cast<double>(kBytes) / best / 1e9;
+  };
+  const double load = rate(true);
+  const double store = rate(false);
+  const auto base = testing::PrefetchRates(kBytes);
+  std::printf("managed frames, GB/s: to the device %.1f (prefetch %.1f), back %.1f (prefetch %.1f)\n", load,
+              base.load, store, base.store);
+  EXPECT_GT(load, 0.8 * base.load);
+  EXPECT_GT(store, 0.8 * base.store);
+  for (const DeviceSegment& segment : segments) device_->FreeSegment(segment.id);
+}
+
+// Where the machine has two GPUs.
+TEST_F(CudaDevice, MemoryOfAnotherDeviceIsReachedOrRefusedNamingBoth) {
+  const auto listed = ListDevices();
+  if (listed.size() < 3) GTEST_SKIP() << "one GPU";
+  const std::string ours = device_->Info().uuid;
+  const std::string theirs = listed[2].uuid;
+  const auto names_both = [&](const wire::Status& s) {
+    EXPECT_EQ(s.code(), wire::Code::kUnsupported) << s.message();
+    EXPECT_NE(s.message().find(ours), std::string::npos) << s.message();
+    EXPECT_NE(s.message().find(theirs), std::string::npos) << s.message();
+  };
+  testing::CudaHelper helper("OffersAnAllocationOfTheSecondDevice");
+  const auto offer = helper.Receive<testing::IpcOffer>();
+  // The driver opens a handle of a peer for us without a word about whose it is.
+  if (const auto peer = device_->ImportMemory(IpcSource(offer)); peer.ok()) {
+    EXPECT_EQ(ByteAt(peer->base + offer.bytes - 1), 0x5A);
+    device_->ReleaseImport(peer->id);
+  } else {
+    EXPECT_EQ(peer.status().code(), wire::Code::kUnsupported) << peer.status().message();
+  }
+  testing::CudaHelper second("OffersPhysicalHandlesOfTheSecondDevice");
+  std::vector<int> fds;
+  ImportSource source;
+  source.kind = MemoryKind::kDeviceVmm;
+  source.handle_bytes = source.bytes = second.Receive<testing::VmmOffer>(&fds).handle_bytes;
+  source.fds = std::span(fds).first(1);
+  names_both(device_->ImportMemory(source).status());
+  // By its own device both are taken, and one thread drives the two devices in turn.
+  auto other = OpenDevice({"cuda", 0, 0, theirs});
+  ASSERT_TRUE(other.ok());
+  EXPECT_EQ((*other)->Info().uuid, theirs);
+  EXPECT_TRUE((*other)->ImportMemory(source).ok());
+  const auto here = device_->AllocateSegment(1, 2 * kMiB, 0);
+  const auto there = (*other)->AllocateSegment(1, 2 * kMiB, 0);
+  ASSERT_TRUE(here.ok() && there.ok());
+  for (int i = 0; i < 50; ++i) {
+    device_->Fill(Queue::kCompute, here->base, i, 2 * kMiB);
+    (*other)->Fill(Queue::kCompute, there->base, i + 100, 2 * kMiB);
+  }
+  auto* const host = (*other)->AllocateScratch(1);
+  (*other)->Synchronize((*other)->Copy(Queue::kCompute, host, there->base, 1));
+  device_->Synchronize(device_->Fill(Queue::kCompute, here->base, 49, 1));
+  EXPECT_EQ(std::to_integer<int>(*host), 149);
+  EXPECT_TRUE(device_->TakeFault().ok());
+  EXPECT_TRUE((*other)->TakeFault().ok());
+  device_->Synchronize(device_->Copy(Queue::kStore, host, here->base, 1));
+  EXPECT_EQ(std::to_integer<int>(*host), 49);
+  for (const int fd : fds) close(fd);
+}
+
 TEST_F(CudaDevice, UnsharingWaitsForPendingSignals) {
   const auto segment = device_->AllocateSegment(64, 2 * kMiB, 0);
   ASSERT_TRUE(segment.ok());

@@ -39,12 +39,13 @@ const kernels::cuda::Driver& TheDriver() {
 }
 
 CUdeviceptr MapHandle(const kernels::cuda::Driver& driver, CUmemGenericAllocationHandle handle,
-                      std::size_t bytes) {
+                      std::size_t bytes, int device = 0) {
   CUdeviceptr at = 0;
   EXPECT_EQ(driver.MemAddressReserve(&at, bytes, 0, 0, 0), CUDA_SUCCESS);
   EXPECT_EQ(driver.MemMap(at, bytes, 0, handle, 0), CUDA_SUCCESS);
   CUmemAccessDesc access{};
   access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  access.location.id = device;
   access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   EXPECT_EQ(driver.MemSetAccess(at, bytes, &access, 1), CUDA_SUCCESS);
   return at;
@@ -73,8 +74,7 @@ TEST(CudaHelperProcess, DISABLED_ReadsASegment) {
   AwaitTheEnd();
 }
 
-TEST(CudaHelperProcess, DISABLED_OffersAnAllocation) {
-  const auto& driver = TheDriver();
+void OfferAnAllocation(const kernels::cuda::Driver& driver) {
   IpcOffer offer;
   offer.bytes = 8 << 20;
   void* at = nullptr;
@@ -88,19 +88,28 @@ TEST(CudaHelperProcess, DISABLED_OffersAnAllocation) {
   AwaitTheEnd();
 }
 
-TEST(CudaHelperProcess, DISABLED_OffersPhysicalHandles) {
-  const auto& driver = TheDriver();
+TEST(CudaHelperProcess, DISABLED_OffersAnAllocation) {
+  OfferAnAllocation(TheDriver());
+}
+
+TEST(CudaHelperProcess, DISABLED_OffersAnAllocationOfTheSecondDevice) {
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+  OfferAnAllocation(TheDriver());
+}
+
+void OfferPhysicalHandles(const kernels::cuda::Driver& driver, int device) {
   VmmOffer offer;
   offer.handle_bytes = 20 << 20;
   CUmemAllocationProp properties{};
   properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  properties.location.id = device;
   properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
   std::vector<int> fds;
   for (int i = 0; i < 3; ++i) {
     CUmemGenericAllocationHandle handle = 0;
     ASSERT_EQ(driver.MemCreate(&handle, offer.handle_bytes, &properties, 0), CUDA_SUCCESS);
-    auto* const at = reinterpret_cast<void*>(MapHandle(driver, handle, offer.handle_bytes));
+    auto* const at = reinterpret_cast<void*>(MapHandle(driver, handle, offer.handle_bytes, device));
     ASSERT_EQ(cudaMemset(at, i + 1, offer.handle_bytes), cudaSuccess);
     int fd = -1;
     ASSERT_EQ(driver.MemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
@@ -110,6 +119,15 @@ TEST(CudaHelperProcess, DISABLED_OffersPhysicalHandles) {
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   SendTo(kSocket, &offer, sizeof(offer), fds);
   AwaitTheEnd();
+}
+
+TEST(CudaHelperProcess, DISABLED_OffersPhysicalHandles) {
+  OfferPhysicalHandles(TheDriver(), 0);
+}
+
+TEST(CudaHelperProcess, DISABLED_OffersPhysicalHandlesOfTheSecondDevice) {
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+  OfferPhysicalHandles(TheDriver(), 1);
 }
 
 TEST(CudaHelperProcess, DISABLED_ExportsForAProbe) {
@@ -209,6 +227,34 @@ CopyRates PlainCopyRates(std::uint64_t bytes) {
     static_cast<void>(cudaFreeHost(host[i]));
   }
   return out;
+}
+
+CopyRates PrefetchRates(std::uint64_t bytes) {
+  const auto& driver = TheDriver();
+  void* at = nullptr;
+  cudaStream_t stream = nullptr;
+  EXPECT_EQ(cudaMallocManaged(&at, bytes), cudaSuccess);
+  EXPECT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  const auto rate = [&](CUmemLocationType where) {
+    CUmemLocation location{};
+    location.type = where;
+    const auto start = std::chrono::steady_clock::now();
+    EXPECT_EQ(driver.MemPrefetchAsync(reinterpret_cast<CUdeviceptr>(at), bytes, location, 0, stream),
+              CUDA_SUCCESS);
+    EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    return static_cast<double>(bytes) / 1e9 /
+           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  CopyRates best;
+  for (int round = 0; round < 3; ++round) {
+    const double load = rate(CU_MEM_LOCATION_TYPE_DEVICE);
+    if (round > 0) best.load = std::max(best.load, load);  // the first one moves nothing
+    EXPECT_EQ(cudaMemset(at, round, bytes), cudaSuccess);
+    best.store = std::max(best.store, rate(CU_MEM_LOCATION_TYPE_HOST));
+  }
+  static_cast<void>(cudaStreamDestroy(stream));
+  static_cast<void>(cudaFree(at));
+  return best;
 }
 
 }  // namespace bitpager::testing

@@ -70,4 +70,7 @@ struct CopyRates {
 // call.
 [[nodiscard]] CopyRates PlainCopyRates(std::uint64_t bytes);
 
+// What cudaMemPrefetchAsync reaches on managed memory of `bytes`; `both` is not measured.
+[[nodiscard]] CopyRates PrefetchRates(std::uint64_t bytes);
+
 }  // namespace bitpager::testing

@@ -123,6 +123,28 @@ TEST_P(CudaParts, WaitsHoldWorkBack) {
               GetParam().stream_waits ? "stream" : "event", Micros(start) / 200, enqueue / 200);
 }
 
+TEST_P(CudaParts, AWaitForAnOlderPointIsNotHeldUpByLaterWork) {
+  if (!GetParam().stream_waits) GTEST_SKIP() << "only streams that compare words wait so exactly";
+  ScratchPool scratch;
+  auto* const host = reinterpret_cast<unsigned char*>(scratch.Allocate(1));
+  const cudaStream_t load = queues_->stream(Queue::kLoad);
+  // First the point, far behind enough work that it is still open when the wait is enqueued.
+  for (int i = 0; i < 400; ++i) ASSERT_EQ(cudaMemsetAsync(At(0), 7, 64 * kMiB, load), cudaSuccess);
+  const Event early = queues_->Publish(Queue::kLoad);
+  for (int i = 0; i < 400; ++i) ASSERT_EQ(cudaMemsetAsync(At(kMiB), i, 63 * kMiB, load), cudaSuccess);
+  const Event late = queues_->Publish(Queue::kLoad);
+  ASSERT_FALSE(queues_->Done(early));
+  queues_->Wait(Queue::kStore, early);
+  ASSERT_EQ(cudaMemcpyAsync(host, At(0), 1, cudaMemcpyDefault, queues_->stream(Queue::kStore)), cudaSuccess);
+  const Event stored = queues_->Publish(Queue::kStore);
+  EXPECT_FALSE(queues_->Done(stored));
+  queues_->Synchronize(stored);
+  EXPECT_TRUE(queues_->Done(early));
+  EXPECT_FALSE(queues_->Done(late));
+  EXPECT_EQ(*host, 7);
+  queues_->Synchronize(late);
+}
+
 TEST_P(CudaParts, WordsHave64Bits) {
   void* raw = nullptr;
   ASSERT_EQ(cudaHostAlloc(&raw, 128, cudaHostAllocMapped), cudaSuccess);

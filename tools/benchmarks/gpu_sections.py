@@ -22,6 +22,7 @@ from gpu_machine import Bench
 from rows import Row, line_of
 
 GRACE_S = 3
+TRACE_CHARS = 3000
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Report:
             yield
         except Exception as error:
             self.add(Row(work, unit, None, error=_said(error)))
-            traceback.print_exc(file=sys.stderr)
-            sys.stderr.flush()
+            text = "".join(traceback.format_exception(error))
+            print(text if len(text) < TRACE_CHARS else text[:TRACE_CHARS] + " ...", file=sys.stderr, flush=True)
 
 
 def _said(error: BaseException) -> str:

@@ -1,0 +1,176 @@
+// What the step kernels share: the table of spans that one launch works through, the walk of a warp over its
+// units, and access to the client's elements. Device code; the tables are written by the host (step.cu).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "client/wire/types.h"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/ops.h"
+#include "optim8bit/hyper.h"
+
+namespace bitpager::kernels::cuda {
+
+inline constexpr std::uint32_t kBlock = wire::kStateBlock;
+inline constexpr std::uint32_t kLanes = 32;
+
+// A span as a kernel reads it.
+struct alignas(16) StepEntry {
+  std::byte* states;  // first unit of the run in the plane of state 1
+  float* absmax;      // likewise; unused for 32-bit states
+  std::byte* param;   // of the first element
+  const std::byte* grad;
+  std::uint64_t elements;
+  std::uint32_t first;  // number of the first unit in the launch
+  std::uint32_t tensor;
+  std::uint32_t hyper;
+  std::uint32_t mode;  // see StepMode
+};
+static_assert(sizeof(StepEntry) == 64);
+
+// param dtype | grad dtype << 8 | kAligned: both pointers are aligned to 16 bytes.
+struct StepMode {
+  static constexpr std::uint32_t kAligned = 1U << 16;
+  static constexpr std::uint32_t kFast = 1U << 17;  // of a unit: aligned and full
+  __host__ __device__ static constexpr std::uint32_t Of(wire::DType param, wire::DType grad, bool aligned) {
+    return static_cast<std::uint32_t>(param) | static_cast<std::uint32_t>(grad) << 8 |
+           (aligned ? kAligned : 0);
+  }
+  __host__ __device__ static constexpr wire::DType Param(std::uint32_t mode) {
+    return static_cast<wire::DType>(mode & 0xFFU);
+  }
+  __host__ __device__ static constexpr wire::DType Grad(std::uint32_t mode) {
+    return static_cast<wire::DType>(mode >> 8 & 0xFFU);
+  }
+};
+
+// One launch over `units` units of `spans` spans. `firsts[s]` repeats entries[s].first, for the search.
+struct StepLaunch {
+  const StepEntry* entries;
+  const std::uint32_t* firsts;
+  const optim8bit::Hyper* hypers;
+  StepReport* report;  // may be null
+  std::uint32_t spans;
+  std::uint32_t units;
+  std::uint32_t run_shift;      // a warp takes 2^run_shift consecutive units, then skips those of the others
+  std::uint32_t plane_bytes;    // between the planes of the two states
+  std::uint32_t absmax_stride;  // in floats
+  bool skip_nonfinite;
+};
+
+// One unit: 256 elements or fewer, and where all of it lies.
+struct alignas(16) StepUnit {
+  std::byte* states;
+  float* absmax;
+  std::byte* param;
+  const std::byte* grad;
+  std::uint32_t elements;  // 0: no unit is left
+  std::uint32_t mode;
+  std::uint32_t hyper;
+  std::uint32_t tensor;
+};
+static_assert(sizeof(StepUnit) == 48);
+
+__device__ __forceinline__ std::uint32_t WarpMax(std::uint32_t x) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kWholeWarp, x);
+#else
+  for (int step = 16; step != 0; step /= 2) x = max(x, __shfl_xor_sync(kWholeWarp, x, step));
+  return x;
+#endif
+}
+
+// The units of one warp, ascending. All lanes hold the same.
+class StepWalk {
+ public:
+  __device__ StepWalk(const StepLaunch& launch, std::uint32_t warp, std::uint32_t warps)
+      : unit_(warp << launch.run_shift), jump_((warps - 1) << launch.run_shift) {}
+
+  // The next unit; its `elements` is 0 when none is left. `code_bytes`: of a unit's states in its plane.
+  __device__ __forceinline__ StepUnit Next(const StepLaunch& launch, std::uint32_t lane,
+                                           std::uint32_t code_bytes) {
+    StepUnit out{};
+    if (unit_ >= launch.units) return out;
+    if (unit_ >= end_) Seek(launch, lane);
+    const StepEntry& entry = launch.entries[span_];
+    const std::uint32_t at = unit_ - entry.first;
+    const std::uint64_t element = std::uint64_t{at} * kBlock;
+    const std::uint64_t left = entry.elements - element;
+    out.elements = left < kBlock ? static_cast<std::uint32_t>(left) : kBlock;
+    out.mode = entry.mode;
+    if ((entry.mode & StepMode::kAligned) != 0 && left >= kBlock) out.mode |= StepMode::kFast;
+    out.states = entry.states + std::uint64_t{at} * code_bytes;
+    out.absmax = entry.absmax + at;
+    out.param = entry.param + element * (StepMode::Param(entry.mode) == wire::DType::kF32 ? 4 : 2);
+    out.grad = entry.grad + element * (StepMode::Grad(entry.mode) == wire::DType::kF32 ? 4 : 2);
+    out.hyper = entry.hyper;
+    out.tensor = entry.tensor;
+    ++unit_;
+    if ((unit_ & ((1U << launch.run_shift) - 1)) == 0) unit_ += jump_;
+    return out;
+  }
+
+ private:
+  // The last span, from span_ on, that starts at or before unit_: 32 probes at a time.
+  __device__ void Seek(const StepLaunch& launch, std::uint32_t lane) {
+    std::uint32_t count = launch.spans - span_;
+    while (true) {
+      const std::uint32_t stride = (count + kLanes - 1) / kLanes;
+      const std::uint32_t probe = lane * stride;
+      const bool before = probe < count && launch.firsts[span_ + probe] <= unit_;
+      const int passed = __popc(__ballot_sync(kWholeWarp, before));
+      span_ += static_cast<std::uint32_t>(passed - 1) * stride;
+      if (stride == 1) break;
+      count = min(stride, launch.spans - span_);
+    }
+    end_ = span_ + 1 < launch.spans ? launch.firsts[span_ + 1] : launch.units;
+  }
+
+  std::uint32_t unit_;
+  std::uint32_t jump_;
+  std::uint32_t span_ = 0;
+  std::uint32_t end_ = 0;  // first unit behind the current span
+};
+
+__device__ __forceinline__ float LoadElement(wire::DType dtype, const std::byte* data, std::uint32_t i) {
+  if (dtype == wire::DType::kF32) return reinterpret_cast<const float*>(data)[i];
+  const std::uint32_t bits = reinterpret_cast<const std::uint16_t*>(data)[i];
+  return dtype == wire::DType::kBF16 ? __uint_as_float(bits << 16) : HalfToFloat(bits);
+}
+__device__ __forceinline__ std::uint16_t RoundTo16(wire::DType dtype, float x) {
+  return static_cast<std::uint16_t>(dtype == wire::DType::kBF16 ? FloatsToPair<wire::DType::kBF16>(x, x)
+                                                                : FloatsToPair<wire::DType::kF16>(x, x));
+}
+__device__ __forceinline__ void StoreAt(wire::DType dtype, std::byte* data, std::uint32_t i, float x) {
+  if (dtype == wire::DType::kF32) {
+    reinterpret_cast<float*>(data)[i] = x;
+  } else {
+    reinterpret_cast<std::uint16_t*>(data)[i] = RoundTo16(dtype, x);
+  }
+}
+__device__ __forceinline__ float Rounded(wire::DType dtype, float x) {
+  if (dtype == wire::DType::kF32) return x;
+  const std::uint16_t bits = RoundTo16(dtype, x);
+  return LoadElement(dtype, reinterpret_cast<const std::byte*>(&bits), 0);
+}
+
+// True when a gradient of the unit is NaN or inf. All lanes of the warp.
+__device__ inline bool UnitHasNonFinite(const StepUnit& unit, std::uint32_t lane) {
+  bool bad = false;
+  for (std::uint32_t i = lane; i < unit.elements; i += kLanes) {
+    bad = bad || !isfinite(LoadElement(StepMode::Grad(unit.mode), unit.grad, i));
+  }
+  return __any_sync(kWholeWarp, bad);
+}
+
+// Counts a skipped unit. The report may lie in host memory: it is touched only here. The op's event
+// publishes it.
+__device__ inline void ReportNonFinite(const StepLaunch& launch, const StepUnit& unit, std::uint32_t lane) {
+  static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
+  if (lane != 0 || launch.report == nullptr) return;
+  atomicAdd(reinterpret_cast<unsigned long long*>(&launch.report->nonfinite_blocks), 1ULL);
+  atomicMin(&launch.report->first_tensor, unit.tensor);
+}
+
+}  // namespace bitpager::kernels::cuda

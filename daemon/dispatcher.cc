@@ -124,6 +124,7 @@ int Dispatcher::ReapSessions() {
 void Dispatcher::CheckDevice() {
   const Status fault = core_.device.TakeFault();
   if (fault.ok()) return;
+  faulted_ = true;
   tasks_.FailAll({Code::kDeviceFault, fault.message()});
   core_.notify({"device_fault", "", 0, fault.message()});
   RequestStop();
@@ -218,7 +219,7 @@ void Dispatcher::EndSessions() {
     }
     return !tasks_.idle();
   };
-  while (busy() && core_.clock.NowNs() < give_up_ns) {
+  while (!faulted_ && busy() && core_.clock.NowNs() < give_up_ns) {
     if (DoWork() == 0) Sleep(kEndLookNs);
   }
   for (const auto& [id, session] : core_.registry.sessions()) session->Fail(Code::kDraining);
@@ -227,7 +228,8 @@ void Dispatcher::EndSessions() {
 
 // Nothing new is launched: windows that run end, and copies.
 bool Dispatcher::AwaitDevice() {
-  const std::uint64_t give_up_ns = core_.clock.NowNs() + kDeviceGraceNs;
+  // What runs on a device that has failed may never be seen to end.
+  const std::uint64_t give_up_ns = core_.clock.NowNs() + (faulted_ ? 0 : kDeviceGraceNs);
   bool told = false;
   while (tasks_.running() || core_.mover.copying()) {
     if (!std::exchange(told, true)) {

@@ -74,7 +74,8 @@ class Dispatcher {
   Mailbox mailbox_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
-  bool ending_ = false;  // no more requests are taken
+  bool ending_ = false;   // no more requests are taken
+  bool faulted_ = false;  // the device failed: nothing on it is waited for
   std::uint64_t next_expiry_ns_ = 0;
   std::uint64_t last_work_ns_ = 0;  // Run: when there was something to do
   std::function<void(std::size_t)> sessions_changed_ = [](std::size_t) {};

@@ -319,6 +319,8 @@ void Listener::LoseStrangers() {
       continue;
     }
     any = true;
+    const std::lock_guard<std::mutex> lock(connection->watch);
+    if (connection->waiting > 0) continue;  // not yet answered
     if (connection->stranger_since_ns == 0) connection->stranger_since_ns = now_ns;
     if (now_ns - connection->stranger_since_ns >= limit_ns) over.push_back(connection);
   }

@@ -88,8 +88,7 @@ class Daemon {
     if (let_go) {
       spdlog::info("ended: every session was told");
     } else {
-      spdlog::error(
-          "the device did not end what it runs within 40 s; ending under it, every session was told");
+      spdlog::error("the device did not end what it runs: ending under it, every session was told");
     }
     return let_go;
   }

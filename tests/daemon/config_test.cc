@@ -104,6 +104,9 @@ TEST_F(ConfigFile, DefaultsNeedNoFile) {
   EXPECT_EQ(config.device_budget.kind, SizeSetting::Kind::kDefault);
   EXPECT_EQ(config.config_path, "");
   EXPECT_FALSE(config.private_mode);
+  EXPECT_FALSE(config.background);
+  EXPECT_EQ(config.max_sessions_of_user, 192U) << "of 256";
+  EXPECT_EQ(config.lease_return_ms, 5000);
 }
 
 TEST_F(ConfigFile, FileSetsEveryTable) {
@@ -147,6 +150,7 @@ status = "ipc:///tmp/s"
   EXPECT_DOUBLE_EQ(config.job_device_quota.percent, 50);
   EXPECT_EQ(config.linger_ms, 600000);
   EXPECT_EQ(config.max_sessions, 7U);
+  EXPECT_EQ(config.max_sessions_of_user, 3U);
   EXPECT_EQ(config.log_level, "debug");
   EXPECT_EQ(config.status_endpoint, "ipc:///tmp/s");
   EXPECT_EQ(config.events_endpoint, "ipc:///tmp/x.sock.events");

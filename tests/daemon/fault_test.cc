@@ -125,6 +125,17 @@ TEST_F(SlowEnd, SaysThatNothingMayBeFreedUnderADeviceThatNeverEnds) {
   EXPECT_EQ(daemon_.device->imports, 1) << "the memory that it works on is mapped";
 }
 
+TEST_F(SlowEnd, DoesNotWaitForADeviceThatFailed) {
+  daemon_.device->fault_at_step = 0;
+  auto other = daemon_.OpenPatient("other");
+  RawTrainer trainer(*other, {6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  daemon_.clock.tick_ns = 1;
+  other->Push(trainer.Prepare(1));
+  ASSERT_TRUE(daemon_.TurnUntil([&] { return client_->failed() == Code::kDeviceFault; }));
+  EXPECT_FALSE(daemon_.dispatcher->Run()) << "on a clock on which no limit is ever reached";
+}
+
 TEST(DeviceMemory, GoesBackWhenNobodyNeedsIt) {
   InProcessDaemon daemon;
   auto stays = daemon.OpenPatient("stays");

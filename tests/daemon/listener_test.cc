@@ -126,7 +126,11 @@ TEST_F(ListenerTest, CountsFromTheEndOfASessionToo) {
   std::this_thread::sleep_for(std::chrono::milliseconds(800));
   EXPECT_FALSE(HungUp(socket.get()));
   Say(socket.get());  // goodbye
+  ASSERT_TRUE(Eventually([&] { return messages_ == 2; }));
   connection->attached.store(false);
+  std::this_thread::sleep_for(std::chrono::milliseconds(800));
+  EXPECT_FALSE(HungUp(socket.get())) << "its message is not answered yet";
+  Handle();
   EXPECT_TRUE(Eventually([&] { return HungUp(socket.get()); }));
 }
 

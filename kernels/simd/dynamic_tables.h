@@ -3,9 +3,10 @@
 // Inside one decade the entries are evenly spaced, so the code is a linear function of the value. Eight
 // pieces (the entries up to the first decade's end, decades 1 to 6, the entry 1.0) cover [0, 1]. A piece is
 // found by a rough logarithm and one compare with its exact upper edge; the code is then one fused
-// multiply-add in fixed point: t = 256 + code + 1/2 + margin, code in the bits above kFractionBits. Values so
-// near to a midpoint that rounding could decide wrongly leave a fraction under 2 * margin: these lanes, about
-// one in 4000, are encoded by the exact thresholds instead. The result is exactly the nearest entry.
+// multiply-add in fixed point: t = base + code + 1/2 + margin, the code in the bits above the fraction.
+// Values so near to a midpoint that rounding could decide wrongly leave a fraction up to 2 * margin: these
+// lanes, about one in 6000 (unsigned) or 13000 (signed), are encoded by the exact thresholds instead. The
+// result is exactly the nearest entry.
 #pragma once
 
 #include <array>
@@ -15,14 +16,16 @@
 
 namespace bitpager::kernels::simd {
 
-// t lies in [256, 512): 15 fraction bits under the code's units bit.
-inline constexpr int kFractionBits = 15;
-inline constexpr std::uint32_t kFractionMask = (1U << kFractionBits) - 1;
-// Half width of the doubtful band around a midpoint, in units of 2^-15 of a code.
-inline constexpr std::uint32_t kMarginSteps = 4;
+// Bits of t's fraction. The unsigned map has 256 codes: t lies in [256, 512). The signed map has distances 0
+// to 128: t lies in [128, 256), where one more bit is left and the fraction is the lower half of the float's
+// bits. (Only distance 128 reaches 256.5, whose bits continue those of 255 and the like: 128 above the
+// fraction.)
+inline constexpr int kUnsignedFractionBits = 15;
+inline constexpr int kSignedFractionBits = 16;
+// Half width of the doubtful band around a midpoint, in units of the fraction's last bit. One of them covers
+// the rounding of the multiply-add, the other that of its tables.
+inline constexpr std::uint32_t kMarginSteps = 2;
 inline constexpr std::uint32_t kDoubtfulFraction = 2 * kMarginSteps;
-// The bits of 256.0F above the fraction: subtracting them leaves the code.
-inline constexpr std::uint32_t kCodeBase = 0x43800000U >> kFractionBits;
 
 // Rough logarithm: piece = round(bits(x) * kLogScale + kLogShift), by adding 1.5 * 2^23. It is the piece of x
 // or the one before, for x >= kLogFloor: the step to piece i falls in the middle of piece i. (At 2^23 a float
@@ -39,11 +42,12 @@ struct alignas(64) PieceTables {
   std::array<float, 16> last{};       // last code of the piece, in fixed point
 };
 
-// `zero`: code of 0. `first`: entries of decade 0 (1 signed, 2 unsigned). Codes are counted from `zero`, so
-// the signed encoder gets the magnitude's distance from 127.
+// `zero`: code of 0. `bits`: of the fraction. `first`: entries of decade 0 (1 signed, 2 unsigned). Codes are
+// counted from `zero`, so the signed encoder gets the magnitude's distance from 127.
 constexpr PieceTables MakePieceTables(const quant::Map256& map, const quant::Thresholds256& thresholds,
-                                      int zero, int first) {
-  constexpr double kBias = 256.5 + kMarginSteps / 32768.0;
+                                      int zero, int bits, int first) {
+  const double base = 0.5 + (1 << (23 - bits));
+  const double bias = base + kMarginSteps / static_cast<double>(1 << bits);
   PieceTables tables;
   for (int lane = 0; lane < 16; ++lane) {
     const int piece = lane % 8;
@@ -52,10 +56,10 @@ constexpr PieceTables MakePieceTables(const quant::Map256& map, const quant::Thr
     const int begin = piece == 0 ? 0 : (first << piece) - (first - 1);
     const int end = piece == 7 ? begin : (first << (piece + 1)) - first;
     tables.upper[at] = thresholds[static_cast<std::size_t>(zero + end)];
-    tables.last[at] = static_cast<float>(256.5 + end);
+    tables.last[at] = static_cast<float>(base + end);
     if (piece == 7) {
       tables.slope[at] = 0.0F;
-      tables.intercept[at] = static_cast<float>(kBias + begin);
+      tables.intercept[at] = static_cast<float>(bias + begin);
       continue;
     }
     // The line through the piece's outermost inner midpoints: code + 1/2 there.
@@ -67,21 +71,23 @@ constexpr PieceTables MakePieceTables(const quant::Map256& map, const quant::Thr
     const int high = end - 1;
     const double slope = high > low ? (high - low) / (midpoint(high) - midpoint(low)) : 0.5 / midpoint(low);
     tables.slope[at] = static_cast<float>(slope);
-    tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + kBias);
+    tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + bias);
     if (high == low && begin != 0) {  // two entries: the line through both
       const auto c = static_cast<std::size_t>(zero + begin);
       const double step = double{map[c + 1]} - double{map[c]};
       tables.slope[at] = static_cast<float>(1.0 / step);
-      tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + kBias);
+      tables.intercept[at] = static_cast<float>(low + 0.5 - double{tables.slope[at]} * midpoint(low) + bias);
     }
   }
   return tables;
 }
 
 inline constexpr PieceTables kSignedPieces =
-    MakePieceTables(quant::kSignedDynamicMap, quant::kSignedDynamicThresholds, quant::kSignedZeroCode, 1);
-inline constexpr PieceTables kUnsignedPieces = MakePieceTables(
-    quant::kUnsignedDynamicMap, quant::kUnsignedDynamicThresholds, quant::kUnsignedZeroCode, 2);
+    MakePieceTables(quant::kSignedDynamicMap, quant::kSignedDynamicThresholds, quant::kSignedZeroCode,
+                    kSignedFractionBits, 1);
+inline constexpr PieceTables kUnsignedPieces =
+    MakePieceTables(quant::kUnsignedDynamicMap, quant::kUnsignedDynamicThresholds, quant::kUnsignedZeroCode,
+                    kUnsignedFractionBits, 2);
 
 // A map cut into its four byte planes, for byte permutes: plane[k][c] is byte k of entry c.
 struct alignas(64) BytePlanes {

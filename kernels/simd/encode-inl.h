@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "kernels/simd/vectors-inl.h"
-#include "quant/encode.h"
+#include "quant/codebook.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace bitpager::kernels::simd::HWY_NAMESPACE {
@@ -44,12 +44,33 @@ HWY_INLINE HWY_ATTR Vi FixedCode(const Pieces& p, Vf x) {
   const Vf fixed = hn::MulAdd(Lookup8(p.slope, piece), x, Lookup8(p.intercept, piece));
   return hn::BitCast(di, hn::Min(fixed, Lookup8(p.last, piece)));
 }
-HWY_INLINE HWY_ATTR Vi Fraction(Vi fixed) {
-  return hn::And(fixed, hn::Set(Di(), static_cast<int>(kFractionMask)));
-}
 
 // How codes are formed: of magnitudes; of signed values; of signed values with the sign rule of state 1.
 enum class Form { kUnsigned, kSigned, kSignedKeep };
+
+template <Form kForm>
+inline constexpr int kFractionBits = kForm == Form::kUnsigned ? kUnsignedFractionBits : kSignedFractionBits;
+template <Form kForm>
+HWY_INLINE HWY_ATTR Vi Fraction(Vi fixed) {
+  return hn::And(fixed, hn::Set(Di(), (1 << kFractionBits<kForm>)-1));
+}
+// Lowers `least` to the least fraction met; above the fraction its bits mean nothing.
+template <Form kForm>
+HWY_INLINE HWY_ATTR void Meet(Vi fixed, Vi& least) {
+  if constexpr (kForm == Form::kUnsigned) {
+    least = hn::Min(least, Fraction<kForm>(fixed));
+  } else {  // the fraction is a whole word
+    const hn::Repartition<std::uint16_t, Di> words;
+    least = hn::BitCast(Di(), hn::Min(hn::BitCast(words, least), hn::BitCast(words, fixed)));
+  }
+}
+HWY_INLINE HWY_ATTR Vi NothingMet() {
+  return hn::Set(Di(), 0x7FFFFFFF);
+}
+template <Form kForm>
+HWY_INLINE HWY_ATTR bool IsDoubtful(Vi least) {
+  return hn::GetLane(hn::MinOfLanes(Di(), Fraction<kForm>(least))) <= static_cast<int>(kDoubtfulFraction);
+}
 
 // ---- 4 * kLanes bytes ----
 #if HWY_TARGET == HWY_AVX2
@@ -66,9 +87,10 @@ HWY_INLINE HWY_ATTR Bytes SignBytes(const Vf v[4]) {
   return InOrder(
       _mm256_packs_epi16(_mm256_packs_epi32(bits(0), bits(1)), _mm256_packs_epi32(bits(2), bits(3))));
 }
-// The codes in fixed point, less kCodeBase.
+// The codes above the fractions.
+template <int kBits>
 HWY_INLINE HWY_ATTR Bytes CodeBytes(const Vi fixed[4]) {
-  const auto code = [&](int j) HWY_ATTR { return _mm256_srli_epi32(fixed[j].raw, kFractionBits); };
+  const auto code = [&](int j) HWY_ATTR { return _mm256_srli_epi32(fixed[j].raw, kBits); };
   const __m256i low = _mm256_set1_epi16(0xFF);
   const __m256i words01 = _mm256_and_si256(_mm256_packus_epi32(code(0), code(1)), low);
   const __m256i words23 = _mm256_and_si256(_mm256_packus_epi32(code(2), code(3)), low);
@@ -98,8 +120,9 @@ HWY_INLINE HWY_ATTR Bytes SignBytes(const Vf v[4]) {
       _mm512_packs_epi16(_mm512_packs_epi32(bits(0), bits(1)), _mm512_packs_epi32(bits(2), bits(3))));
 }
 #if HWY_TARGET == HWY_AVX3
+template <int kBits>
 HWY_INLINE HWY_ATTR Bytes CodeBytes(const Vi fixed[4]) {
-  const auto code = [&](int j) HWY_ATTR { return _mm512_srli_epi32(fixed[j].raw, kFractionBits); };
+  const auto code = [&](int j) HWY_ATTR { return _mm512_srli_epi32(fixed[j].raw, kBits); };
   const __m512i low = _mm512_set1_epi16(0xFF);
   const __m512i words01 = _mm512_and_si512(_mm512_packus_epi32(code(0), code(1)), low);
   const __m512i words23 = _mm512_and_si512(_mm512_packus_epi32(code(2), code(3)), low);
@@ -107,8 +130,9 @@ HWY_INLINE HWY_ATTR Bytes CodeBytes(const Vi fixed[4]) {
 }
 #else
 // Shifts each code to a byte of its own within 64 bits, two of every vector; then one permute.
+template <int kBits>
 HWY_INLINE HWY_ATTR Bytes CodeBytes(const Vi fixed[4]) {
-  const __m512i shifts = _mm512_set1_epi16(kFractionBits + 256 * (kFractionBits + 32));
+  const __m512i shifts = _mm512_set1_epi16(kBits + 256 * (kBits + 32));
   const __m512i order =
       _mm512_set_epi8(63, 62, 55, 54, 47, 46, 39, 38, 31, 30, 23, 22, 15, 14, 7, 6, 61, 60, 53, 52, 45, 44,
                       37, 36, 29, 28, 21, 20, 13, 12, 5, 4, 59, 58, 51, 50, 43, 42, 35, 34, 27, 26, 19, 18,
@@ -138,20 +162,14 @@ HWY_INLINE HWY_ATTR Bytes EncodeGroup(const Pieces& p, const Vf x[4], const Vf v
   Vi fixed[4];
   for (std::size_t j = 0; j < 4; ++j) {
     fixed[j] = FixedCode(p, x[j]);
-    least = hn::Min(least, Fraction(fixed[j]));
+    Meet<kForm>(fixed[j], least);
   }
-  const Bytes codes = CodeBytes(fixed);
+  const Bytes codes = CodeBytes<kFractionBits<kForm>>(fixed);
   if constexpr (kForm == Form::kUnsigned) return codes;
   return Signed<kForm>(codes, SignBytes(values));
 }
-HWY_INLINE HWY_ATTR Vi NoFraction() {
-  return hn::Set(Di(), static_cast<int>(kFractionMask));
-}
-HWY_INLINE HWY_ATTR bool IsDoubtful(Vi least) {
-  return hn::GetLane(hn::MinOfLanes(Di(), least)) <= static_cast<int>(kDoubtfulFraction);
-}
-
-// Encodes the lanes near a midpoint again, by the exact thresholds. `codes` were written before.
+// Encodes the lanes near a midpoint again, by the exact thresholds. `codes` were written before and are at
+// most one off.
 template <Form kForm>
 HWY_NOINLINE HWY_ATTR void FixDoubtful(const PieceTables& tables, const float* values, std::size_t count,
                                        float scale, std::uint8_t* codes) {
@@ -162,14 +180,19 @@ HWY_NOINLINE HWY_ATTR void FixDoubtful(const PieceTables& tables, const float* v
       kForm == Form::kUnsigned ? quant::kUnsignedDynamicThresholds : quant::kSignedDynamicThresholds;
   for (std::size_t i = 0; i < count; i += kLanes) {
     const Vf x = hn::Mul(hn::LoadU(d, values + i), hn::Set(d, scale));
-    const Vi fraction = Fraction(FixedCode(p, kForm == Form::kUnsigned ? x : hn::Abs(x)));
+    const Vi fraction = Fraction<kForm>(FixedCode(p, kForm == Form::kUnsigned ? x : hn::Abs(x)));
     std::uint8_t flags[8] = {};
     hn::StoreMaskBits(di, hn::Lt(fraction, hn::Set(di, static_cast<int>(kDoubtfulFraction) + 1)), flags);
     auto doubtful = static_cast<unsigned>(flags[0] | flags[1] << 8);
     for (; doubtful != 0; doubtful &= doubtful - 1) {
       const std::size_t at = i + static_cast<std::size_t>(std::countr_zero(doubtful));
       const float value = values[at] * scale;
-      std::uint8_t code = quant::EncodeNearest(thresholds.data(), value);
+      std::uint8_t code = codes[at];
+      if (value > thresholds[code]) {
+        ++code;
+      } else if (code > 0 && !(value > thresholds[code - 1])) {
+        --code;
+      }
       if (kForm == Form::kSignedKeep && code == quant::kSignedZeroCode && std::signbit(value)) --code;
       codes[at] = code;
     }
@@ -183,7 +206,7 @@ HWY_INLINE HWY_ATTR void EncodeValues(const PieceTables& tables, const float* va
   const Df d;
   const Pieces pieces = LoadPieces(tables);
   const float scale = absmax == 0.0F ? 0.0F : 1.0F / absmax;
-  Vi least = NoFraction();
+  Vi least = NothingMet();
   for (std::size_t i = 0; i < count; i += 4 * kLanes) {
     Vf x[4];
     Vf magnitude[4];
@@ -193,7 +216,7 @@ HWY_INLINE HWY_ATTR void EncodeValues(const PieceTables& tables, const float* va
     }
     StoreBytes(EncodeGroup<kForm>(pieces, magnitude, x, least), codes + i);
   }
-  if (IsDoubtful(least)) FixDoubtful<kForm>(tables, values, count, scale, codes);
+  if (IsDoubtful<kForm>(least)) FixDoubtful<kForm>(tables, values, count, scale, codes);
 }
 
 #endif  // BITPAGER_VECTORS

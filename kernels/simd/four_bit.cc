@@ -10,6 +10,7 @@
 
 #include "kernels/simd/eight_bit.h"
 #include "kernels/simd/four_bit.h"
+#include "kernels/simd/four_bit_encode-inl.h"
 #include "kernels/simd/vectors-inl.h"
 #include "quant/block.h"
 #include "quant/encode.h"
@@ -60,78 +61,6 @@ HWY_ATTR void AbsmaxOnTarget(wire::DType dtype, const void* in, std::uint64_t el
 }
 
 // ---- pack ----
-// Pivots of a binary search, by level: entry i of a level is the pivot under prefix i. 8 entries, twice.
-struct alignas(64) Levels {
-  std::array<float, 16> second{}, third{}, fourth{}, code{};
-};
-constexpr Levels MakeNf4Levels() {
-  Levels out;
-  for (std::size_t i = 0; i < 16; ++i) {
-    out.second[i] = quant::kNf4Pivots[i % 2 * 8 + 3];
-    out.third[i] = quant::kNf4Pivots[i % 4 * 4 + 1];
-    out.fourth[i] = quant::kNf4Pivots[i % 8 * 2];
-  }
-  return out;
-}
-constexpr Levels MakeFp4Levels() {
-  Levels out;
-  for (std::size_t i = 0; i < 16; ++i) {
-    out.second[i] = quant::kFp4Pivots[i % 2 * 4 + 1];
-    out.third[i] = quant::kFp4Pivots[i % 4 * 2];
-    out.code[i] = __builtin_bit_cast(float, std::uint32_t{quant::kFp4RankCode[i % 8]});
-  }
-  return out;
-}
-inline constexpr Levels kNf4Levels = MakeNf4Levels();
-inline constexpr Levels kFp4Levels = MakeFp4Levels();
-
-// 2 * prefix + (x > pivot).
-HWY_INLINE HWY_ATTR Vi Descend(Vi prefix, Vf x, Vf pivot) {
-  const Di di;
-  const Vi twice = hn::Add(prefix, prefix);
-  const auto above = hn::Gt(x, pivot);
-#if HWY_TARGET == HWY_AVX2
-  return hn::Sub(twice, hn::BitCast(di, hn::VecFromMask(Df(), above)));
-#else
-  return Vi{_mm512_mask_add_epi32(twice.raw, above.raw, twice.raw, hn::Set(di, 1).raw)};
-#endif
-}
-
-struct Nf4Encoder {
-  Vf first, second, third, fourth;
-  HWY_ATTR Nf4Encoder()
-      : first(hn::Set(Df(), quant::kNf4Pivots[7])),
-        second(hn::Load(Df(), kNf4Levels.second.data())),
-        third(hn::Load(Df(), kNf4Levels.third.data())),
-        fourth(hn::Load(Df(), kNf4Levels.fourth.data())) {}
-  HWY_INLINE HWY_ATTR Vi operator()(Vf x) const {
-    Vi code = Descend(hn::Zero(Di()), x, first);
-    code = Descend(code, x, Lookup8(second, code));
-    code = Descend(code, x, Lookup8(third, code));
-    return Descend(code, x, Lookup8(fourth, code));
-  }
-};
-
-struct Fp4Encoder {
-  Vf first, second, third, code_of;
-  HWY_ATTR Fp4Encoder()
-      : first(hn::Set(Df(), quant::kFp4Pivots[3])),
-        second(hn::Load(Df(), kFp4Levels.second.data())),
-        third(hn::Load(Df(), kFp4Levels.third.data())),
-        code_of(hn::Load(Df(), kFp4Levels.code.data())) {}
-  HWY_INLINE HWY_ATTR Vi operator()(Vf x) const {
-    const Di di;
-    const Vf magnitude = hn::Abs(x);
-    Vi rank = Descend(hn::Zero(di), magnitude, first);
-    rank = Descend(rank, magnitude, Lookup8(second, rank));
-    rank = Descend(rank, magnitude, Lookup8(third, rank));
-    const Vi code = hn::BitCast(di, Lookup8(code_of, rank));
-    const Vi sign =
-        hn::BitCast(di, hn::IfThenElseZero(hn::Lt(x, hn::Zero(Df())), hn::BitCast(Df(), hn::Set(di, 8))));
-    return hn::Or(code, sign);
-  }
-};
-
 // 4 * kLanes codes to 2 * kLanes bytes, the even one in the high nibble.
 HWY_INLINE HWY_ATTR void StoreNibbles(const Vi code[4], std::uint8_t* at) {
 #if HWY_TARGET == HWY_AVX2

@@ -65,7 +65,7 @@ inline void ReferenceBlock(const StepRun& run, const Block& block) {
 struct alignas(64) Buffers {
   float state[2][kBlock];
   float magnitude[kBlock];  // of the first state
-  float direction[kBlock];  // whose sign Lion follows
+  float course[kBlock];     // what else the second pass needs: see the rules
   std::byte param[4 * kBlock];
   std::byte grad[4 * kBlock];
 };
@@ -83,34 +83,33 @@ struct Scalars {
   Vf beta1, beta2, rest1, rest2, minus_step, eps, decay;
 };
 
-// A rule in two parts: Move takes the states on and may leave a direction; Update returns the parameter, to
+// A rule in two parts: Move takes the states on and may leave a course; Update returns the parameter, to
 // be rounded to its dtype. Without decay the factor is 1, which changes no bit.
 struct Adam {
   static constexpr std::uint32_t kStates = 2;
-  static constexpr bool kDirected = false;
-  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& v, Vf& /*direction*/) {
+  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& v, Vf& course) {
     m = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
     v = hn::MulAdd(h.beta2, v, hn::Mul(hn::Mul(h.rest2, g), g));
+    course = hn::Add(hn::Sqrt(v), h.eps);
   }
   template <typename P>
-  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf m, Vf v) {
-    const Vf ratio = hn::Div(m, hn::Add(hn::Sqrt(v), h.eps));
+  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf m, Vf root) {
+    const Vf ratio = hn::Div(m, root);
     return hn::Mul(P::Round(hn::MulAdd(h.minus_step, ratio, p)), h.decay);
   }
 };
 
 struct Lion {
   static constexpr std::uint32_t kStates = 1;
-  static constexpr bool kDirected = true;
-  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& /*v*/, Vf& direction) {
-    direction = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
+  static HWY_INLINE HWY_ATTR void Move(const Scalars& h, Vf g, Vf& m, Vf& /*v*/, Vf& course) {
+    course = hn::MulAdd(h.beta1, m, hn::Mul(h.rest1, g));
     m = hn::MulAdd(h.beta2, m, hn::Mul(h.rest2, g));
   }
   template <typename P>
-  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf direction, Vf /*v*/) {
+  static HWY_INLINE HWY_ATTR Vf Update(const Scalars& h, Vf p, Vf /*m*/, Vf course) {
     const Df d;
-    const Vf one = hn::CopySign(hn::Set(d, 1.0F), direction);
-    const Vf sign = hn::IfThenElse(hn::Ne(direction, hn::Zero(d)), one, direction);
+    const Vf one = hn::CopySign(hn::Set(d, 1.0F), course);
+    const Vf sign = hn::IfThenElse(hn::Ne(course, hn::Zero(d)), one, course);
     return hn::MulAdd(h.minus_step, sign, P::Round(hn::Mul(p, h.decay)));
   }
 };
@@ -156,13 +155,13 @@ HWY_NOINLINE HWY_ATTR void StepPlain(const Hyper& hyper, const void* grad, void*
   for (std::size_t i = 0; i < kBlock; i += kLanes) {
     Vf m = hn::LoadU(d, s.values[0] + i);
     Vf v = hn::Zero(d);
-    Vf direction = v;
+    Vf course = v;
     if constexpr (Rule::kStates == 2) v = hn::LoadU(d, s.values[1] + i);
-    Rule::Move(h, G::Load(grads + i * G::kBytes), m, v, direction);
+    Rule::Move(h, G::Load(grads + i * G::kBytes), m, v, course);
     hn::StoreU(m, d, s.values[0] + i);
     if constexpr (Rule::kStates == 2) hn::StoreU(v, d, s.values[1] + i);
     const Vf p = P::Load(params + i * P::kBytes);
-    P::Store(Rule::template Update<P>(h, p, Rule::kDirected ? direction : m, v), params + i * P::kBytes);
+    P::Store(Rule::template Update<P>(h, p, m, course), params + i * P::kBytes);
   }
 }
 
@@ -196,13 +195,13 @@ HWY_NOINLINE HWY_ATTR Greatest MoveStates(const Hyper& hyper, const void* grad,
     if constexpr (Rule::kStates == 2) Decode4(kUnsignedDecode, s.codes[1] + i, scale1, v);
     for (std::size_t j = 0; j < 4; ++j) {
       const std::size_t at = i + j * kLanes;
-      Vf direction;
-      Rule::Move(h, g[j], m[j], v[j], direction);
+      Vf course;
+      Rule::Move(h, g[j], m[j], v[j], course);
       const Vf magnitude = hn::Abs(m[j]);
       hn::Store(m[j], d, b.state[0] + at);
       hn::Store(magnitude, d, b.magnitude + at);
       greatest0 = hn::Max(greatest0, hn::BitCast(du, magnitude));
-      if constexpr (Rule::kDirected) hn::Store(direction, d, b.direction + at);
+      hn::Store(course, d, b.course + at);
       if constexpr (Rule::kStates == 2) {
         hn::Store(v[j], d, b.state[1] + at);
         greatest1 = hn::Max(greatest1, hn::BitCast(du, v[j]));
@@ -249,8 +248,8 @@ HWY_NOINLINE HWY_ATTR void UpdateAndEncode(const Hyper& hyper, void* param, cons
   const Vf scale1 = hn::Set(d, InverseOf(absmax1));
   const Pieces pieces0 = LoadPieces(kSignedPieces);
   const Pieces pieces1 = LoadPieces(kUnsignedPieces);
-  Vi least0 = NoFraction();
-  Vi least1 = NoFraction();
+  Vi least0 = NothingMet();
+  Vi least1 = NothingMet();
   for (std::size_t i = 0; i < kBlock; i += 4 * kLanes) {
     std::byte* const at = static_cast<std::byte*>(param) + i * P::kBytes;
     PrefetchGroup<P::kBytes>(static_cast<const std::byte*>(later.tensor.param) + i * P::kBytes);
@@ -264,8 +263,7 @@ HWY_NOINLINE HWY_ATTR void UpdateAndEncode(const Hyper& hyper, void* param, cons
       m[j] = hn::Load(d, b.state[0] + lane);
       v[j] = Rule::kStates == 2 ? hn::Load(d, b.state[1] + lane) : hn::Zero(d);
       x[j] = hn::Mul(hn::Load(d, b.magnitude + lane), scale0);
-      const Vf towards = Rule::kDirected ? hn::Load(d, b.direction + lane) : m[j];
-      p[j] = Rule::template Update<P>(h, p[j], towards, v[j]);
+      p[j] = Rule::template Update<P>(h, p[j], m[j], hn::Load(d, b.course + lane));
     }
     Store4<P>(p, at);
     StoreBytes(EncodeGroup<Form::kSignedKeep>(pieces0, x, m, least0), s.codes[0] + i);
@@ -274,8 +272,9 @@ HWY_NOINLINE HWY_ATTR void UpdateAndEncode(const Hyper& hyper, void* param, cons
       StoreBytes(EncodeGroup<Form::kUnsigned>(pieces1, x, x, least1), s.codes[1] + i);
     }
   }
-  FinishState<0>(b.state[0], absmax0, IsDoubtful(least0), s);
-  if constexpr (Rule::kStates == 2) FinishState<1>(b.state[1], absmax1, IsDoubtful(least1), s);
+  FinishState<0>(b.state[0], absmax0, IsDoubtful<Form::kSignedKeep>(least0), s);
+  if constexpr (Rule::kStates == 2)
+    FinishState<1>(b.state[1], absmax1, IsDoubtful<Form::kUnsigned>(least1), s);
 }
 
 // States past a short block's end become zero, so that they do not count.

@@ -234,7 +234,8 @@ typedef struct bp_finished {
   char message[184];
 } bp_finished;
 /* Does not wait. Fills *out with the oldest stream request that failed (BP_NON_FINITE too) and was not told
- * yet, else with the newest that is done. Returns BP_OK, or why the session is over. */
+ * yet, else with the newest that is done (code BP_OK: its own failure was told). Returns BP_OK, or why the
+ * session is over. */
 BP_API int bp_poll_results(bp_session* session, bp_finished* out);
 /* Ends the daemon's mappings of memory that only gradients used, when requests under way are done. */
 BP_API int bp_release_gradients(bp_session* session);

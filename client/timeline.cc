@@ -176,6 +176,9 @@ void Timeline::Note(const TicketNote& note, const wire::CompletionRecord& record
   if (CodeFrom(record.code) == Code::kOk) return;
   if (failures_.size() == kKeptFailures) failures_.pop_back();
   failures_.push_back(newest_);
+  // A failure is told once: from there.
+  newest_.record.code = static_cast<std::uint32_t>(Code::kOk);
+  newest_.record.message[0] = '\0';
 }
 
 Result<Finished> Timeline::TakeFinished() {

@@ -100,7 +100,8 @@ class Timeline {
   [[nodiscard]] std::uint64_t oldest_open_stream() const;
   // A stream request that was waited for after all.
   void Note(const TicketNote& note, const wire::CompletionRecord& record);
-  // The oldest failure that was not taken yet; else the newest stream ticket that is done.
+  // The oldest failure that was not taken yet; else the newest stream ticket that is done, with kOk: if it
+  // failed, that was told.
   wire::Result<Finished> TakeFinished();
 
   // Ok, or why the session is over; the same from then on.

@@ -263,6 +263,27 @@ TEST_F(Streams, TellsAFailureLaterWithItsStep) {
   EXPECT_EQ(finished->record.code, 0U);
 }
 
+TEST_F(Streams, TellsAFailureOnce) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record,
+                         wire::CompletionRecord& done) {
+    Apply(daemon, record);
+    done.code = static_cast<std::uint32_t>(Code::kCancelled);
+    wire::CopyText(done.message, "not applied");
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  MustStep(1);
+  ASSERT_TRUE(session_->Synchronize().ok());
+  Result<Finished> finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(CodeFrom(finished->record.code), Code::kCancelled);
+  finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(CodeFrom(finished->record.code), Code::kOk);
+  EXPECT_EQ(finished->note.step, 1U);
+}
+
 TEST_F(Streams, KilledDaemonReleasesAWaitingStreamWithinASecond) {
   Script script = GpuScript();
   script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord&, wire::CompletionRecord&) {

@@ -13,9 +13,8 @@ from ..arena import StreamCall
 from .streams import SegmentStreams, current_stream
 
 _address = torch.Tensor.data_ptr
-_grad = torch.Tensor.grad.__get__
-_dtype = torch.Tensor.dtype.__get__
 _stride = torch.Tensor.stride
+_is_contiguous = torch.Tensor.is_contiguous
 _count = torch.Tensor.numel
 _is_negated = torch.Tensor.is_neg
 
@@ -30,8 +29,9 @@ class PackedStep:
         self.states = states
         self.call = StreamCall(rows, groups)
         self.places = list(map(_address, parameters))
-        self._dtypes = list(map(_dtype, gradients))
-        self._strides = list(map(_stride, gradients))
+        self._dtypes = [g.dtype for g in gradients]
+        self._order = _is_contiguous if all(map(_is_contiguous, gradients)) else _stride  # the cheaper one that tells
+        self._orders = list(map(self._order, gradients))
         self._counts = list(map(_count, gradients))
         self._first_step = rows[0][2]  # that the packed rows say of the first tensor
         self.gradients = gradients  # of the step in hand
@@ -39,12 +39,12 @@ class PackedStep:
 
     def look(self) -> bool:
         """Takes the gradients of the next step. False when anything but their addresses has changed."""
-        self.gradients = gradients = list(map(_grad, self.parameters))
+        self.gradients = gradients = [p.grad for p in self.parameters]
         try:
             self.addresses = list(map(_address, gradients))
             return (
-                list(map(_dtype, gradients)) == self._dtypes
-                and list(map(_stride, gradients)) == self._strides
+                [g.dtype for g in gradients] == self._dtypes
+                and list(map(self._order, gradients)) == self._orders
                 and list(map(_count, gradients)) == self._counts
                 and list(map(_address, self.parameters)) == self.places
                 and not any(map(_is_negated, gradients))

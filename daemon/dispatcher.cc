@@ -100,9 +100,12 @@ void Dispatcher::OnLost(const ConnectionRef& connection) {
 int Dispatcher::ServeSessions() {
   int work = 0;
   for (const auto& [id, session] : core_.registry.sessions()) {
+    // A request that came is work, also where its stream is not ready yet: it is looked at again soon.
+    const std::size_t before = session->pending.size();
     if (!ending_ && !session->closing && !session->TakeRequests()) {
       tasks_.FailSession(*session, {Code::kProtocol, "the request ring holds what no client writes."});
     }
+    work += session->pending.size() > before ? 1 : 0;
     if (!session->pending.empty()) work += tasks_.Advance(*session);
   }
   return work;
@@ -162,7 +165,7 @@ bool Dispatcher::Run() {
   while (!stopping_.load(std::memory_order_acquire)) {
     if (DoWork() > 0) {
       last_work_ns_ = core_.clock.NowNs();
-    } else if (core_.clock.NowNs() - last_work_ns_ < core_.settings.spin_ns) {
+    } else if (core_.clock.NowNs() - last_work_ns_ < SpinNs()) {
       Pause(looks);
     } else if (core_.draining && core_.registry.sessions().empty()) {
       break;
@@ -187,6 +190,22 @@ void Dispatcher::Sleep(std::int64_t longest_ns) {
   const int count = WaitFor(epoll_.get(), events, nap_ns);
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(false);
   for (int i = 0; i < count; ++i) Quiet(events[static_cast<std::size_t>(i)].data.fd);
+}
+
+// Looked for work before sleeping. Longer while something is under way that rings no bell: waking up costs
+// more than a small step takes.
+std::uint64_t Dispatcher::SpinNs() const {
+  return core_.device_info.rings_progress || !AwaitsSilently() ? core_.settings.spin_ns
+                                                               : core_.settings.silent_spin_ns;
+}
+
+// The device works, or a request waits for its stream: neither rings when it is done.
+bool Dispatcher::AwaitsSilently() const {
+  if (!tasks_.idle()) return true;
+  for (const auto& [id, session] : core_.registry.sessions()) {
+    if (!session->active && !session->pending.empty()) return true;
+  }
+  return false;
 }
 
 // Nanoseconds; negative: until something rings.

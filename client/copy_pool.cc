@@ -11,6 +11,8 @@ namespace {
 
 // Under this a second thread costs more than it saves: waking one takes as long as copying some 100 KiB.
 constexpr std::uint64_t kParallelBytes = 1U << 20;
+// So much does not stay in the caches until it is read; less than this may, and is found there.
+constexpr std::uint64_t kStreamBytes = 32U << 20;
 // Taken at once: little enough that a thread that wakes late, or shares its processor, holds up nobody.
 constexpr std::uint64_t kPieceBytes = 256U << 10;
 
@@ -28,14 +30,16 @@ CopyPool::~CopyPool() {
 void CopyPool::Run(std::span<const CopyRange> ranges) {
   std::uint64_t total = 0;
   for (const CopyRange& range : ranges) total += range.bytes;
+  const bool stream = total >= kStreamBytes;
   if (total < kParallelBytes || threads_ == 1) {
-    for (const CopyRange& range : ranges) CopyBytes(range.to, range.from, range.bytes);
+    for (const CopyRange& range : ranges) CopyBytes(range.to, range.from, range.bytes, stream);
     return;
   }
   if (workers_.empty()) Start();
   const auto helpers = static_cast<int>(std::min<std::uint64_t>(workers_.size(), total / kPieceBytes - 1));
   std::unique_lock lock(mutex_);
   ranges_ = ranges;
+  stream_ = stream;
   next_ = {};
   wanted_ = helpers;
   lock.unlock();
@@ -74,23 +78,26 @@ void CopyPool::Work() {
 
 void CopyPool::TakePieces(std::unique_lock<std::mutex>& lock) {
   const std::span<const CopyRange> ranges = ranges_;
+  const bool stream = stream_;
   while (next_.range < ranges.size()) {
     const Cursor piece = next_;
-    next_ = Walk(ranges, piece, false);
+    next_ = Walk(ranges, piece, [](const CopyRange&) {});
     lock.unlock();
-    (void)Walk(ranges, piece, true);
+    (void)Walk(ranges, piece,
+               [stream](const CopyRange& part) { CopyBytes(part.to, part.from, part.bytes, stream); });
     lock.lock();
   }
 }
 
-CopyPool::Cursor CopyPool::Walk(std::span<const CopyRange> ranges, Cursor at, bool copy) {
+template <typename Each>
+CopyPool::Cursor CopyPool::Walk(std::span<const CopyRange> ranges, Cursor at, const Each& each) {
   std::uint64_t room = kPieceBytes;
   while (room != 0 && at.range < ranges.size()) {
     const CopyRange& range = ranges[at.range];
     const std::uint64_t bytes = std::min(room, range.bytes - at.offset);
-    if (copy && bytes != 0) {
-      CopyBytes(static_cast<char*>(range.to) + at.offset, static_cast<const char*>(range.from) + at.offset,
-                bytes);
+    if (bytes != 0) {
+      each({static_cast<char*>(range.to) + at.offset, static_cast<const char*>(range.from) + at.offset,
+            bytes});
     }
     room -= bytes;
     at.offset += bytes;

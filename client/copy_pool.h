@@ -42,8 +42,9 @@ class CopyPool {
   void Work();
   // Copies pieces until none is left. Called with `lock` held; holds it between pieces and on return.
   void TakePieces(std::unique_lock<std::mutex>& lock);
-  // Returns the end of the piece that begins `at`; copies it on the way when `copy` is set.
-  static Cursor Walk(std::span<const CopyRange> ranges, Cursor at, bool copy);
+  // Returns the end of the piece that begins `at`; calls each(part) for its parts, one a range, on the way.
+  template <typename Each>
+  static Cursor Walk(std::span<const CopyRange> ranges, Cursor at, const Each& each);
 
   const int threads_;
   std::vector<std::thread> workers_;
@@ -52,9 +53,10 @@ class CopyPool {
   std::condition_variable wake_;
   std::condition_variable finished_;
   std::span<const CopyRange> ranges_;
-  Cursor next_;      // of the first piece that nobody took
-  int wanted_ = 0;   // workers that may still join this round
-  int working_ = 0;  // workers inside this round
+  bool stream_ = false;  // past the caches
+  Cursor next_;          // of the first piece that nobody took
+  int wanted_ = 0;       // workers that may still join this round
+  int working_ = 0;      // workers inside this round
   bool stop_ = false;
 };
 

@@ -6,8 +6,8 @@
 
 namespace bitpager::client {
 
-void CopyBytes(void* to, const void* from, std::uint64_t bytes) {
-  kernels::ParallelCopy(to, from, bytes, 1);
+void CopyBytes(void* to, const void* from, std::uint64_t bytes, bool stream) {
+  stream ? kernels::StreamCopy(to, from, bytes) : kernels::ParallelCopy(to, from, bytes, 1);
 }
 
 int UsableProcessors() {

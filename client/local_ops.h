@@ -11,8 +11,8 @@
 
 namespace bitpager::client {
 
-// memcpy by the calling thread, past the caches where the size makes that faster; complete on return.
-void CopyBytes(void* to, const void* from, std::uint64_t bytes);
+// memcpy by the calling thread; `stream`: past the caches. Visible to other processes on return.
+void CopyBytes(void* to, const void* from, std::uint64_t bytes, bool stream);
 // Processors that this process may use; at least 1.
 [[nodiscard]] int UsableProcessors();
 

@@ -1,8 +1,11 @@
 #include "kernels/local.h"
 
+#include <dlfcn.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdio>
 #include <cstring>
@@ -60,21 +63,58 @@ Status CheckPointer(const void* pointer, std::uint64_t elements, const char* nam
   return Invalid(std::string(name) + " is null but " + std::to_string(elements) + " elements were given");
 }
 
+// True in a process that was forked from one with this library in it: OpenMP's threads exist in the parent
+// alone, and its runtime does not know.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watched_forks =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
+// Runs `work` on the threads of the program's OpenMP runtime, where it has one and more than one thread.
+// After each of the program's own parallel regions those threads spin for some milliseconds, and threads of
+// ours would have to share their processors.
+bool RunByOpenMp(const std::function<void()>& work) {
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  using MaxThreads = int (*)();
+  static const auto most = reinterpret_cast<MaxThreads>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  if (most == nullptr || parallel == nullptr || forked.load(std::memory_order_relaxed) || most() < 2) {
+    return false;
+  }
+  constexpr unsigned kAll = 0;  // a smaller team would end the other threads
+  parallel([](void* body) { (*static_cast<const std::function<void()>*>(body))(); },
+           const_cast<std::function<void()>*>(&work), kAll, 0);
+  return true;
+}
+
+// Calls `work` on up to `threads` threads at once, the caller's among them.
+void OnThreads(std::uint64_t threads, const std::function<void()>& work) {
+  if (threads == 1) return work();
+  if (RunByOpenMp(work)) return;
+  std::vector<std::thread> extra;
+  extra.reserve(threads - 1);
+  for (std::uint64_t i = 1; i < threads; ++i) extra.emplace_back(work);
+  work();
+  for (std::thread& thread : extra) thread.join();
+}
+
 // Runs body(first, count) over [0, elements) in pieces that are multiples of `grain`, on up to `threads`
-// threads, the caller's among them.
+// threads; several pieces for each, so that one that starts late holds up nobody.
 template <typename Body>
 void ForPieces(std::uint64_t elements, std::uint64_t grain, int threads, const Body& body) {
+  constexpr std::uint64_t kPiecesPerThread = 4;
   const std::uint64_t useful = elements / kMinElementsPerThread + 1;
-  const std::uint64_t pieces = std::min<std::uint64_t>(static_cast<std::uint64_t>(threads), useful);
+  const std::uint64_t workers = std::min<std::uint64_t>(static_cast<std::uint64_t>(threads), useful);
+  const std::uint64_t pieces = workers == 1 ? 1 : std::min(useful, workers * kPiecesPerThread);
   const std::uint64_t grains = (elements + grain - 1) / grain;
   const auto edge = [&](std::uint64_t piece) { return std::min(elements, grains * piece / pieces * grain); };
-  std::vector<std::thread> extra;
-  extra.reserve(pieces);
-  for (std::uint64_t piece = 1; piece < pieces; ++piece) {
-    extra.emplace_back([&body, first = edge(piece), last = edge(piece + 1)] { body(first, last - first); });
-  }
-  body(0, edge(1));
-  for (std::thread& thread : extra) thread.join();
+  std::atomic<std::uint64_t> next{0};  // hands out numbers; the end of the threads publishes the results
+  OnThreads(workers, [&] {
+    for (;;) {
+      const std::uint64_t piece = next.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= pieces) return;
+      body(edge(piece), edge(piece + 1) - edge(piece));
+    }
+  });
 }
 
 const std::byte* At(const void* base, wire::DType dtype, std::uint64_t element) {
@@ -271,6 +311,10 @@ void ParallelCopy(void* to, const void* from, std::uint64_t bytes, int threads) 
   ForPieces(bytes, 4096, std::clamp(threads, 1, kMaxThreads), [&](std::uint64_t first, std::uint64_t count) {
     simd::BulkCopy(static_cast<std::byte*>(to) + first, static_cast<const std::byte*>(from) + first, count);
   });
+}
+
+void StreamCopy(void* to, const void* from, std::uint64_t bytes) {
+  simd::StreamCopy(to, from, bytes);
 }
 
 int UsableProcessors() {

@@ -1,6 +1,7 @@
 // In-process quantization: plain synchronous functions on raw pointers, for callers without a daemon and for
-// clients that read leased weight pages in place. No device, no state; `threads` extra threads live only
-// inside a call. Any thread; concurrent calls are independent as long as their outputs are.
+// clients that read leased weight pages in place. No device; `threads` threads, the caller's among them, live
+// only inside a call, unless the program has an OpenMP runtime with several: then its threads do the work.
+// Any thread; concurrent calls are independent as long as their outputs are.
 //
 // Common rules. Elements are kF32, kF16 or kBF16, in row-major order of the flattened tensor. A block's
 // absmax is fp32; the last block may be short. Decoding multiplies in fp32 and rounds once to the output
@@ -71,9 +72,11 @@ struct PagedWeight {
                                            std::uint64_t count, wire::DType dtype, void* out,
                                            int threads = 1);
 
-// memcpy cut over `threads` threads, with stores past the caches where the size makes that faster. The
-// ranges must not overlap.
+// memcpy cut over `threads` threads. The ranges must not overlap.
 void ParallelCopy(void* to, const void* from, std::uint64_t bytes, int threads);
+
+// memcpy by the caller, with stores past the caches: for a destination too large to be found in them later.
+void StreamCopy(void* to, const void* from, std::uint64_t bytes);
 
 // Processors that this process may run on: its affinity mask, capped by its cgroup's CPU quota; at least 1.
 [[nodiscard]] int UsableProcessors();

@@ -82,6 +82,8 @@ HWY_INLINE HWY_ATTR void StoreNibbles(const Vi code[4], std::uint8_t* at) {
 }
 
 inline constexpr std::uint64_t kPackBlocks = 128;  // packed at once
+// Asked for while packing computes: in Quantize4 what the next window's search for absmaxes reads first.
+inline constexpr std::uint64_t kAheadBytes = 16384;
 
 // 1 / absmax of each block; false when one needs the reference.
 inline bool Inverses(const float* absmax, std::uint64_t blocks, float* inverse) {
@@ -113,6 +115,7 @@ HWY_ATTR void PackBlocks(wire::QuantType type, wire::DType dtype, const std::byt
       Vi code[4];
       for (std::uint64_t j = 0; j < 4; ++j) {
         const std::uint64_t at = i + j * kLanes;
+        _mm_prefetch(reinterpret_cast<const char*>(from + at * T::kBytes + kAheadBytes), _MM_HINT_T0);
         code[j] = encode(hn::Mul(T::Load(from + at * T::kBytes), hn::Set(d, inverse[at >> shift])));
       }
       StoreNibbles(code, packed + (first + i) / 2);

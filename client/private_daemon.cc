@@ -153,6 +153,7 @@ Result<pid_t> Spawn(const std::string& program, const std::string& socket, const
   ::posix_spawnattr_setflags(&plan.attributes,
                              POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
   std::vector<std::string> words = {program, "--background", "--private", "--socket", socket};
+  if (gpu.empty()) words.insert(words.end(), {"--device", "cpu"});
   if (!gpu.empty()) words.insert(words.end(), {"--device", "cuda", "--device-uuid", gpu});
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());

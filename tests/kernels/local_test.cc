@@ -1,8 +1,12 @@
 // The in-process functions: copies that spare the caches, and the decoding of weights that lie in pages.
+// Built twice: with threads of their own, and with an OpenMP runtime whose threads they use.
 #include "kernels/local.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -51,6 +55,26 @@ TEST(ParallelCopy, CopiesEveryByteAndNoOtherOnAnyNumberOfThreads) {
     };
     for (const std::size_t bytes : {0UL, 1UL, 4097UL, 300001UL}) ExpectCopy(copy, bytes, 3, 1);
   }
+}
+
+// Built a second time with an OpenMP runtime, whose threads a child does not have and does not miss.
+TEST(LocalWork, GoesOnInAForkedChild) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "the thread sanitizer ends a child that starts threads";
+#endif
+  const std::vector<std::byte> from = RandomBytes(4 << 20);
+  std::vector<std::byte> to(from.size());
+  ParallelCopy(to.data(), from.data(), from.size(), 3);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // a hang ends here
+    std::fill(to.begin(), to.end(), std::byte{0});
+    ParallelCopy(to.data(), from.data(), from.size(), 3);
+    _exit(to == from ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 // A weight in planes, and the same in pages of `page_bytes`.

@@ -1,0 +1,133 @@
+"""Fixtures of the GPU tests: private daemons on the first GPU, jobs in processes of their own, recorded results.
+
+Every test here is skipped, with the reason, where torch sees no GPU. Programs: BITPAGERD, else those of the bundle or
+of the build folder. A test that hangs ends the run with its stack after HANG_S seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import pytest
+import torch
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+PACKAGE = ROOT / "client" / "python"
+HANG_S = 90
+
+sys.path[:0] = [str(HERE), str(ROOT / "tools")]
+if PACKAGE.is_dir() and os.environ.get("BITPAGER_TEST_INSTALLED") != "1":
+    os.environ.setdefault("BITPAGER_BUILD_DIR", str(ROOT / "build" / "release"))
+    sys.path.insert(0, str(PACKAGE))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+
+from gpu_daemon import GpuDaemon, Job, connect  # noqa: E402 - behind the paths
+
+
+def no_gpu():
+    """Why nothing here can run; None when it can."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no GPU"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if HERE in pathlib.Path(item.fspath).parents]
+    reason = no_gpu() if here else None
+    if reason:
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"hang_s(seconds): how long the test may take; {HANG_S} without it")
+
+
+@pytest.fixture(scope="session")
+def plain_stderr(request):
+    """Standard error as it was before pytest took it."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        file = os.fdopen(os.dup(2), "w")
+    yield file
+    file.close()
+
+
+@pytest.fixture(autouse=True)
+def hang_guard(request, plain_stderr):
+    """Ends the whole run, with its stack, when a test hangs in a call that nothing can interrupt."""
+    marker = request.node.get_closest_marker("hang_s")
+    faulthandler.dump_traceback_later(marker.args[0] if marker else HANG_S, exit=True, file=plain_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def make_daemon():
+    """make_daemon(*flags) -> GpuDaemon; all are stopped when the test ends."""
+    made, folders = [], []
+
+    def make(*flags):
+        folders.append(pathlib.Path(tempfile.mkdtemp(prefix="bp-gpu-")))
+        made.append(GpuDaemon(folders[-1], flags))
+        return made[-1]
+
+    yield make
+    import bitpager
+
+    bitpager.disconnect()
+    try:
+        for daemon in made:
+            daemon.stop()
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(make_daemon):
+    """A daemon with room for everything a small test does."""
+    return make_daemon("--device-budget", "1GiB", "--host-budget", "1GiB")
+
+
+@pytest.fixture
+def session(daemon):
+    """A session with `daemon`, which is not the default one."""
+    with connect(daemon, "test") as made:
+        yield made
+
+
+@pytest.fixture
+def start_job():
+    """start_job(script, *arguments, **environment) -> Job; all are ended with the test."""
+    made = []
+
+    def start(script, *arguments, **environment):
+        made.append(Job(script, *arguments, **environment))
+        return made[-1]
+
+    yield start
+    for job in made:
+        if job.process.poll() is None:
+            job.process.kill()
+        job.process.wait()
+
+
+@pytest.fixture(scope="session")
+def gpu_golden():
+    """gpu_golden(name) -> (tensors, metadata) of tests/golden/<name>.safetensors."""
+    from safetensors import safe_open
+
+    def load(name):
+        with safe_open(str(GOLDEN / f"{name}.safetensors"), "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+
+    return load

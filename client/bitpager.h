@@ -111,9 +111,9 @@ typedef struct bp_usage {
       nonfinite_blocks, device_budget_bytes, buffer_bytes;
 } bp_usage;
 BP_API int bp_get_usage(bp_session* session, bp_usage* out);
-/* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there; waits.
- * *free_bytes: free now. BP_BUDGET_EXCEEDED: all that can leave has left and it is not enough. BP_PENDING: limit_ms
- * passed first. */
+/* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there;
+ * waits. *free_bytes: free now. BP_BUDGET_EXCEEDED: all that can leave has left and it is not enough.
+ * BP_PENDING: limit_ms passed first. */
 BP_API int bp_make_room(bp_session* session, uint64_t bytes, uint64_t limit_ms, uint64_t* free_bytes);
 
 /* ---- memory that the daemon can reach ---- */

@@ -1,9 +1,8 @@
 // Which vector instruction sets this processor has, for Highway's run-time dispatch. Highway is used by its
 // headers alone: these two functions are all that its library would give, and that library brings the C++
 // runtime as a shared object, which must not come into other people's processes. Any thread.
-#include "hwy/targets.h"
-
 #include <cpuid.h>
+#include <hwy/targets.h>
 
 namespace hwy {
 namespace {

@@ -130,7 +130,7 @@ def test_agrees_with_float64(session, rule, dtype):
             exact, exact_absmax = float64_rules.encode(states[k], signed=k == 0)
             assert torch.allclose(absmax.double(), exact_absmax, rtol=1e-5)
             distance = (codes.int() - exact.int()).abs()
-            # Values within a float32 rounding of a code's boundary may go either way; with short mantissas ties are common.
+            # Values within a float32 rounding of a code's boundary may go either way; short mantissas make ties common.
             assert distance.max() <= 1 and (distance > 0).sum() <= count // 500
             states[k] = float64_rules.decode(codes, absmax, signed=k == 0)
 

@@ -40,8 +40,8 @@ struct Shared {
 
 bool Empty(const DaemonProcess& daemon) {
   const auto status = daemon.Status();
-  return status && status->sessions.empty() && status->jobs.empty() && status->device.used_bytes == 0 &&
-         status->host_committed_bytes == 0;
+  return status && status->sessions.empty() && status->jobs.empty() &&
+         status->devices.at(0).used_bytes == 0 && status->devices.at(0).host_committed_bytes == 0;
 }
 
 // A child that trains until it is killed; word 0 counts its steps, word 1 is the pid of its own child.

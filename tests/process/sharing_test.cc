@@ -118,7 +118,7 @@ TEST(Sharing, EqualJobsGetEqualShares) {
       sum[job] += static_cast<double>(status->jobs[job].resident_bytes);
       EXPECT_GE(status->jobs[job].resident_bytes, kWindow * kPage);
     }
-    EXPECT_LE(status->device.used_bytes, 96 * kPage);
+    EXPECT_LE(status->devices.at(0).used_bytes, 96 * kPage);
     std::this_thread::sleep_for(Millis(10));
   }
   EXPECT_NEAR(sum[0] / sum[1], 1.0, 0.1);

@@ -148,13 +148,27 @@ def link_rates(copies: int = 48) -> dict:
 # ---- the daemon ----
 
 
+def program_of(bench: Bench, name: str) -> Path:
+    """bitpagerd or bitpager: the one in the folder named, or, where that is a script which starts Python first,
+    the program behind it."""
+    from bitpager import _lib
+
+    named = bench.programs / name
+    if named.is_file():
+        with named.open("rb") as file:
+            if file.read(4) == b"\x7fELF":
+                return named
+    found = _lib.program_path(name)
+    return named if found is None else Path(found)
+
+
 class Attached:
     """A session at a daemon of its own, for the GPU."""
 
-    def __init__(self, session, job: str, path: Path, programs: Path):
+    def __init__(self, session, job: str, path: Path, command: Path):
         self.session = session
         self.job = job
-        self._command = [str(programs / "bitpager"), "evict", job, "--socket", str(path)]
+        self._command = [str(command), "evict", job, "--socket", str(path)]
 
     def resident_bytes(self) -> int:
         return self.session.memory_stats()["resident_bytes"]
@@ -198,7 +212,7 @@ def private_daemon(bench: Bench, name: str, *flags: str):
     with tempfile.TemporaryDirectory(prefix="bp-bench-") as folder:
         path = Path(folder) / "d.sock"
         log = bench.logs / f"bench-{name}.log"
-        with Daemon(bench.programs / "bitpagerd", path, [*shape, *flags], log, start_s=30):
+        with Daemon(program_of(bench, "bitpagerd"), path, [*shape, *flags], log, start_s=30):
             yield path
 
 
@@ -211,7 +225,7 @@ def attached(bench: Bench, path: Path, job: str, device_quota_bytes: int | None 
     with bitpager.connect(
         socket=str(path), job=job, linger=0, spawn=False, default=False, device=DEVICE, **quota
     ) as session:
-        yield Attached(session, job, path, bench.programs)
+        yield Attached(session, job, path, program_of(bench, "bitpager"))
 
 
 @contextmanager

@@ -79,7 +79,9 @@ def session_of(setting: Setting, name: str, *flags: str):
     with tempfile.TemporaryDirectory(prefix="bitpager-bench-") as folder:
         path = Path(folder) / "d.sock"
         with (
-            Daemon(setting.programs / "bitpagerd", path, ["--device", "cpu", *flags], setting.logs / f"bench-{name}.log"),
+            Daemon(
+                setting.programs / "bitpagerd", path, ["--device", "cpu", *flags], setting.logs / f"bench-{name}.log"
+            ),
             bitpager.connect(socket=str(path), job=name, spawn=False, default=False) as session,
         ):
             yield session

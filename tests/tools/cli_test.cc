@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -17,6 +18,7 @@
 #include "client/wire/fd_socket.h"
 #include "client/wire/text.h"
 #include "daemon/telemetry.h"
+#include "kernels/device.h"
 #include "tools/cli/commands.h"
 
 namespace bitpager::cli {
@@ -246,7 +248,12 @@ TEST_F(Cli, DoctorTellsOfTheDaemonAndTheMachine) {
     EXPECT_TRUE(checks.contains(name)) << name;
   }
   EXPECT_THAT(checks["daemon"]["found"], HasSubstr(daemon::kVersion));
-  EXPECT_THAT(checks["GPU"]["found"], HasSubstr("no CUDA device in this build"));
+  std::string why;
+  const auto devices = kernels::ListDevices(&why);
+  const bool gpu =
+      std::any_of(devices.begin(), devices.end(), [](const auto& one) { return one.kind == "cuda"; });
+  EXPECT_THAT(gpu ? std::string("CUDA") : why, HasSubstr("CUDA"));
+  EXPECT_THAT(checks["GPU"]["found"], gpu ? HasSubstr("GPU-") : HasSubstr(why));
 }
 
 TEST_F(Cli, DoctorFaultsANamedDaemonThatIsNotThere) {

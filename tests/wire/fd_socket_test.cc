@@ -89,14 +89,14 @@ TEST_F(FdSocket, SaysPendingWhenNothingCameAndClosedAfterAHangUp) {
 TEST_F(FdSocket, RefusesTooManyFdsAndLeaksNone) {
   const UniqueFd a(::eventfd(0, EFD_CLOEXEC));
   const std::size_t before = OpenFds();
-  SendRaw(std::vector<int>(5, a.get()));
+  const std::vector<int> too_many(kMaxMessageFds + 1, a.get());
+  SendRaw(too_many);
   EXPECT_EQ(ReceivePacket(right_.get(), packet_).code(), Code::kProtocol);
-  SendRaw(std::vector<int>(60, a.get()));
+  SendRaw(std::vector<int>(253, a.get()));  // the most that the kernel passes
   EXPECT_EQ(ReceivePacket(right_.get(), packet_).code(), Code::kProtocol);
   packet_ = Packet();
   EXPECT_EQ(OpenFds(), before);
-  const std::vector<int> five(5, a.get());
-  EXPECT_EQ(SendBare(left_.get(), MessageType::kUsage, 1, five).code(), Code::kInvalidArgument);
+  EXPECT_EQ(SendBare(left_.get(), MessageType::kUsage, 1, too_many).code(), Code::kInvalidArgument);
 }
 
 TEST_F(FdSocket, SaysSoWhenThisProcessHasNoDescriptorsLeft) {

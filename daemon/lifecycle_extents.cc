@@ -191,6 +191,7 @@ wire::Result<Extent*> Lifecycle::Admit(Session& session, Extent extent, const pa
   extent.owner = session.identity().id;
   Extent& added = core_.registry.AddExtent(std::move(extent));
   session.AddExtent(&added);
+  if (spec.evictable) core_.mover.ExpectHost(added.id, added.pages);
   return &added;
 }
 

@@ -145,6 +145,17 @@ int Mover::Poll() {
   return reported + GiveBackHost();
 }
 
+void Mover::ExpectHost(wire::ExtentId extent, std::uint64_t pages) {
+  const std::uint64_t page = pager_.config().page_bytes;
+  for (std::uint64_t i = 0; i < pages;) {
+    const std::uint64_t first = pager_.HostFrameOf({extent, i});
+    std::uint64_t count = 1;
+    while (i + count < pages && pager_.HostFrameOf({extent, i + count}) == first + count) ++count;
+    device_.ExpectHost(HostAddress(first), count * page);
+    i += count;
+  }
+}
+
 std::byte* Mover::AddressOf(paging::FrameRef frame) const {
   const auto found = segments_.find(frame.segment);
   if (found == segments_.end()) return nullptr;

@@ -39,6 +39,9 @@ class Mover {
   [[nodiscard]] bool copying() const { return !copies_.empty(); }
   [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
 
+  // The extent's host frames were committed: they will be used.
+  void ExpectHost(wire::ExtentId extent, std::uint64_t pages);
+
  private:
   struct Segment {
     kernels::DeviceSegment memory;

@@ -113,6 +113,11 @@ class Device {
   // in it is used: a page cannot leave alone while its piece is pinned, and pinning a piece anew costs
   // milliseconds. What stays is reused by later frames.
   virtual Event DecommitHost(std::byte* at, std::uint64_t bytes) = 0;
+  // Frames of this host range are committed: a device that pins may begin to, in the background.
+  virtual void ExpectHost(std::byte* at, std::uint64_t bytes) {
+    static_cast<void>(at);
+    static_cast<void>(bytes);
+  }
 
   // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
   // is being quantized. Null when there is none left.

@@ -90,6 +90,7 @@ class CudaDevice final : public Device {
     host_.Decommit(at, bytes);
     return queues_->Publish(Queue::kStore);
   }
+  void ExpectHost(std::byte* at, std::uint64_t bytes) override { host_.Expect(at, bytes); }
   [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
     Bind(ordinal_);
     return scratch_.Allocate(bytes);

@@ -177,6 +177,22 @@ std::uint64_t HostFrames::Prepare(const void* at, std::uint64_t bytes) {
   return take;
 }
 
+void HostFrames::Expect(const std::byte* at, std::uint64_t bytes) {
+  Region* const region = RegionOf(at);
+  if (region == nullptr) return;
+  auto offset = static_cast<std::uint64_t>(at - region->base);
+  const std::uint64_t end = std::min(region->bytes, offset + bytes);
+  while (offset < end) {
+    const std::uint64_t index = offset / options_.piece_bytes;
+    Piece& piece = region->pieces[index];
+    const std::uint64_t inside = offset - index * options_.piece_bytes;
+    const std::uint64_t take = std::min(end - offset, piece.bytes - inside);
+    Mark(piece, inside, take, true);  // so that Decommit finds it in use
+    Ask(piece, false);
+    offset += take;
+  }
+}
+
 void HostFrames::Decommit(const std::byte* at, std::uint64_t bytes) {
   Region* const region = RegionOf(at);
   if (region == nullptr) return;

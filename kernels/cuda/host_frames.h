@@ -49,6 +49,8 @@ class HostFrames {
   // Makes [at, at + bytes) ready for a copy, as far as it begins in a region, and returns how many bytes from
   // `at` one copy may take: the rest of the piece at most. Elsewhere: `bytes`.
   [[nodiscard]] std::uint64_t Prepare(const void* at, std::uint64_t bytes);
+  // [at, at + bytes) will be used: its pieces are pinned in the background, in this order.
+  void Expect(const std::byte* at, std::uint64_t bytes);
   // The content is lost once what the queues hold now is done.
   void Decommit(const std::byte* at, std::uint64_t bytes);
   [[nodiscard]] Counts counts() const;

@@ -39,6 +39,7 @@ class FaultyDevice final : public kernels::Device {
                                                                      std::uint32_t domain) override;
   void FreeSegment(std::uint32_t segment_id) override;
   [[nodiscard]] wire::Result<kernels::HostRegion> ReserveHost(std::uint64_t bytes) override;
+  void ExpectHost(std::byte* at, std::uint64_t bytes) override { inner_->ExpectHost(at, bytes); }
   kernels::Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
     return Note(inner_->DecommitHost(at, bytes));
   }

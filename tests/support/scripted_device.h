@@ -53,6 +53,7 @@ class ScriptedDevice final : public kernels::Device {
   [[nodiscard]] wire::Result<kernels::HostRegion> ReserveHost(std::uint64_t bytes) override {
     return inner_->ReserveHost(bytes);
   }
+  void ExpectHost(std::byte* at, std::uint64_t bytes) override { inner_->ExpectHost(at, bytes); }
   kernels::Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
     return decommit_ = inner_->DecommitHost(at, bytes);
   }

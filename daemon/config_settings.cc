@@ -156,7 +156,7 @@ constexpr std::array kSettings = std::to_array<Setting>({
     {"memory.page_size", "--page-size", "SIZE", "bytes of a page (2MiB)", kSize, SetPageBytes},
     {"memory.window_pages", "--window-pages", "N", "pages of one streaming window (8)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.window_pages, t, 1, 1024); }},
-    {"memory.windows_in_flight", "--windows-in-flight", "N", "windows that overlap: load, step, write back (3)",
+    {"memory.windows_in_flight", "--windows-in-flight", "N", "windows that overlap: load, step, write back (3; GPUs 6)",
      kInteger, [](Config& c, const std::string& t) { return SetInteger(c.windows_in_flight, t, 1, 16); }},
     {"memory.policy", "--policy", "NAME", "which pages leave: scan, lru, clock (scan)", kText, SetPolicy},
     {"memory.poison_frames", "--poison-frames", nullptr, "overwrite frames that are given up", kBoolean,

@@ -27,10 +27,20 @@ constexpr std::chrono::seconds kObserveLimit{2};
 // between two looks.
 constexpr std::uint64_t kLeastWatermark = std::uint64_t{512} << 20;
 constexpr std::uint64_t kWatermarkShare = 64;
+// Windows in flight, unless configured.
+constexpr std::uint32_t kWindows = 3;
+constexpr std::uint32_t kOverlappedWindows = 6;
 
-// At least one; a run of them as long as the device's segments.
-std::uint32_t SegmentFrames(const kernels::DeviceInfo& device, std::uint64_t page_bytes) {
-  return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, device.segment_bytes / page_bytes));
+// Device memory comes in runs as long as the device likes, but of a small budget there are a number of them:
+// jobs and domains share no segment. Never shorter than what a device maps at least.
+std::uint32_t SegmentFrames(const kernels::DeviceInfo& device, std::uint64_t budget_bytes,
+                            std::uint64_t page_bytes) {
+  constexpr std::uint64_t kSegmentsOfBudget = 32;
+  constexpr std::uint64_t kLeastBytes = std::uint64_t{2} << 20;
+  if (device.segment_bytes == 0) return 1;
+  const std::uint64_t part = budget_bytes / kSegmentsOfBudget / kLeastBytes * kLeastBytes;
+  const std::uint64_t bytes = std::min(device.segment_bytes, std::max(kLeastBytes, part));
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, bytes / page_bytes));
 }
 
 Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels::DeviceInfo& device) {
@@ -38,9 +48,14 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   out.pager.page_bytes = config.page_bytes;
   out.pager.device_frames = budgets.device_bytes / config.page_bytes;
   out.pager.host_frames = budgets.host_bytes / config.page_bytes;
-  out.pager.segment_frames = SegmentFrames(device, config.page_bytes);
+  out.pager.segment_frames = SegmentFrames(device, budgets.device_bytes, config.page_bytes);
   out.pager.window_pages = config.window_pages;
-  out.pager.windows_in_flight = config.windows_in_flight;
+  // A device whose launches overlap its copies hides the hand-overs between them behind a few windows more.
+  const bool overlaps = device.launch_pages > 0;
+  out.pager.windows_in_flight =
+      config.windows_in_flight > 0 ? config.windows_in_flight : (overlaps ? kOverlappedWindows : kWindows);
+  out.pager.least_under_way = overlaps ? 2 * config.window_pages : config.window_pages;
+  out.pager.loads_over_resident = overlaps;
   out.pager.policy = config.policy;
   out.pager.poison = config.poison_frames;
   out.job_weight = config.job_weight;

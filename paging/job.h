@@ -37,8 +37,9 @@ struct Request {
   Cursor cursor;                 // first page not in any window yet
   std::deque<Window> windows;
   std::uint64_t next_window = 0;
-  std::uint64_t in_flight = 0;  // pages of all windows together
-  std::vector<Page*> coming;    // prefetch: claimed or loading for it
+  std::uint64_t in_flight = 0;          // pages of all windows that count as streaming
+  std::uint64_t windows_in_flight = 0;  // those windows
+  std::vector<Page*> coming;            // prefetch: claimed or loading for it
   bool started = false;
   bool cancelled = false;
 

@@ -33,6 +33,7 @@ Pager::Impl::Impl(const PagerConfig& c)
   config.segment_frames = std::max(1U, c.segment_frames);
   config.window_pages = std::max(1U, c.window_pages);
   config.windows_in_flight = std::max(1U, c.windows_in_flight);
+  if (config.least_under_way == 0) config.least_under_way = config.window_pages;
   frames.SetBudget(c.device_frames / config.segment_frames);
 }
 

@@ -38,6 +38,10 @@ struct PagerConfig {
   std::uint32_t segment_frames = 1;     // frames in a segment
   std::uint32_t window_pages = 8;       // pages that one run touches at most
   std::uint32_t windows_in_flight = 3;  // load, step, write-back
+  std::uint64_t least_under_way =
+      0;  // pages of streaming windows in flight, however few that costs; 0: a window
+  bool loads_over_resident =
+      false;  // pages are brought in also behind resident windows that have not run yet
   Policy policy = Policy::kScanAware;
   bool poison = false;  // ask for given-up frames to be poisoned
 };

@@ -53,9 +53,9 @@ void Pager::Impl::RunDone(wire::RequestId id, std::uint64_t number) {
   const auto window = std::find_if(windows.begin(), windows.end(),
                                    [&](const Window& w) { return w.number == number && w.handed_out; });
   Require(window != windows.end(), "RunDone of a window that is not running");
+  Count(*it->second, *window, false);
   const std::vector<Page*> pages = std::move(window->pages);
   windows.erase(window);
-  it->second->in_flight -= pages.size();
   for (Page* page : pages) Unhold(*page);
 }
 

@@ -77,6 +77,7 @@ struct Pager::Impl {
   void Visit(Job& job, Page& page, Access access);
   void Hold(Page& page);
   void Unhold(Page& page);
+  void Count(Request& request, const Window& window, bool add) const;  // among those in flight
   void GiveUpWindows(Request& request);  // those not handed out; the cursor goes back
   void EndRequest(Request& request);     // nothing more of it starts
   [[nodiscard]] Page* PageAt(const Request& request) const;

@@ -129,7 +129,8 @@ Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
   if (job.pages <= frames_had) return {window, in_flight * window};
   const std::uint64_t affordable = window * job.pages / (2 * (job.pages - frames_had) + window);
-  const std::uint64_t under_way = std::min({std::max(affordable, window), in_flight * window, frames_had});
+  const std::uint64_t under_way =
+      std::min({std::max(affordable, config.least_under_way), in_flight * window, frames_had});
   const std::uint64_t stride = std::clamp<std::uint64_t>(under_way / in_flight, 1, window);
   return {stride, stride * in_flight};
 }
@@ -171,8 +172,9 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
     const bool counts = page.extent->spec.evictable && page.holds == 0;
     const bool missing = NeedsFrame(page);
     if (missing && *need >= pace.stride) break;
-    const bool too_far = request.windows.size() >= config.windows_in_flight ||
-                         request.in_flight + window.pages.size() >= pace.under_way;
+    const std::uint64_t ahead = config.loads_over_resident ? *need : window.pages.size();
+    const bool too_far =
+        request.windows_in_flight >= config.windows_in_flight || request.in_flight + ahead >= pace.under_way;
     if ((counts && newly_held >= room) || (missing && too_far && !first)) {
       if (first) break;
       request.cursor = window.start;
@@ -214,7 +216,7 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   job.waiting_since = 0;
   for (Page* page : lacking) Promise(*page);
   ++request.next_window;
-  request.in_flight += window.pages.size();
+  Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;
 }
@@ -250,13 +252,21 @@ void Pager::Impl::Unhold(Page& page) {
   }
 }
 
+// A window that waits for nothing but its turn keeps no other from loading, where launches overlap copies.
+void Pager::Impl::Count(Request& request, const Window& window, bool add) const {
+  if (config.loads_over_resident && !window.missing) return;
+  const std::uint64_t pages = window.pages.size();
+  request.in_flight = add ? request.in_flight + pages : request.in_flight - pages;
+  request.windows_in_flight = add ? request.windows_in_flight + 1 : request.windows_in_flight - 1;
+}
+
 void Pager::Impl::GiveUpWindows(Request& request) {
   while (!request.windows.empty() && !request.windows.back().handed_out) {
     Window& window = request.windows.back();
     for (Page* page : window.pages) Unhold(*page);
     request.cursor = window.start;
     request.next_window = window.number;
-    request.in_flight -= window.pages.size();
+    Count(request, window, false);
     request.windows.pop_back();
   }
 }

@@ -36,6 +36,11 @@ if(BITPAGER_PORTABLE AND NOT BITPAGER_SANITIZE)
     target_link_libraries(bitpager_spdlog INTERFACE fmt::fmt-header-only Threads::Threads)
     set(spdlog_target bitpager_spdlog)
     target_link_options(bitpager_program INTERFACE -static-libstdc++ -static-libgcc)
+    # GCC's static runtime asks for arc4random, which glibc has since 2.36 only; it comes last, so that the
+    # linker would not see the need for this in time.
+    if(BSD_LIBRARY)
+      target_link_libraries(bitpager_program INTERFACE "-Wl,--push-state,--no-as-needed,${BSD_LIBRARY},--pop-state")
+    endif()
     message(STATUS "bitpager: programs carry their C++ libraries")
   else()
     message(STATUS "bitpager: programs use this machine's shared C++ libraries (a static ZeroMQ or one of its needs is missing)")

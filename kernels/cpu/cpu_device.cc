@@ -49,6 +49,9 @@ class SignalsBlocked {
   sigset_t before_{};
 };
 
+// More is no scratch.
+constexpr std::uint64_t kMostScratchBytes = std::uint64_t{1} << 36;
+
 // Bytes of /proc/meminfo's MemAvailable; 0 when unreadable.
 std::uint64_t AvailableBytes() {
   unsigned long long kib = 0;
@@ -114,6 +117,7 @@ class CpuDevice final : public Device {
     return Push(Queue::kStore, [at, bytes] { CpuMemory::DecommitHost(at, bytes); });
   }
   [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
+    if (bytes > kMostScratchBytes) return nullptr;
     return static_cast<std::byte*>(std::calloc(bytes == 0 ? 1 : bytes, 1));
   }
   void FreeScratch(std::byte* at) override { std::free(at); }

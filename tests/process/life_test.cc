@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "client/wire/fd_socket.h"
@@ -37,6 +40,17 @@ std::vector<std::string> SmallAnd(std::vector<std::string> more) {
 bool Refused(DaemonProcess& daemon) {
   const auto status = daemon.Wait(Millis(5'000));
   return status && WIFEXITED(*status) && WEXITSTATUS(*status) != 0;
+}
+
+// Whether each of its threads has stopped: the signal reaches them one after the other.
+bool IsStopped(pid_t pid) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    std::ifstream file(task.path() / "stat");
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    const std::size_t name_end = text.rfind(')');
+    if (name_end == std::string::npos || text.substr(name_end, 3) != ") T") return false;
+  }
+  return true;
 }
 
 TEST(Start, ServesWithin300Ms) {
@@ -210,6 +224,7 @@ TEST(End, AKilledDaemonIsNoticedByAWaitingClient) {
   auto session = daemon.Open("job");
   ASSERT_TRUE(session->Noop().ok());
   daemon.Signal(SIGSTOP);  // so that the client must wait
+  ASSERT_TRUE(WaitUntil([&] { return IsStopped(daemon.pid()); }, Millis(5'000)));
   Clock::time_point killed;
   std::thread killer([&] {
     std::this_thread::sleep_for(Millis(200));

@@ -95,7 +95,8 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
       copy.pages.push_back(stores[i].page);
       bytes += page;
       ++i;
-    } while (i < stores.size() && Continues(from + bytes, to + bytes, AddressOf(stores[i].frame),
+    } while (i < stores.size() && stores[i].group == stores[i - 1].group &&
+             Continues(from + bytes, to + bytes, AddressOf(stores[i].frame),
                                             HostAddress(stores[i].host_frame)));
     copy.event = device_.Copy(kernels::Queue::kStore, to, from, bytes);
     copies_.push_back(std::move(copy));
@@ -124,7 +125,7 @@ void Mover::Load(const std::vector<paging::LoadAction>& loads) {
       bytes += page;
       ++i;
     } while (
-        i < loads.size() && !loads[i].zero &&
+        i < loads.size() && !loads[i].zero && loads[i].group == loads[i - 1].group &&
         Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
     copy.event = device_.Copy(kernels::Queue::kLoad, to, from, bytes);
     copies_.push_back(std::move(copy));

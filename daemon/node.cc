@@ -54,7 +54,7 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   const bool overlaps = device.launch_pages > 0;
   out.pager.windows_in_flight =
       config.windows_in_flight > 0 ? config.windows_in_flight : (overlaps ? kOverlappedWindows : kWindows);
-  out.pager.least_under_way = overlaps ? 2 * config.window_pages : config.window_pages;
+  out.pager.least_under_way = overlaps ? 3 * config.window_pages : config.window_pages;
   out.pager.loads_over_resident = overlaps;
   out.pager.policy = config.policy;
   out.pager.poison = config.poison_frames;

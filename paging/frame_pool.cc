@@ -17,14 +17,17 @@ std::uint64_t FramePools::Available(PoolId id) const {
   return p.free.size() + p.leaving + p.incoming - p.claims;
 }
 
-std::uint32_t FramePools::Take(PoolId id, Page& owner) {
-  FramePool& p = pools_[id];
-  const std::uint32_t frame = p.free.back();
-  p.free.pop_back();
-  owners_[frame] = &owner;
-  ++SegmentOf(frame).used;
-  ++used_;
-  return frame;
+void FramePools::Take(PoolId id, const std::vector<Page*>& owners, std::vector<std::uint32_t>& frames) {
+  std::vector<std::uint32_t>& free = pools_[id].free;
+  const auto first = free.end() - static_cast<std::ptrdiff_t>(owners.size());
+  frames.assign(first, free.end());
+  free.erase(first, free.end());
+  std::sort(frames.begin(), frames.end());
+  for (std::size_t i = 0; i < owners.size(); ++i) {
+    owners_[frames[i]] = owners[i];
+    ++SegmentOf(frames[i]).used;
+  }
+  used_ += owners.size();
 }
 
 void FramePools::Give(std::uint32_t frame, Actions& pending) {
@@ -113,7 +116,7 @@ void FramePools::Drain(std::uint32_t segment, PoolId promised, Actions& pending)
 std::uint32_t FramePools::WhollyFree(PoolId but) const {
   if (per_segment_ == 1) {
     for (PoolId id = 0; id < pools(); ++id) {
-      if (id != but && HasFree(id) && Available(id) > 0) return pools_[id].free.back();
+      if (id != but && Free(id) > 0 && Available(id) > 0) return pools_[id].free.back();
     }
     return kNone;
   }

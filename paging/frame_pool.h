@@ -50,8 +50,10 @@ class FramePools {
 
   // Frames that a new claim could have without any eviction; never negative.
   [[nodiscard]] std::uint64_t Available(PoolId id) const;
-  [[nodiscard]] bool HasFree(PoolId id) const { return !pools_[id].free.empty(); }
-  [[nodiscard]] std::uint32_t Take(PoolId id, Page& owner);
+  [[nodiscard]] std::uint64_t Free(PoolId id) const { return pools_[id].free.size(); }
+  // Frames for these pages, as many as are free at least: ascending, those given back last, so that pages
+  // that leave and come in groups lie side by side.
+  void Take(PoolId id, const std::vector<Page*>& owners, std::vector<std::uint32_t>& frames);
   void Give(std::uint32_t frame, Actions& pending);  // its owner has left
 
   // A new segment for the pool: one that the budget still allows, or a wholly free one of another pool.

@@ -1,5 +1,6 @@
 #include "paging/pager.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
@@ -46,6 +47,10 @@ void Pager::Impl::Pump(Actions& out) {
     const Job& job = *entry.second;
     return job.closing && job.extents.empty() && job.queue.empty();
   });
+  // What leaves together leaves in the order of the host's memory, so that neighbours are copied in one
+  // piece.
+  std::sort(pending.stores.begin(), pending.stores.end(),
+            [](const StoreAction& a, const StoreAction& b) { return a.host_frame < b.host_frame; });
   MoveTo(out.free_segments, pending.free_segments);
   MoveTo(out.new_segments, pending.new_segments);
   MoveTo(out.drops, pending.drops);

@@ -38,10 +38,11 @@ struct PagerConfig {
   std::uint32_t segment_frames = 1;     // frames in a segment
   std::uint32_t window_pages = 8;       // pages that one run touches at most
   std::uint32_t windows_in_flight = 3;  // load, step, write-back
-  std::uint64_t least_under_way =
-      0;  // pages of streaming windows in flight, however few that costs; 0: a window
-  bool loads_over_resident =
-      false;  // pages are brought in also behind resident windows that have not run yet
+  // Pages of streaming windows in flight at least, whatever that costs in copies; 0: a window's.
+  std::uint64_t least_under_way = 0;
+  // Launches overlap copies: pages are brought in behind resident windows that have not run yet, few large
+  // copies are better than many, and the pages that a job is short of lie evenly among those it has.
+  bool loads_over_resident = false;
   Policy policy = Policy::kScanAware;
   bool poison = false;  // ask for given-up frames to be poisoned
 };
@@ -95,10 +96,13 @@ struct PageRef {
 
 enum class Reason : std::uint8_t { kDemand, kPrefetch, kShare, kLimit, kCommand, kPressure, kClosing };
 
+// Loads and stores of one group belong to one window: where they lie side by side, one copy takes them all. A
+// copy over more would delay what waits for its first pages.
 struct LoadAction {
   PageRef page;
   FrameRef frame;
   std::uint64_t host_frame = 0;
+  std::uint32_t group = 0;
   bool zero = false;  // never written, or about to be overwritten whole: nothing to copy, content undefined;
                       // LoadDone is reported all the same
 };
@@ -106,6 +110,7 @@ struct StoreAction {
   PageRef page;
   FrameRef frame;
   std::uint64_t host_frame = 0;
+  std::uint32_t group = 0;
   Reason reason = Reason::kDemand;
 };
 struct DropAction {  // a clean page left the device; no copy. Already done when reported.

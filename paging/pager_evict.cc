@@ -49,7 +49,7 @@ void Pager::Impl::StartEvict(Page& page, Reason reason) {
   ++job.stored;
   ++job.leaving;
   if (!frames.SegmentOf(page.frame).draining) ++frames.pool(extent.pool).leaving;
-  pending.stores.push_back({RefOf(page), frames.RefOf(page.frame), page.host_frame, reason});
+  pending.stores.push_back({RefOf(page), frames.RefOf(page.frame), page.host_frame, page.mark, reason});
 }
 
 bool Pager::Impl::LeavesBefore(const Page& a, const Page& b) const {
@@ -70,8 +70,20 @@ Page* Pager::Impl::VictimOf(Job& job) {
 bool Pager::Impl::EvictOwn(Job& job, Reason reason) {
   Page* page = VictimOf(job);
   if (page == nullptr) return false;
-  StartEvict(*page, reason);
+  EvictGroup(*page, reason);
   return true;
+}
+
+// The page, and where copies overlap launches, so that few and large ones pay, those that ran in one window
+// with it: what leaves together comes back together.
+void Pager::Impl::EvictGroup(Page& page, Reason reason) {
+  std::vector<Page>& pages = page.extent->pages;
+  if (config.loads_over_resident && reason == Reason::kDemand) {
+    const auto goes = [&](std::size_t i) { return pages[i].listed && pages[i].mark == page.mark; };
+    for (std::size_t i = page.index; i > 0 && goes(i - 1); --i) StartEvict(pages[i - 1], reason);
+    for (std::size_t i = page.index + 1; i < pages.size() && goes(i); ++i) StartEvict(pages[i], reason);
+  }
+  StartEvict(page, reason);
 }
 
 Job* Pager::Impl::VictimJob(Job* job, std::uint64_t need) {
@@ -108,7 +120,7 @@ bool Pager::Impl::EvictFor(Job& job, PoolId pool, std::uint64_t need) {
   if (config.segment_frames == 1) {
     Page* page = VictimOf(*from);
     if (page->extent->pool == pool) {
-      StartEvict(*page, reason);
+      EvictGroup(*page, reason);
     } else {
       DrainSegment(page->frame, pool, reason);
     }
@@ -127,7 +139,7 @@ bool Pager::Impl::EvictFor(Job& job, PoolId pool, std::uint64_t need) {
   }
   Page* page = from->victims[pool].Next(from->clock, from->Mixed());
   if (page == nullptr) return false;
-  StartEvict(*page, reason);
+  EvictGroup(*page, reason);
   return true;
 }
 

@@ -62,6 +62,8 @@ struct Pager::Impl {
   bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
   bool AcquireWindow(Job& job, Request& request, Pace pace);
   [[nodiscard]] Window CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need);
+  void BeginSpread(const Job& job, Request& request) const;
+  void Spread(Job& job, Request& request, std::uint64_t need, std::uint64_t left);
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
   [[nodiscard]] Pace PaceOf(const Job& job) const;
@@ -101,6 +103,7 @@ struct Pager::Impl {
   [[nodiscard]] std::uint32_t CheapestSegment(PoolId but) const;
   [[nodiscard]] std::uint64_t DrainCost(std::uint32_t segment) const;  // ~0: cannot be emptied now
   void DrainSegment(std::uint32_t segment, PoolId promised, Reason reason);
+  void EvictGroup(Page& page, Reason reason);
   void StartEvict(Page& page, Reason reason);
   void Leave(Page& page);  // gives up the frame: HostOnly
   void List(Page& page);
@@ -155,10 +158,12 @@ struct Pager::Impl {
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs;  // in order of id: decisions must not depend on hashing
   std::unordered_map<std::uint64_t, std::unique_ptr<Extent>> extents;
   std::unordered_map<std::uint64_t, std::unique_ptr<Request>> requests;
-  std::vector<std::deque<Page*>> claims;  // by pool, oldest first
-  std::uint64_t claims_open = 0;          // of all pools
-  Actions pending;                        // decided, not handed out yet
-  std::vector<Job*> order;                // scratch of Advance
+  std::vector<std::deque<Page*>> claims;    // by pool, oldest first
+  std::uint64_t claims_open = 0;            // of all pools
+  Actions pending;                          // decided, not handed out yet
+  std::vector<Job*> order;                  // scratch of Advance
+  std::vector<Page*> filled;                // scratch of FillClaims
+  std::vector<std::uint32_t> taken_frames;  // likewise: their frames
   std::uint64_t last_extent = 0;
   std::uint64_t last_request = 0;
   std::uint64_t decisions = 0;  // Pumps so far, from 1

@@ -13,6 +13,12 @@ namespace bitpager::paging {
 using wire::Code;
 using wire::Status;
 
+namespace {
+
+constexpr std::uint64_t kStages = 3;  // of a streaming window: load, step, write back
+
+}  // namespace
+
 wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
   Job* job = FindJob(spec.job);
   if (job == nullptr || job->closing) return Status(Code::kNotFound, "no such job");
@@ -131,8 +137,9 @@ Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t affordable = window * job.pages / (2 * (job.pages - frames_had) + window);
   const std::uint64_t under_way =
       std::min({std::max(affordable, config.least_under_way), in_flight * window, frames_had});
-  const std::uint64_t stride = std::clamp<std::uint64_t>(under_way / in_flight, 1, window);
-  return {stride, stride * in_flight};
+  const std::uint64_t stages = std::min(in_flight, kStages);
+  const std::uint64_t stride = std::clamp<std::uint64_t>(under_way / stages, 1, window);
+  return {stride, stride * stages};
 }
 
 // Whether holding `page` takes a frame more than its job has settled for.
@@ -172,6 +179,11 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
     const bool counts = page.extent->spec.evictable && page.holds == 0;
     const bool missing = NeedsFrame(page);
     if (missing && *need >= pace.stride) break;
+    // Resident pages do not wait for others to come, and those that come are copied in one piece.
+    if (config.loads_over_resident && !window.pages.empty() &&
+        (missing != (*need > 0) || page.index % pace.stride == 0)) {
+      break;
+    }
     const std::uint64_t ahead = config.loads_over_resident ? *need : window.pages.size();
     const bool too_far =
         request.windows_in_flight >= config.windows_in_flight || request.in_flight + ahead >= pace.under_way;
@@ -193,6 +205,8 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
+  if (config.loads_over_resident && request.next_window == 0) BeginSpread(job, request);
+  const std::uint64_t left = job.stored + job.dropped;
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
@@ -215,10 +229,41 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   }
   job.waiting_since = 0;
   for (Page* page : lacking) Promise(*page);
+  if (request.to_leave > 0) Spread(job, request, need, job.stored + job.dropped - left);
   ++request.next_window;
   Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;
+}
+
+// Where launches overlap copies, the pages that a job is short of should lie evenly among those that stay:
+// then loads and stores go on beneath all of a step, not behind it. Scans keep the pattern (a page that comes
+// takes the frame of one just visited, shortly before it), so it matters where it arises: while frames fill
+// up. There a job gives up pages in proportion to those that come, in groups of a window, instead of the
+// newest ones when all frames are taken. It moves as many either way.
+void Pager::Impl::BeginSpread(const Job& job, Request& request) const {
+  request.to_bring = request.to_leave = request.brought = request.left = 0;
+  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
+  if (job.pages <= frames_had) return;
+  for (std::size_t i = 0; i < request.extents.size(); ++i) {
+    const PageRange& range = request.spec.ranges[i];
+    for (std::uint64_t k = range.first; k < range.first + range.count; ++k)
+      request.to_bring += NeedsFrame(request.extents[i]->pages[k]) ? 1 : 0;
+  }
+  const std::uint64_t then = job.Settled() + request.to_bring;
+  if (then > frames_had) request.to_leave = then - frames_had;
+}
+
+// `need` pages more come; `left` went for want of frames.
+void Pager::Impl::Spread(Job& job, Request& request, std::uint64_t need, std::uint64_t left) {
+  request.brought += need;
+  request.left += left;
+  const std::uint64_t due = request.brought * request.to_leave / std::max<std::uint64_t>(1, request.to_bring);
+  if (due < request.left + config.window_pages) return;
+  const std::uint64_t before = job.stored + job.dropped;
+  while (request.left + job.stored + job.dropped - before < due && EvictOwn(job, Reason::kDemand)) {
+  }
+  request.left += job.stored + job.dropped - before;
 }
 
 void Pager::Impl::Promise(Page& page) {
@@ -345,7 +390,8 @@ void Pager::Impl::Unclaim(Page& page) {
 // done, is passed over.
 void Pager::Impl::FillClaims(PoolId pool) {
   std::deque<Page*>& queue = claims[pool];
-  for (auto it = queue.begin(); it != queue.end() && frames.HasFree(pool);) {
+  filled.clear();
+  for (auto it = queue.begin(); it != queue.end() && filled.size() < frames.Free(pool);) {
     Page& page = **it;
     Job& job = *page.extent->job;
     const bool evictable = page.extent->spec.evictable;
@@ -358,8 +404,11 @@ void Pager::Impl::FillClaims(PoolId pool) {
     --frames.pool(pool).claims;
     --claims_open;
     if (evictable) --job.claims;
-    StartLoad(page, frames.Take(pool, page));
+    ++(evictable ? job.frames : job.fixed_frames);
+    filled.push_back(&page);
   }
+  frames.Take(pool, filled, taken_frames);
+  for (std::size_t i = 0; i < filled.size(); ++i) StartLoad(*filled[i], taken_frames[i]);
 }
 
 void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
@@ -373,10 +422,9 @@ void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
   page.undefined = overwrite && !page.zero;
   ++extent.framed;
   ++job.frames_by_kind[static_cast<int>(extent.spec.kind)];
-  ++(extent.spec.evictable ? job.frames : job.fixed_frames);
   const bool empty = page.zero || overwrite;
   if (!empty) ++job.loaded;
-  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, empty});
+  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, page.mark, empty});
 }
 
 // ---- prefetch

@@ -1,0 +1,165 @@
+// A device by the clock: two copy engines and one that steps, each in order, and a caller that looks at them
+// once in a while. Tells how long a step takes beside what its bytes need. Test only; one thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "paging/pager.h"
+
+namespace bitpager::paging {
+
+// Microseconds, as an accelerator on a fast link has them with pages of 2 MiB.
+struct Timing {
+  double page_copy_us = 41.8;  // a page either way, both ways busy
+  double copy_us = 3;          // beside, for each copy
+  double page_step_us = 3.4;
+  double launch_us = 6;
+  double look_us = 10;  // between two looks of the caller
+};
+
+class OverlapSim {
+ public:
+  struct Step {
+    double us = 0;  // until the last run is done
+    std::uint64_t pages_in = 0;
+    std::uint64_t pages_out = 0;  // trailing ones included
+    std::uint64_t copies = 0;     // of pages next to each other on both sides, each
+    double in_us = 0;             // that the loads alone need
+  };
+
+  OverlapSim(const PagerConfig& config, std::uint64_t pages, const Timing& timing = {})
+      : pager(config), timing_(timing), pages_(pages) {
+    (void)pager.AddJob({1}, {.name = "job"});
+    extent_ = *pager.AddExtent({.job = {1}, .pages = pages});
+  }
+
+  Step RunStep() {
+    Step step;
+    const double begun = now_;
+    request_ = *pager.Submit({.job = {1}, .ranges = {{extent_, 0, pages_}}});
+    finished_ = false;
+    double last = begun;
+    do {
+      Look(step);
+      now_ += timing_.look_us;
+      if (step_done_ > 0) last = step_done_;
+    } while (!finished_);
+    step.us = last - begun;
+    while (!loads_.empty() || !stores_.empty()) {
+      now_ += timing_.look_us;
+      Look(step);
+    }
+    step.in_us = static_cast<double>(step.pages_in) * timing_.page_copy_us;
+    return step;
+  }
+
+  void EvictAll() {
+    Step ignored;
+    pager.Evict({1}, 0, Reason::kCommand);
+    do {
+      Look(ignored);
+      now_ += timing_.look_us;
+    } while (!stores_.empty() || !loads_.empty());
+  }
+
+  Pager pager;
+
+ private:
+  struct Copy {
+    double end = 0;
+    std::vector<PageRef> pages;
+  };
+  struct Launch {
+    double end = 0;
+    std::vector<std::uint64_t> windows;
+  };
+  struct Half {
+    PageRef page;
+    std::uint64_t frame = 0;
+    std::uint64_t host = 0;
+    std::uint32_t group = 0;
+    bool empty = false;
+  };
+
+  void Look(Step& step) {
+    Complete();
+    Actions actions;
+    pager.Pump(actions);
+    std::vector<Half> halves;
+    for (const StoreAction& s : actions.stores)
+      halves.push_back({s.page, Place(s.frame), s.host_frame, s.group, false});
+    step.pages_out += halves.size();
+    Copies(halves, stores_, store_free_, step);
+    halves.clear();
+    for (const LoadAction& l : actions.loads) {
+      if (!l.zero) ++step.pages_in;
+      halves.push_back({l.page, Place(l.frame), l.host_frame, l.group, l.zero});
+    }
+    Copies(halves, loads_, load_free_, step);
+    if (!actions.runs.empty()) {
+      Launch launch;
+      double us = timing_.launch_us;
+      for (const RunAction& run : actions.runs) {
+        launch.windows.push_back(run.window);
+        us += static_cast<double>(run.pages.size()) * timing_.page_step_us;
+      }
+      launch.end = step_free_ = std::max(step_free_, now_) + us;
+      launches_.push_back(launch);
+    }
+    if (!actions.finished.empty()) finished_ = true;
+  }
+
+  void Copies(const std::vector<Half>& halves, std::deque<Copy>& queue, double& free, Step& step) {
+    for (std::size_t i = 0; i < halves.size();) {
+      Copy copy;
+      const std::size_t first = i;
+      do copy.pages.push_back(halves[i++].page);
+      while (i < halves.size() && halves[i].group == halves[i - 1].group && !halves[i].empty &&
+             !halves[first].empty && halves[i].frame == halves[i - 1].frame + 1 &&
+             halves[i].host == halves[i - 1].host + 1);
+      const double us = timing_.copy_us + static_cast<double>(copy.pages.size()) * timing_.page_copy_us;
+      copy.end = std::max(free, now_) + (halves[first].empty ? 0 : us);
+      if (!halves[first].empty) {
+        free = copy.end;
+        ++step.copies;
+      }
+      queue.push_back(copy);
+    }
+  }
+
+  void Complete() {
+    for (; !loads_.empty() && loads_.front().end <= now_; loads_.pop_front()) {
+      for (const PageRef page : loads_.front().pages) pager.LoadDone(page);
+    }
+    for (; !stores_.empty() && stores_.front().end <= now_; stores_.pop_front()) {
+      for (const PageRef page : stores_.front().pages) pager.StoreDone(page);
+    }
+    for (; !launches_.empty() && launches_.front().end <= now_; launches_.pop_front()) {
+      for (const std::uint64_t window : launches_.front().windows) pager.RunDone(request_, window);
+      step_done_ = launches_.front().end;
+    }
+  }
+  [[nodiscard]] std::uint64_t Place(FrameRef frame) const {
+    return std::uint64_t{frame.segment} * pager.config().segment_frames + frame.slot;
+  }
+
+  Timing timing_;
+  std::uint64_t pages_;
+  wire::ExtentId extent_;
+  wire::RequestId request_;
+  double now_ = 0;
+  double load_free_ = 0;
+  double store_free_ = 0;
+  double step_free_ = 0;
+  double step_done_ = 0;
+  bool finished_ = false;
+  std::deque<Copy> loads_;
+  std::deque<Copy> stores_;
+  std::deque<Launch> launches_;
+};
+
+}  // namespace bitpager::paging

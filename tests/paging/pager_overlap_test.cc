@@ -1,0 +1,71 @@
+// Steps on an accelerator's clock: time beside what the bytes need on the link, and beside the compute.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/paging/overlap_sim.h"
+
+namespace bitpager::paging {
+namespace {
+
+constexpr std::uint64_t kPages = 970;  // 1e9 parameters' two 8-bit states in pages of 2 MiB
+constexpr std::uint32_t kWindow = 8;
+
+PagerConfig Accelerator(std::uint64_t frames) {
+  PagerConfig config;
+  config.device_frames = frames;
+  config.host_frames = 4096;
+  config.segment_frames = kWindow;
+  config.window_pages = kWindow;
+  config.windows_in_flight = 6;
+  config.least_under_way = 3 * kWindow;
+  config.loads_over_resident = true;
+  return config;
+}
+
+class SpilledShare : public ::testing::TestWithParam<int> {};
+
+TEST_P(SpilledShare, StepTakesWhatItsBytesNeed) {
+  const auto spilled = static_cast<std::uint64_t>(GetParam());
+  const std::uint64_t frames = std::max<std::uint64_t>(3 * kWindow, kPages * (100 - spilled) / 100 / 8 * 8);
+  OverlapSim sim(Accelerator(frames), kPages);
+  OverlapSim::Step step;
+  for (int i = 0; i < 6; ++i) step = sim.RunStep();
+  const std::uint64_t optimum = kPages - frames;
+  EXPECT_GE(step.pages_in, optimum);
+  EXPECT_LE(step.pages_in, optimum + 3 * kWindow);
+  EXPECT_LE(step.pages_out, optimum + 3 * kWindow);
+  const double least_us = std::max(step.in_us, static_cast<double>(kPages) * Timing{}.page_step_us);
+  // A tenth spilled takes hardly longer than the compute: there, filling and emptying the pipe shows.
+  EXPECT_LE(step.us, (spilled > 10 ? 1.07 : 1.25) * least_us);
+  EXPECT_LE(step.copies, (step.pages_in + step.pages_out) / 2) << "neighbours are copied in one piece";
+  sim.pager.CheckInvariants();
+}
+
+INSTANTIATE_TEST_SUITE_P(, SpilledShare, ::testing::Range(10, 101, 10));
+
+class StreamBuffers : public ::testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(StreamBuffers, LinkIsBusyThroughoutAStepFromTheHost) {
+  OverlapSim sim(Accelerator(GetParam()), kPages);
+  (void)sim.RunStep();  // pages are fresh: nothing to load
+  for (int i = 0; i < 3; ++i) {
+    sim.EvictAll();
+    const OverlapSim::Step step = sim.RunStep();
+    EXPECT_EQ(step.pages_in, kPages);
+    EXPECT_LE(step.us, 1.06 * step.in_us);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, StreamBuffers, ::testing::Values(8, 16, 24, 48, 96));
+
+TEST(Overlap, AllResidentTakesTheCompute) {
+  OverlapSim sim(Accelerator(kPages + 6), kPages);
+  (void)sim.RunStep();
+  const OverlapSim::Step step = sim.RunStep();
+  EXPECT_EQ(step.pages_in + step.pages_out, 0U);
+  EXPECT_LE(step.us, 1.02 * static_cast<double>(kPages) * Timing{}.page_step_us);
+}
+
+}  // namespace
+}  // namespace bitpager::paging

@@ -6,6 +6,8 @@
 namespace bitpager::paging {
 namespace {
 
+// Pages that come and go leave before all others.
+constexpr std::uint64_t kStreams = std::uint64_t{1} << 62;
 constexpr std::size_t kSearch = 8;  // pages looked at for one that leaves without a copy
 
 // What leaving costs: 0 nothing at all, 1 a copy when it comes back, 2 a copy now too.
@@ -30,7 +32,7 @@ std::uint64_t EvictionOrder::KeyOf(const Page& page, const JobClock& clock) cons
   constexpr std::uint64_t kLast = std::numeric_limits<std::uint64_t>::max();
   switch (policy_) {
     case Policy::kScanAware:
-      return ExpectedUse(page, clock);
+      return ExpectedUse(page, clock) + (page.streams ? kStreams : 0);
     case Policy::kLru:
       return kLast - std::max(page.last_use, page.arrived);
     case Policy::kClock:

@@ -1,6 +1,8 @@
 #include "paging/frame_pool.h"
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
 
 namespace bitpager::paging {
 
@@ -17,11 +19,29 @@ std::uint64_t FramePools::Available(PoolId id) const {
   return p.free.size() + p.leaving + p.incoming - p.claims;
 }
 
+namespace {
+
+// Where `count` frames side by side begin in `free`, which gets sorted; else its last ones.
+std::vector<std::uint32_t>::iterator FindRun(std::vector<std::uint32_t>& free, std::ptrdiff_t count) {
+  std::sort(free.begin(), free.end(), std::greater<>());
+  std::ptrdiff_t run = 1;
+  for (auto it = free.end() - 1; it != free.begin(); --it) {
+    run = *std::prev(it) == *it + 1 ? run + 1 : 1;
+    if (run == count) return std::prev(it);
+  }
+  return free.end() - count;
+}
+
+}  // namespace
+
 void FramePools::Take(PoolId id, const std::vector<Page*>& owners, std::vector<std::uint32_t>& frames) {
   std::vector<std::uint32_t>& free = pools_[id].free;
-  const auto first = free.end() - static_cast<std::ptrdiff_t>(owners.size());
-  frames.assign(first, free.end());
-  free.erase(first, free.end());
+  const auto count = static_cast<std::ptrdiff_t>(owners.size());
+  auto first = free.end() - count;
+  const auto [least, most] = std::minmax_element(first, free.end());
+  if (count > 1 && *most - *least >= owners.size()) first = FindRun(free, count);
+  frames.assign(first, first + count);
+  free.erase(first, first + count);
   std::sort(frames.begin(), frames.end());
   for (std::size_t i = 0; i < owners.size(); ++i) {
     owners_[frames[i]] = owners[i];

@@ -40,11 +40,6 @@ struct Request {
   std::uint64_t in_flight = 0;          // pages of all windows that count as streaming
   std::uint64_t windows_in_flight = 0;  // those windows
   std::vector<Page*> coming;            // prefetch: claimed or loading for it
-  // See Pager::Impl::Spread.
-  std::uint64_t to_bring = 0;  // pages that lacked a frame when it began
-  std::uint64_t to_leave = 0;  // of the job's, that many more than it may keep
-  std::uint64_t brought = 0;   // so far
-  std::uint64_t left = 0;
   bool started = false;
   bool cancelled = false;
 
@@ -83,6 +78,9 @@ struct Job {
   std::uint64_t fixed_dirty = 0;
 
   JobClock clock;
+  // See Pager::Impl::Spread: of `groups` windows' pages, `streaming` come and go each step.
+  std::uint64_t groups = 0;
+  std::uint64_t streaming = 0;
   std::uint64_t waiting_since =
       0;                       // decision count at which its first window found no frames; 0: it does not
   std::uint64_t to_evict = 0;  // pages that a command wants out

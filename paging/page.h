@@ -34,6 +34,7 @@ struct Page {
   bool claimed = false;    // waits for a frame (or to leave its present one first)
   bool rescued = false;    // Evicting, but stays in its frame when the store is done
   bool listed = false;     // may be a victim now
+  bool streams = false;    // comes and goes each step, see Pager::Impl::Spread
   bool referenced = false;  // clock policy's bit
 };
 

@@ -54,7 +54,9 @@ void Pager::Impl::StartEvict(Page& page, Reason reason) {
 
 bool Pager::Impl::LeavesBefore(const Page& a, const Page& b) const {
   const JobClock& clock = a.extent->job->clock;
-  if (config.policy == Policy::kScanAware) return ExpectedUse(a, clock) > ExpectedUse(b, clock);
+  if (config.policy == Policy::kScanAware) {
+    return a.streams != b.streams ? a.streams : ExpectedUse(a, clock) > ExpectedUse(b, clock);
+  }
   return std::max(a.last_use, a.arrived) < std::max(b.last_use, b.arrived);
 }
 

@@ -62,8 +62,7 @@ struct Pager::Impl {
   bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
   bool AcquireWindow(Job& job, Request& request, Pace pace);
   [[nodiscard]] Window CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need);
-  void BeginSpread(const Job& job, Request& request) const;
-  void Spread(Job& job, Request& request, std::uint64_t need, std::uint64_t left);
+  void Spread(Job& job, std::uint64_t under_way);
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
   [[nodiscard]] Pace PaceOf(const Job& job) const;
@@ -73,6 +72,7 @@ struct Pager::Impl {
   void Claim(Page& page);
   void Unclaim(Page& page);
   void FillClaims(PoolId pool);
+  void Fill(Page& page, PoolId pool);
   void StartLoad(Page& page, std::uint32_t frame);
   void HandOutRuns(Request& request);
   void HandOut(Request& request, Window& window);

@@ -205,8 +205,7 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
-  if (config.loads_over_resident && request.next_window == 0) BeginSpread(job, request);
-  const std::uint64_t left = job.stored + job.dropped;
+  if (config.loads_over_resident && request.next_window == 0) Spread(job, pace.under_way);
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
@@ -229,41 +228,38 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   }
   job.waiting_since = 0;
   for (Page* page : lacking) Promise(*page);
-  if (request.to_leave > 0) Spread(job, request, need, job.stored + job.dropped - left);
   ++request.next_window;
   Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;
 }
 
-// Where launches overlap copies, the pages that a job is short of should lie evenly among those that stay:
-// then loads and stores go on beneath all of a step, not behind it. Scans keep the pattern (a page that comes
-// takes the frame of one just visited, shortly before it), so it matters where it arises: while frames fill
-// up. There a job gives up pages in proportion to those that come, in groups of a window, instead of the
-// newest ones when all frames are taken. It moves as many either way.
-void Pager::Impl::BeginSpread(const Job& job, Request& request) const {
-  request.to_bring = request.to_leave = request.brought = request.left = 0;
+// Where launches overlap copies, the pages of optimizer states that a job is short of should lie evenly among
+// those that stay: then loads and stores go on beneath all of a step, not behind it. Steps visit the states
+// in turn, and of pages already visited it is all the same which leaves; so those that leave are always of
+// the same groups, a window each, one group every so often: as many as are missing, and `under_way` pages
+// besides.
+void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
+  const std::uint64_t window = config.window_pages;
   const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
-  if (job.pages <= frames_had) return;
-  for (std::size_t i = 0; i < request.extents.size(); ++i) {
-    const PageRange& range = request.spec.ranges[i];
-    for (std::uint64_t k = range.first; k < range.first + range.count; ++k)
-      request.to_bring += NeedsFrame(request.extents[i]->pages[k]) ? 1 : 0;
+  const std::uint64_t groups = (job.pages + window - 1) / window;
+  const std::uint64_t streaming =
+      job.pages <= frames_had ? 0
+                              : std::min(groups, (job.pages - frames_had + under_way + window - 1) / window);
+  if (groups == job.groups && streaming == job.streaming) return;
+  job.groups = groups;
+  job.streaming = streaming;
+  for (Extent* extent : job.extents) {
+    if (!extent->spec.evictable || extent->spec.kind != wire::ExtentKind::kOptimizerState) continue;
+    for (Page& page : extent->pages) {
+      const bool streams = (page.index / window * streaming + groups / 2) % groups < streaming;
+      if (streams == page.streams) continue;
+      page.streams = streams;
+      if (!page.listed) continue;
+      Unlist(page);  // it has another place among the victims
+      List(page);
+    }
   }
-  const std::uint64_t then = job.Settled() + request.to_bring;
-  if (then > frames_had) request.to_leave = then - frames_had;
-}
-
-// `need` pages more come; `left` went for want of frames.
-void Pager::Impl::Spread(Job& job, Request& request, std::uint64_t need, std::uint64_t left) {
-  request.brought += need;
-  request.left += left;
-  const std::uint64_t due = request.brought * request.to_leave / std::max<std::uint64_t>(1, request.to_bring);
-  if (due < request.left + config.window_pages) return;
-  const std::uint64_t before = job.stored + job.dropped;
-  while (request.left + job.stored + job.dropped - before < due && EvictOwn(job, Reason::kDemand)) {
-  }
-  request.left += job.stored + job.dropped - before;
 }
 
 void Pager::Impl::Promise(Page& page) {
@@ -387,28 +383,39 @@ void Pager::Impl::Unclaim(Page& page) {
 }
 
 // Oldest first; a page that has not left its old frame yet, or whose job is at its quota until a store is
-// done, is passed over.
+// done, is passed over. Where few large copies are better, a window's pages wait for each other.
 void Pager::Impl::FillClaims(PoolId pool) {
   std::deque<Page*>& queue = claims[pool];
   filled.clear();
-  for (auto it = queue.begin(); it != queue.end() && filled.size() < frames.Free(pool);) {
-    Page& page = **it;
-    Job& job = *page.extent->job;
-    const bool evictable = page.extent->spec.evictable;
-    if (page.state != PageState::kHostOnly || (evictable && job.frames >= job.Cap())) {
-      ++it;
+  for (std::size_t at = 0; at < queue.size() && filled.size() < frames.Free(pool);) {
+    std::size_t end = at;
+    const std::size_t most = config.loads_over_resident ? queue.size() : at + 1;
+    while (end < most && queue[end]->mark == queue[at]->mark && queue[end]->state == PageState::kHostOnly)
+      ++end;
+    const std::size_t count = end - at;
+    const Job& job = *queue[at]->extent->job;
+    const bool evictable = queue[at]->extent->spec.evictable;
+    if (count == 0 || filled.size() + count > frames.Free(pool) ||
+        (evictable && job.frames + count > job.Cap())) {
+      at = std::max(end, at + 1);
       continue;
     }
-    it = queue.erase(it);
-    page.claimed = false;
-    --frames.pool(pool).claims;
-    --claims_open;
-    if (evictable) --job.claims;
-    ++(evictable ? job.frames : job.fixed_frames);
-    filled.push_back(&page);
+    for (std::size_t i = at; i < end; ++i) Fill(*queue[i], pool);
+    queue.erase(queue.begin() + static_cast<std::ptrdiff_t>(at),
+                queue.begin() + static_cast<std::ptrdiff_t>(end));
   }
   frames.Take(pool, filled, taken_frames);
   for (std::size_t i = 0; i < filled.size(); ++i) StartLoad(*filled[i], taken_frames[i]);
+}
+
+void Pager::Impl::Fill(Page& page, PoolId pool) {
+  Job& job = *page.extent->job;
+  page.claimed = false;
+  --frames.pool(pool).claims;
+  --claims_open;
+  if (page.extent->spec.evictable) --job.claims;
+  ++(page.extent->spec.evictable ? job.frames : job.fixed_frames);
+  filled.push_back(&page);
 }
 
 void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {

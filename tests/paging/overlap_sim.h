@@ -31,9 +31,10 @@ class OverlapSim {
     double in_us = 0;             // that the loads alone need
   };
 
-  OverlapSim(const PagerConfig& config, std::uint64_t pages, const Timing& timing = {})
+  OverlapSim(const PagerConfig& config, std::uint64_t pages, const Timing& timing = {},
+             std::uint64_t quota_frames = 0)
       : pager(config), timing_(timing), pages_(pages) {
-    (void)pager.AddJob({1}, {.name = "job"});
+    (void)pager.AddJob({1}, {.name = "job", .device_quota_frames = quota_frames});
     extent_ = *pager.AddExtent({.job = {1}, .pages = pages});
   }
 

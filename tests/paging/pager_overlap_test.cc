@@ -30,15 +30,14 @@ TEST_P(SpilledShare, StepTakesWhatItsBytesNeed) {
   const std::uint64_t frames = std::max<std::uint64_t>(3 * kWindow, kPages * (100 - spilled) / 100 / 8 * 8);
   OverlapSim sim(Accelerator(frames), kPages);
   OverlapSim::Step step;
-  for (int i = 0; i < 6; ++i) step = sim.RunStep();
+  for (int i = 0; i < 20; ++i) step = sim.RunStep();  // nothing may drift or break up with time
   const std::uint64_t optimum = kPages - frames;
   EXPECT_GE(step.pages_in, optimum);
   EXPECT_LE(step.pages_in, optimum + 3 * kWindow);
   EXPECT_LE(step.pages_out, optimum + 3 * kWindow);
   const double least_us = std::max(step.in_us, static_cast<double>(kPages) * Timing{}.page_step_us);
-  // A tenth spilled takes hardly longer than the compute: there, filling and emptying the pipe shows.
-  EXPECT_LE(step.us, (spilled > 10 ? 1.07 : 1.25) * least_us);
-  EXPECT_LE(step.copies, (step.pages_in + step.pages_out) / 2) << "neighbours are copied in one piece";
+  EXPECT_LE(step.us, 1.10 * least_us);
+  EXPECT_LE(step.copies, (step.pages_in + step.pages_out) / 7) << "neighbours are copied in one piece";
   sim.pager.CheckInvariants();
 }
 

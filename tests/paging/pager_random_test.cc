@@ -12,6 +12,7 @@ struct Machine {
   Policy policy;
   int domains;
   int refusals;
+  bool overlaps = false;  // an accelerator's way of paging
 };
 
 class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>> {
@@ -28,6 +29,8 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     config.host_frames = 400;
     config.segment_frames = s.segment_frames;
     config.window_pages = s.window;
+    config.loads_over_resident = s.overlaps;
+    if (s.overlaps) config.least_under_way = 3 * s.window, config.windows_in_flight = 6;
     config.policy = s.policy;
     config.poison = true;
     return config;
@@ -179,14 +182,21 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
 }
 
 constexpr Machine kMachines[] = {
-    {"Frames", 1, 48, 4, Policy::kScanAware, 1, 0},   {"Tiny", 1, 10, 2, Policy::kScanAware, 1, 0},
-    {"Domains", 1, 48, 4, Policy::kScanAware, 3, 0},  {"Segments", 4, 96, 4, Policy::kScanAware, 3, 0},
-    {"Refusing", 4, 96, 4, Policy::kScanAware, 2, 9}, {"Lru", 1, 48, 4, Policy::kLru, 2, 0},
-    {"Clock", 2, 48, 4, Policy::kClock, 2, 0},        {"RefusingFrames", 1, 40, 4, Policy::kScanAware, 2, 9},
+    {"Frames", 1, 48, 4, Policy::kScanAware, 1, 0},
+    {"Tiny", 1, 10, 2, Policy::kScanAware, 1, 0},
+    {"Domains", 1, 48, 4, Policy::kScanAware, 3, 0},
+    {"Segments", 4, 96, 4, Policy::kScanAware, 3, 0},
+    {"Refusing", 4, 96, 4, Policy::kScanAware, 2, 9},
+    {"Lru", 1, 48, 4, Policy::kLru, 2, 0},
+    {"Clock", 2, 48, 4, Policy::kClock, 2, 0},
+    {"RefusingFrames", 1, 40, 4, Policy::kScanAware, 2, 9},
+    {"Accelerator", 8, 96, 4, Policy::kScanAware, 2, 0, true},
+    {"RefusingAccelerator", 4, 96, 4, Policy::kScanAware, 2, 9, true},
+    {"TinyAccelerator", 1, 20, 4, Policy::kScanAware, 1, 0, true},
 };
 
 INSTANTIATE_TEST_SUITE_P(Machines, RandomOperations,
-                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 5)),
+                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 9)),
                          [](const auto& at) {
                            return std::string(std::get<0>(at.param).name) + "Seed" +
                                   std::to_string(std::get<1>(at.param));

@@ -10,32 +10,12 @@
 namespace bitpager::kernels::cuda {
 namespace {
 
-using optim8bit::StateLayout;
 using wire::StateBits;
 
 StepTypes TypesOf(const StepSpan& span) {
   if (span.param_dtype != span.grad_dtype) return StepTypes::kAny;
   if (span.param_dtype == wire::DType::kF32) return StepTypes::kF32;
   return span.param_dtype == wire::DType::kBF16 ? StepTypes::kBF16 : StepTypes::kAny;
-}
-
-bool IsAligned(const void* a, const void* b) {
-  return (reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b)) % 16 == 0;
-}
-
-StepEntry EntryOf(const StateLayout& layout, const StepSpan& span, std::uint32_t first) {
-  const std::uint32_t unit_bytes = layout.bits == StateBits::k8 ? kBlock : 4 * kBlock;
-  StepEntry entry{};
-  entry.states = span.page + std::uint64_t{span.first_unit} * unit_bytes;
-  entry.absmax = reinterpret_cast<float*>(span.page + layout.absmax_offset) + span.first_unit;
-  entry.param = static_cast<std::byte*>(span.param);
-  entry.grad = static_cast<const std::byte*>(span.grad);
-  entry.elements = span.elements;
-  entry.first = first;
-  entry.tensor = span.tensor;
-  entry.hyper = span.hyper;
-  entry.mode = StepMode::Of(span.param_dtype, span.grad_dtype, IsAligned(span.param, span.grad));
-  return entry;
 }
 
 struct Group {

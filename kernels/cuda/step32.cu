@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kWarps* kLanes, kBlocksEach)
   const std::uint32_t lane = threadIdx.x % kLanes;
   StepWalk walk(launch, blockIdx.x * kWarps + threadIdx.x / kLanes, gridDim.x * kWarps);
   while (true) {
-    const StepUnit unit = walk.Next(launch, lane, kUnitBytes);
+    const StepUnit unit = walk.Next<AnyTypes>(launch, lane, kUnitBytes);
     if (unit.elements == 0) break;
     const Hyper hyper = launch.hypers[unit.hyper];
     if ((unit.mode & StepMode::kFast) != 0) {

@@ -21,7 +21,7 @@ wire::Status Enqueue(LaunchContext& context, StepLaunch launch) {
   launch.run_shift = RunShift(launch.units, std::uint64_t{most} * Shape::kWarps);
   const std::uint32_t runs = ((launch.units - 1) >> launch.run_shift) + 1;
   const std::uint32_t blocks = std::min(most, (runs - 1) / Shape::kWarps + 1);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, context.stream()>>>(launch);
+  kernel<<<blocks, dim3(kLanes, Shape::kWarps), Shape::kSharedBytes, context.stream()>>>(launch);
   return LaunchStatus("8-bit step");
 }
 

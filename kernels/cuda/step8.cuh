@@ -22,9 +22,9 @@ namespace bitpager::kernels::cuda {
 template <typename Rule, typename Types, bool kWide>
 struct StepShape {
   using Layout = CodecLayout<kWide>;
-  static constexpr std::uint32_t kWarps = kWide ? (Types::kMostBytes == 2 ? 32 : 24) : 8;
+  static constexpr std::uint32_t kWarps = kWide ? Types::kWarps : 8;
   static constexpr std::uint32_t kThreads = kWarps * kLanes;
-  static constexpr std::uint32_t kSlots = kWide ? 2 : 1;
+  static constexpr std::uint32_t kSlots = kWide ? Types::kSlots : 1;
   static constexpr std::uint32_t kBlocks = kWide ? 1 : 2;  // a multiprocessor, at least
   // A slot: the unit, its absmaxes, then its data.
   static constexpr std::uint32_t kAbsmaxAt = sizeof(StepUnit);
@@ -52,7 +52,7 @@ template <typename Rule, typename Types, bool kWide>
 __device__ __forceinline__ void Fetch(const StepLaunch& launch, StepWalk& walk, unsigned char* slot,
                                       std::uint32_t lane) {
   using Shape = StepShape<Rule, Types, kWide>;
-  const StepUnit unit = walk.Next(launch, lane, kBlock);
+  const StepUnit unit = walk.Next<Types>(launch, lane, kBlock);
   if (lane == 0) *reinterpret_cast<StepUnit*>(slot) = unit;
   if ((unit.mode & StepMode::kFast) != 0) {
     const std::uint32_t param_bytes = kBlock * Types::ParamBytes(unit.mode);
@@ -197,10 +197,10 @@ __device__ __forceinline__ void StoreUnit(const StepLaunch& launch, const StepUn
     }
     std::byte* const at = unit.states + k * launch.plane_bytes;
     if constexpr (Types::kSplit) {
-      reinterpret_cast<std::uint32_t*>(at)[lane] = codes[0];
-      reinterpret_cast<std::uint32_t*>(at)[lane + kLanes] = codes[1];
+      StoreGlobal(reinterpret_cast<std::uint32_t*>(at) + lane, codes[0]);
+      StoreGlobal(reinterpret_cast<std::uint32_t*>(at) + lane + kLanes, codes[1]);
     } else {
-      reinterpret_cast<uint2*>(at)[lane] = make_uint2(codes[0], codes[1]);
+      StoreGlobal(reinterpret_cast<uint2*>(at) + lane, make_uint2(codes[0], codes[1]));
     }
   }
 }
@@ -236,7 +236,7 @@ __device__ __forceinline__ bool StepFastUnit(const StepLaunch& launch, const Ste
   if (lane == 0) {
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) {
-      unit.absmax[k * launch.absmax_stride] = __uint_as_float(bits[k]);
+      StoreGlobal(unit.absmax + k * launch.absmax_stride, __uint_as_float(bits[k]));
     }
   }
   return true;
@@ -247,13 +247,12 @@ __global__ void __launch_bounds__(StepShape<Rule, Types, kWide>::kThreads,
                                   StepShape<Rule, Types, kWide>::kBlocks)
     Step8Kernel(const __grid_constant__ StepLaunch launch) {
   using Shape = StepShape<Rule, Types, kWide>;
-  extern __shared__ __align__(128) unsigned char shared[];
-  Codec<kWide>::Fill(shared);
-  const std::uint32_t lane = threadIdx.x % kLanes;
-  const std::uint32_t warp = threadIdx.x / kLanes;
-  const Codec<kWide> codec{SharedAddress(shared), 4 * lane};
+  const std::uint32_t lane = threadIdx.x;  // the block is 32 wide
+  const std::uint32_t warp = threadIdx.y;
+  Codec<kWide>::Fill(warp * kLanes + lane, Shape::kThreads);
+  const Codec<kWide> codec{4 * lane};
   StepWalk walk(launch, blockIdx.x * Shape::kWarps + warp, gridDim.x * Shape::kWarps);
-  unsigned char* const slots = shared + Shape::SlotsAt(warp);
+  unsigned char* const slots = step_shared + Shape::SlotsAt(warp);
   for (std::uint32_t s = 0; s < Shape::kSlots; ++s) {
     Fetch<Rule, Types, kWide>(launch, walk, slots + s * Shape::kSlotBytes, lane);
   }

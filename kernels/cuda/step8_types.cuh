@@ -19,6 +19,16 @@ __device__ __forceinline__ std::uint32_t FirstOf(std::uint32_t lane, int group) 
                 : 8 * lane + 4 * static_cast<std::uint32_t>(group);
 }
 
+// A store to device memory: the compiler cannot know that a pointer from shared memory leads there.
+template <typename T>
+__device__ __forceinline__ void StoreGlobal(T* at, T value) {
+#ifdef BITPAGER_LAB_STREAMING
+  __stcs(at, value);
+#else
+  __stwb(at, value);
+#endif
+}
+
 struct Four {
   std::uint32_t words[4];  // two are used by 16-bit elements
 };
@@ -55,9 +65,9 @@ __device__ __forceinline__ Four LoadWide(const unsigned char* at, bool four_byte
 }
 __device__ __forceinline__ void StoreWide(std::byte* at, const Four& in, bool four_bytes) {
   if (four_bytes) {
-    *reinterpret_cast<uint4*>(at) = make_uint4(in.words[0], in.words[1], in.words[2], in.words[3]);
+    StoreGlobal(reinterpret_cast<uint4*>(at), make_uint4(in.words[0], in.words[1], in.words[2], in.words[3]));
   } else {
-    *reinterpret_cast<uint2*>(at) = make_uint2(in.words[0], in.words[1]);
+    StoreGlobal(reinterpret_cast<uint2*>(at), make_uint2(in.words[0], in.words[1]));
   }
 }
 
@@ -66,6 +76,8 @@ template <DType kType>
 struct SameTypes {
   static constexpr std::uint32_t kMostBytes = kType == DType::kF32 ? 4 : 2;  // of an element
   static constexpr bool kSplit = kType == DType::kF32;
+  static constexpr std::uint32_t kWarps = kType == DType::kF32 ? 24 : 32;  // of a wide thread block
+  static constexpr std::uint32_t kSlots = 2;                               // of such a warp
 
   __device__ static constexpr std::uint32_t ParamBytes(std::uint32_t) { return kMostBytes; }
   __device__ static constexpr std::uint32_t GradBytes(std::uint32_t) { return kMostBytes; }
@@ -89,8 +101,8 @@ struct SameTypes {
 #pragma unroll
       for (int h = 0; h < 2; ++h) StoreWide(at + 4 * FirstOf<true>(lane, h), in[h], true);
     } else {
-      reinterpret_cast<uint4*>(at)[lane] =
-          make_uint4(in[0].words[0], in[0].words[1], in[1].words[0], in[1].words[1]);
+      StoreGlobal(reinterpret_cast<uint4*>(at) + lane,
+                  make_uint4(in[0].words[0], in[0].words[1], in[1].words[0], in[1].words[1]));
     }
   }
 };
@@ -99,6 +111,8 @@ struct SameTypes {
 struct AnyTypes {
   static constexpr std::uint32_t kMostBytes = 4;
   static constexpr bool kSplit = true;
+  static constexpr std::uint32_t kWarps = 24;
+  static constexpr std::uint32_t kSlots = 2;
 
   __device__ static std::uint32_t Bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
   __device__ static std::uint32_t ParamBytes(std::uint32_t mode) { return Bytes(StepMode::Param(mode)); }

@@ -131,17 +131,15 @@ struct CodecLayout<false> {
   static constexpr std::uint32_t kEnd = kDecode + 2 * 1024;
 };
 
-__device__ __forceinline__ std::uint32_t SharedAddress(const void* at) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+// The thread block's shared memory: the tables, and what the kernel keeps in the room they leave. Reads by
+// the symbol itself, so that its address is part of the instruction.
+extern __shared__ __align__(128) unsigned char step_shared[];
+
+__device__ __forceinline__ std::uint32_t TableWord(int at) {
+  return *reinterpret_cast<const std::uint32_t*>(step_shared + at);
 }
-// Table reads: nothing writes there, so they need no order with other memory.
-__device__ __forceinline__ std::uint32_t TableWord(std::uint32_t address) {
-  std::uint32_t word;
-  asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
-  return word;
-}
-__device__ __forceinline__ float TableFloat(std::uint32_t address) {
-  return __uint_as_float(TableWord(address));
+__device__ __forceinline__ float TableFloat(int at) {
+  return *reinterpret_cast<const float*>(step_shared + at);
 }
 __device__ __forceinline__ std::uint32_t Permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   std::uint32_t word;
@@ -154,24 +152,23 @@ template <bool kWide>
 struct Codec {
   using Layout = CodecLayout<kWide>;
 
-  std::uint32_t base;       // shared address of the tables
   std::uint32_t lane_byte;  // 4 * lane
 
   // All threads of the block take part; a barrier must follow before the first use.
-  __device__ static void Fill(unsigned char* shared) {
-    auto* negative = reinterpret_cast<std::uint32_t*>(shared + Layout::kNegative);
-    auto* positive = reinterpret_cast<std::uint32_t*>(shared + Layout::kPositive);
-    auto* magnitude = reinterpret_cast<std::uint32_t*>(shared + Layout::kMagnitude);
-    for (std::uint32_t i = threadIdx.x; i < kUnsignedBins; i += blockDim.x) {
+  __device__ static void Fill(std::uint32_t thread, std::uint32_t threads) {
+    auto* negative = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kNegative);
+    auto* positive = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kPositive);
+    auto* magnitude = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kMagnitude);
+    for (std::uint32_t i = thread; i < kUnsignedBins; i += threads) {
       if (i < kSignedBins) {
         negative[i] = kCodec.negative[i];
         positive[i] = kCodec.positive[i];
       }
       magnitude[i] = kCodec.magnitude[i];
     }
-    auto* decode = reinterpret_cast<float*>(shared + Layout::kDecode);
+    auto* decode = reinterpret_cast<float*>(step_shared + Layout::kDecode);
     constexpr std::uint32_t kWords = kWide ? 256 * 64 : 2 * 256;
-    for (std::uint32_t i = threadIdx.x; i < kWords; i += blockDim.x) {
+    for (std::uint32_t i = thread; i < kWords; i += threads) {
       decode[i] = kWide ? kCodec.map[i / 32 % 2][i / 64] : kCodec.map[i / 256][i % 256];
     }
   }
@@ -180,11 +177,11 @@ struct Codec {
   template <int k>
   __device__ __forceinline__ float Decode(std::uint32_t codes, int byte) const {
     if constexpr (kWide) {
-      return TableFloat(Permute(codes, lane_byte, 0x5504U | (static_cast<std::uint32_t>(byte) << 4)) + base +
-                        Layout::kDecode + 128 * k);
+      const std::uint32_t at = Permute(codes, lane_byte, 0x5504U | (static_cast<std::uint32_t>(byte) << 4));
+      return TableFloat(static_cast<int>(at + Layout::kDecode + 128 * k));
     } else {
       const std::uint32_t code = (codes >> (8 * byte)) & 0xFFU;
-      return TableFloat(4 * code + base + Layout::kDecode + 1024 * k);
+      return TableFloat(static_cast<int>(4 * code + Layout::kDecode + 1024 * k));
     }
   }
 
@@ -193,16 +190,16 @@ struct Codec {
     const std::uint32_t bits = __float_as_uint(x);
     if constexpr (kWide) {  // the sign, shifted in, moves the address down by kNegativeGap
       const int at = (static_cast<int>(bits) >> (kSignedShift - 2)) & ~3;
-      return TableWord(static_cast<std::uint32_t>(at) + base + Layout::kPositive) + bits;
+      return TableWord(at + static_cast<int>(Layout::kPositive)) + bits;
     } else {
       const std::uint32_t at = (bits >> (kSignedShift - 2)) & 0xFFFCU;
       const std::uint32_t table = bits >> 31 != 0 ? Layout::kNegative : Layout::kPositive;
-      return TableWord(at + base + table) + bits;
+      return TableWord(static_cast<int>(at + table)) + bits;
     }
   }
   __device__ __forceinline__ std::uint32_t EncodeMagnitude(float x) const {
     const std::uint32_t bits = __float_as_uint(x);
-    return TableWord(((bits >> (kUnsignedShift - 2)) & ~3U) + base + Layout::kMagnitude) + bits;
+    return TableWord(static_cast<int>(((bits >> (kUnsignedShift - 2)) & ~3U) + Layout::kMagnitude)) + bits;
   }
 
   // Codes of four scaled values, the first in the low byte.

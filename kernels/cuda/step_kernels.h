@@ -22,9 +22,12 @@ inline constexpr int kStepTypes = 3;
 [[nodiscard]] wire::Status ZeroFreshPages(LaunchContext& context, const optim8bit::StateLayout& layout,
                                           const std::vector<StepSpan>& spans);
 
-// Units a warp takes in a row: more, the longer the launch, so that it searches its span seldom.
+// Units a warp takes in a row, as a power of two: more, the longer the launch. It then searches its span
+// seldom and writes whole sectors of absmaxes.
 [[nodiscard]] constexpr std::uint32_t RunShift(std::uint64_t units, std::uint64_t warps) {
-  return units >= 64 * warps ? 2 : (units >= 16 * warps ? 1 : 0);
+  std::uint32_t shift = 0;
+  while (shift < 4 && units >= (std::uint64_t{8} << shift) * warps) ++shift;
+  return shift;
 }
 
 }  // namespace bitpager::kernels::cuda

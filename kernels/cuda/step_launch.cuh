@@ -21,21 +21,21 @@ struct alignas(16) StepEntry {
   float* absmax;      // likewise; unused for 32-bit states
   std::byte* param;   // of the first element
   const std::byte* grad;
-  std::uint64_t elements;
   std::uint32_t first;  // number of the first unit in the launch
-  std::uint32_t tensor;
+  std::uint32_t units;
+  std::uint32_t fast_units;  // of these, from the first: aligned and full
+  std::uint32_t tail;        // elements of the last unit
+  std::uint32_t mode;        // see StepMode
   std::uint32_t hyper;
-  std::uint32_t mode;  // see StepMode
+  std::uint32_t tensor;
 };
 static_assert(sizeof(StepEntry) == 64);
 
-// param dtype | grad dtype << 8 | kAligned: both pointers are aligned to 16 bytes.
+// param dtype | grad dtype << 8, and of a unit kFast.
 struct StepMode {
-  static constexpr std::uint32_t kAligned = 1U << 16;
-  static constexpr std::uint32_t kFast = 1U << 17;  // of a unit: aligned and full
-  __host__ __device__ static constexpr std::uint32_t Of(wire::DType param, wire::DType grad, bool aligned) {
-    return static_cast<std::uint32_t>(param) | static_cast<std::uint32_t>(grad) << 8 |
-           (aligned ? kAligned : 0);
+  static constexpr std::uint32_t kFast = 1U << 16;
+  __host__ __device__ static constexpr std::uint32_t Of(wire::DType param, wire::DType grad) {
+    return static_cast<std::uint32_t>(param) | static_cast<std::uint32_t>(grad) << 8;
   }
   __host__ __device__ static constexpr wire::DType Param(std::uint32_t mode) {
     return static_cast<wire::DType>(mode & 0xFFU);
@@ -44,6 +44,27 @@ struct StepMode {
     return static_cast<wire::DType>(mode >> 8 & 0xFFU);
   }
 };
+
+// The entry of a span whose first unit is number `first` of the launch.
+[[nodiscard]] inline StepEntry EntryOf(const optim8bit::StateLayout& layout, const StepSpan& span,
+                                       std::uint32_t first) {
+  const std::uint32_t unit_bytes = layout.bits == wire::StateBits::k8 ? kBlock : 4 * kBlock;
+  const bool aligned =
+      (reinterpret_cast<std::uintptr_t>(span.param) | reinterpret_cast<std::uintptr_t>(span.grad)) % 16 == 0;
+  StepEntry entry{};
+  entry.states = span.page + std::uint64_t{span.first_unit} * unit_bytes;
+  entry.absmax = reinterpret_cast<float*>(span.page + layout.absmax_offset) + span.first_unit;
+  entry.param = static_cast<std::byte*>(span.param);
+  entry.grad = static_cast<const std::byte*>(span.grad);
+  entry.first = first;
+  entry.units = span.units;
+  entry.fast_units = aligned ? static_cast<std::uint32_t>(span.elements / kBlock) : 0;
+  entry.tail = static_cast<std::uint32_t>(span.elements - (span.units - 1) * std::uint64_t{kBlock});
+  entry.mode = StepMode::Of(span.param_dtype, span.grad_dtype);
+  entry.hyper = span.hyper;
+  entry.tensor = span.tensor;
+  return entry;
+}
 
 // One launch over `units` units of `spans` spans. `firsts[s]` repeats entries[s].first, for the search.
 struct StepLaunch {
@@ -87,23 +108,21 @@ class StepWalk {
   __device__ StepWalk(const StepLaunch& launch, std::uint32_t warp, std::uint32_t warps)
       : unit_(warp << launch.run_shift), jump_((warps - 1) << launch.run_shift) {}
 
-  // The next unit; its `elements` is 0 when none is left. `code_bytes`: of a unit's states in its plane.
+  // The next unit; its `elements` is 0 when none is left. `state_bytes`: of a unit in a plane of states.
+  template <typename Types>
   __device__ __forceinline__ StepUnit Next(const StepLaunch& launch, std::uint32_t lane,
-                                           std::uint32_t code_bytes) {
+                                           std::uint32_t state_bytes) {
     StepUnit out{};
     if (unit_ >= launch.units) return out;
     if (unit_ >= end_) Seek(launch, lane);
-    const StepEntry& entry = launch.entries[span_];
+    const StepEntry entry = launch.entries[span_];
     const std::uint32_t at = unit_ - entry.first;
-    const std::uint64_t element = std::uint64_t{at} * kBlock;
-    const std::uint64_t left = entry.elements - element;
-    out.elements = left < kBlock ? static_cast<std::uint32_t>(left) : kBlock;
-    out.mode = entry.mode;
-    if ((entry.mode & StepMode::kAligned) != 0 && left >= kBlock) out.mode |= StepMode::kFast;
-    out.states = entry.states + std::uint64_t{at} * code_bytes;
+    out.elements = at + 1 == entry.units ? entry.tail : kBlock;
+    out.mode = entry.mode | (at < entry.fast_units ? StepMode::kFast : 0);
+    out.states = entry.states + std::uint64_t{at} * state_bytes;
     out.absmax = entry.absmax + at;
-    out.param = entry.param + element * (StepMode::Param(entry.mode) == wire::DType::kF32 ? 4 : 2);
-    out.grad = entry.grad + element * (StepMode::Grad(entry.mode) == wire::DType::kF32 ? 4 : 2);
+    out.param = entry.param + std::uint64_t{at} * (kBlock * Types::ParamBytes(entry.mode));
+    out.grad = entry.grad + std::uint64_t{at} * (kBlock * Types::GradBytes(entry.mode));
     out.hyper = entry.hyper;
     out.tensor = entry.tensor;
     ++unit_;

@@ -22,6 +22,19 @@ __device__ __forceinline__ float* ValueAt(const StepLaunch& launch, const StepUn
   return reinterpret_cast<float*>(unit.states + std::uint64_t{launch.plane_bytes} * k);
 }
 
+__device__ __forceinline__ void LoadParts(const std::byte* at, std::uint32_t bytes, Four (&out)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (bytes == 4) {
+      const uint4 w = *reinterpret_cast<const uint4*>(at + 512 * h);
+      out[h] = {w.x, w.y, w.z, w.w};
+    } else {
+      const uint2 w = *reinterpret_cast<const uint2*>(at + 256 * h);
+      out[h] = {w.x, w.y, 0, 0};
+    }
+  }
+}
+
 // Updates one parameter, rounded as `dtype` in between and not yet at the end.
 template <typename Rule>
 __device__ __forceinline__ float UpdateRounded(const Hyper& hyper, DType dtype, float p, float g, float* m,
@@ -37,13 +50,14 @@ __device__ __forceinline__ float UpdateRounded(const Hyper& hyper, DType dtype, 
 template <typename Rule>
 __device__ __forceinline__ void StepFullUnit(const StepLaunch& launch, const StepUnit& unit,
                                              const Hyper& hyper, std::uint32_t lane) {
-  const auto* const param_in = reinterpret_cast<const unsigned char*>(unit.param);
-  const auto* const grad_in = reinterpret_cast<const unsigned char*>(unit.grad);
+  const std::uint32_t param_bytes = AnyTypes::ParamBytes(unit.mode);
+  const std::uint32_t grad_bytes = AnyTypes::GradBytes(unit.mode);
+  std::byte* const param_at = unit.param + AnyTypes::LaneOffset(param_bytes, lane);
   Four param[2];
   Four grad[2];
   float4 state[Rule::kStates][2];
-  AnyTypes::Load(grad_in, AnyTypes::GradBytes(unit.mode), lane, grad);
-  AnyTypes::Load(param_in, AnyTypes::ParamBytes(unit.mode), lane, param);
+  LoadParts(unit.grad + AnyTypes::LaneOffset(grad_bytes, lane), grad_bytes, grad);
+  LoadParts(param_at, param_bytes, param);
 #pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) {
     for (int h = 0; h < 2; ++h) {
@@ -78,7 +92,7 @@ __device__ __forceinline__ void StepFullUnit(const StepLaunch& launch, const Ste
       reinterpret_cast<float4*>(ValueAt(launch, unit, k))[lane + kLanes * h] = state[k][h];
     }
   }
-  AnyTypes::Store(unit.param, AnyTypes::ParamBytes(unit.mode), lane, param);
+  AnyTypes::Store(param_at, param_bytes, param);
 }
 
 // A short or misaligned unit.
@@ -106,15 +120,18 @@ template <typename Rule>
 __global__ void __launch_bounds__(kWarps* kLanes, kBlocksEach)
     Step32Kernel(const __grid_constant__ StepLaunch launch) {
   const std::uint32_t lane = threadIdx.x % kLanes;
-  StepWalk walk(launch, blockIdx.x * kWarps + threadIdx.x / kLanes, gridDim.x * kWarps);
-  while (true) {
-    const StepUnit unit = walk.Next<AnyTypes>(launch, lane, kUnitBytes);
-    if (unit.elements == 0) break;
-    const Hyper hyper = launch.hypers[unit.hyper];
-    if ((unit.mode & StepMode::kFast) != 0) {
-      StepFullUnit<Rule>(launch, unit, hyper, lane);
-    } else {
-      StepOtherUnit<Rule>(launch, unit, hyper, lane);
+  StepWalk walk(launch, blockIdx.x * kWarps + threadIdx.x / kLanes);
+  StepSegment segment;
+  while (walk.Next(launch, lane, gridDim.x * kWarps, segment)) {
+    const StepEntry entry = launch.entries[segment.span];
+    const Hyper hyper = launch.hypers[entry.hyper];
+    for (std::uint32_t at = segment.first; at < segment.first + segment.units; ++at) {
+      const StepUnit unit = UnitOf<AnyTypes>(entry, at, kUnitBytes);
+      if (at < entry.fast_units) {
+        StepFullUnit<Rule>(launch, unit, hyper, lane);
+      } else {
+        StepOtherUnit<Rule>(launch, unit, hyper, lane);
+      }
     }
   }
 }

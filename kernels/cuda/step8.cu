@@ -10,43 +10,53 @@
 namespace bitpager::kernels::cuda {
 namespace {
 
+struct SharedLimits {
+  int most = 0;      // of a thread block
+  int reserved = 0;  // of it, before the block's own
+};
+
 template <typename Rule, typename Types, bool kWide>
-wire::Status Enqueue(LaunchContext& context, StepLaunch launch) {
+wire::Status Enqueue(LaunchContext& context, SharedLimits limits, StepLaunch launch) {
   using Shape = StepShape<Rule, Types, kWide>;
   const auto kernel = Step8Kernel<Rule, Types, kWide>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(Shape::kSharedBytes));
+  const int shared_bytes = static_cast<int>(Shape::kSharedEnd) - limits.reserved;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return StatusOf(error, "give the step kernel its shared memory");
   const auto most = static_cast<std::uint32_t>(context.multiprocessors()) * Shape::kBlocks;
   launch.run_shift = RunShift(launch.units, std::uint64_t{most} * Shape::kWarps);
   const std::uint32_t runs = ((launch.units - 1) >> launch.run_shift) + 1;
-  const std::uint32_t blocks = std::min(most, (runs - 1) / Shape::kWarps + 1);
-  kernel<<<blocks, dim3(kLanes, Shape::kWarps), Shape::kSharedBytes, context.stream()>>>(launch);
+  const std::uint32_t blocks = std::min(most, runs);
+  kernel<<<blocks, dim3(kLanes, Shape::kWarps), static_cast<std::size_t>(shared_bytes), context.stream()>>>(
+      launch);
   return LaunchStatus("8-bit step");
 }
 
 template <typename Rule>
 wire::Status EnqueueRule(LaunchContext& context, StepTypes types, const StepLaunch& launch) {
   int device = 0;
-  int shared_bytes = 0;
+  SharedLimits limits;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    error = cudaDeviceGetAttribute(&limits.most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&limits.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
   }
   if (error != cudaSuccess) return StatusOf(error, "ask for the shared memory of a multiprocessor");
   using Widest = StepShape<Rule, AnyTypes, true>;
-  if (shared_bytes < static_cast<int>(Widest::kSharedBytes)) {
-    return Enqueue<Rule, AnyTypes, false>(context, launch);
+  if (limits.most < static_cast<int>(Widest::kSharedEnd) - limits.reserved) {
+    return Enqueue<Rule, AnyTypes, false>(context, limits, launch);
   }
   switch (types) {
     case StepTypes::kF32:
-      return Enqueue<Rule, SameTypes<DType::kF32>, true>(context, launch);
+      return Enqueue<Rule, SameTypes<DType::kF32>, true>(context, limits, launch);
     case StepTypes::kBF16:
-      return Enqueue<Rule, SameTypes<DType::kBF16>, true>(context, launch);
+      return Enqueue<Rule, SameTypes<DType::kBF16>, true>(context, limits, launch);
     case StepTypes::kAny:
       break;
   }
-  return Enqueue<Rule, AnyTypes, true>(context, launch);
+  return Enqueue<Rule, AnyTypes, true>(context, limits, launch);
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
-// The step of 8-bit states, fused over all tensors of a launch. A persistent grid; each warp takes units of
-// 256 elements, 8 a lane, and works alone: asynchronous copies bring its next units (parameters, gradients,
-// codes, absmaxes) into its own slots of shared memory while it computes the current one in registers, so
-// that loads never wait for a register. Decode, update, absmax (warp reduction), exact encode and all stores
-// of a unit happen at once; nothing in the numbers depends on which warp takes a unit or when.
+// The step of 8-bit states, fused over all tensors of a launch. A persistent grid; each warp takes segments
+// of units of 256 elements, 8 a lane, and works alone: asynchronous copies bring its next units (parameters,
+// gradients, codes) into its own slots of shared memory while it computes the current one in registers, so
+// that loads never wait for a register. The absmaxes of a segment stay in registers, one unit a lane. Decode,
+// update, absmax (warp reduction), exact encode and all stores of a unit happen at once; nothing in the
+// numbers depends on which warp takes a unit or when.
 #pragma once
-
-#include <cuda_pipeline_primitives.h>
 
 #include <cstdint>
 
@@ -22,90 +21,42 @@ namespace bitpager::kernels::cuda {
 template <typename Rule, typename Types, bool kWide>
 struct StepShape {
   using Layout = CodecLayout<kWide>;
+  using Codes = CodeParts<Types::kSplit>;
   static constexpr std::uint32_t kWarps = kWide ? Types::kWarps : 8;
   static constexpr std::uint32_t kThreads = kWarps * kLanes;
   static constexpr std::uint32_t kSlots = kWide ? Types::kSlots : 1;
-  static constexpr std::uint32_t kBlocks = kWide ? 1 : 2;  // a multiprocessor, at least
-  // A slot: the unit, its absmaxes, then its data.
-  static constexpr std::uint32_t kAbsmaxAt = sizeof(StepUnit);
-  static constexpr std::uint32_t kParamAt = 64;
-  static constexpr std::uint32_t kGradAt = kParamAt + kBlock * Types::kMostBytes;
-  static constexpr std::uint32_t kCodesAt = kGradAt + kBlock * Types::kMostBytes;
+  static constexpr std::uint32_t kBlocks = kWide ? 1 : 2;               // a multiprocessor, at least
+  static constexpr std::uint32_t kGradAt = kBlock * Types::kMostBytes;  // in a slot, behind the parameters
+  static constexpr std::uint32_t kCodesAt = 2 * kGradAt;
   static constexpr std::uint32_t kSlotBytes = kCodesAt + kBlock * Rule::kStates;
   static constexpr std::uint32_t kWarpBytes = kSlots * kSlotBytes;
-  static constexpr std::uint32_t kInGap = (Layout::kPositive - Layout::kGapBegin) / kWarpBytes;  // warps
-  static constexpr std::uint32_t kSharedBytes =
-      Layout::kEnd + (kWarps > kInGap ? kWarps - kInGap : 0) * kWarpBytes;
 
+  // Warps whose slots fit into the rooms that the tables leave, and behind the tables.
+  static constexpr std::uint32_t kIn0 = Layout::kRoom0 / kWarpBytes;
+  static constexpr std::uint32_t kIn1 = Layout::kRoom1 / kWarpBytes;
+  static constexpr std::uint32_t kBehind = kWarps > kIn0 + kIn1 ? kWarps - kIn0 - kIn1 : 0;
+  // Of shared memory, from address 0: what lies before the block's own is not asked for.
+  static constexpr std::uint32_t kSharedEnd = Layout::kEnd + kBehind * kWarpBytes;
+
+  // Address of a warp's slots.
   __device__ static std::uint32_t SlotsAt(std::uint32_t warp) {
-    if constexpr (kInGap == 0) {
-      return Layout::kEnd + warp * kWarpBytes;
-    } else {
-      return warp < kInGap ? Layout::kGapBegin + warp * kWarpBytes
-                           : Layout::kEnd + (warp - kInGap) * kWarpBytes;
+    if constexpr (kWide) {
+      if (warp < kIn0) return Layout::kRoom0At + warp * kWarpBytes;
+      warp -= kIn0;
+      if (warp < kIn1) return Layout::kRoom1At + warp * kWarpBytes;
+      warp -= kIn1;
     }
+    return Layout::kEnd + warp * kWarpBytes;
   }
 };
 
-// Starts the copies of a unit into a slot.
-template <typename Rule, typename Types, bool kWide>
-__device__ __forceinline__ void Fetch(const StepLaunch& launch, StepWalk& walk, unsigned char* slot,
-                                      std::uint32_t lane) {
-  using Shape = StepShape<Rule, Types, kWide>;
-  const StepUnit unit = walk.Next<Types>(launch, lane, kBlock);
-  if (lane == 0) *reinterpret_cast<StepUnit*>(slot) = unit;
-  if ((unit.mode & StepMode::kFast) != 0) {
-    const std::uint32_t param_bytes = kBlock * Types::ParamBytes(unit.mode);
-    const std::uint32_t grad_bytes = kBlock * Types::GradBytes(unit.mode);
-#pragma unroll
-    for (std::uint32_t at = 0; at < kBlock * Types::kMostBytes; at += 16 * kLanes) {
-      const std::uint32_t mine = at + 16 * lane;
-      if (at < grad_bytes) {
-        __pipeline_memcpy_async(slot + Shape::kGradAt + mine, unit.grad + mine, 16);
-      }
-      if (at < param_bytes) {
-        __pipeline_memcpy_async(slot + Shape::kParamAt + mine, unit.param + mine, 16);
-      }
-    }
-    const std::uint32_t k = lane / 16;  // half a warp copies a state's codes
-    if (k < Rule::kStates) {
-      __pipeline_memcpy_async(slot + Shape::kCodesAt + 16 * lane,
-                              unit.states + k * launch.plane_bytes + 16 * (lane % 16), 16);
-    }
-    if (lane < Rule::kStates) {
-      __pipeline_memcpy_async(slot + Shape::kAbsmaxAt + 4 * lane, unit.absmax + lane * launch.absmax_stride,
-                              4);
-    }
-  }
-  __pipeline_commit();
-}
-
 // A fast unit of one lane, as it was fetched.
-template <typename Rule, typename Types, bool kWide>
+template <typename Rule>
 struct FetchedUnit {
-  using Shape = StepShape<Rule, Types, kWide>;
   Four param[2];
   Four grad[2];
   std::uint32_t codes[Rule::kStates][2];
   float absmax[Rule::kStates];
-
-  __device__ __forceinline__ void Load(const unsigned char* slot, std::uint32_t mode, std::uint32_t lane) {
-    Types::Load(slot + Shape::kParamAt, Types::ParamBytes(mode), lane, param);
-    Types::Load(slot + Shape::kGradAt, Types::GradBytes(mode), lane, grad);
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) {
-      const unsigned char* at = slot + Shape::kCodesAt + kBlock * k;
-      if constexpr (Types::kSplit) {
-        codes[k][0] = reinterpret_cast<const std::uint32_t*>(at)[lane];
-        codes[k][1] = reinterpret_cast<const std::uint32_t*>(at)[lane + kLanes];
-      } else {
-        const uint2 both = reinterpret_cast<const uint2*>(at)[lane];
-        codes[k][0] = both.x;
-        codes[k][1] = both.y;
-      }
-      absmax[k] = reinterpret_cast<const float*>(slot + Shape::kAbsmaxAt)[k];
-    }
-  }
 };
 
 // What a unit becomes.
@@ -126,12 +77,12 @@ __device__ __forceinline__ float GreaterOrNan(float a, float b) {
 #endif
 }
 
-template <bool kCareful, typename Rule, typename Types, bool kWide>
-__device__ __forceinline__ void UpdateUnit(const FetchedUnit<Rule, Types, kWide>& in, std::uint32_t mode,
+template <bool kCareful, typename Types, typename Rule, bool kWide>
+__device__ __forceinline__ void UpdateUnit(const FetchedUnit<Rule>& in, std::uint32_t mode,
                                            const Hyper& hyper, const Codec<kWide>& codec,
                                            UpdatedUnit<Rule>& out) {
   const bool decays = hyper.decay != 1.0F;
-  float greatest[Rule::kStates] = {};
+  float greatest[Rule::kStates];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float p[4];
@@ -150,10 +101,10 @@ __device__ __forceinline__ void UpdateUnit(const FetchedUnit<Rule, Types, kWide>
       if constexpr (Rule::kStates == 2) v = codec.template Decode<1>(in.codes[1][h], i) * in.absmax[1];
       p[i] = Rule::template Update<kCareful>(hyper, p[i], g[i], &m, &v);
       out.state[0][4 * h + i] = m;
-      greatest[0] = GreaterOrNan(greatest[0], fabsf(m));
+      greatest[0] = h + i == 0 ? fabsf(m) : GreaterOrNan(greatest[0], fabsf(m));
       if constexpr (Rule::kStates == 2) {
         out.state[1][4 * h + i] = v;
-        greatest[1] = GreaterOrNan(greatest[1], v);
+        greatest[1] = h + i == 0 ? v : GreaterOrNan(greatest[1], v);
       }
     }
     if (!Rule::kDecayFirst && decays) {
@@ -179,68 +130,160 @@ __device__ __forceinline__ void LiftTiny(UpdatedUnit<Rule>& unit, float (&absmax
   }
 }
 
-template <typename Types, typename Rule, bool kWide>
-__device__ __forceinline__ void StoreUnit(const StepLaunch& launch, const StepUnit& unit,
-                                          const UpdatedUnit<Rule>& now, const float (&absmax)[Rule::kStates],
-                                          const Codec<kWide>& codec, std::uint32_t lane) {
-  Types::Store(unit.param, Types::ParamBytes(unit.mode), lane, now.param);
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) {
-    const float inverse = ScaledInverse(absmax[k]);
-    std::uint32_t codes[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = FlushingProduct(now.state[k][4 * h + i], inverse);
-      codes[h] = k == 0 ? codec.EncodeSigned4(x) : codec.EncodeMagnitude4(x);
-    }
-    std::byte* const at = unit.states + k * launch.plane_bytes;
-    if constexpr (Types::kSplit) {
-      StoreGlobal(reinterpret_cast<std::uint32_t*>(at) + lane, codes[0]);
-      StoreGlobal(reinterpret_cast<std::uint32_t*>(at) + lane + kLanes, codes[1]);
-    } else {
-      StoreGlobal(reinterpret_cast<uint2*>(at) + lane, make_uint2(codes[0], codes[1]));
-    }
-  }
-}
-
-// False, with nothing stored, when the unit is one for the slow path.
+// Works through the fast units of a segment.
 template <typename Rule, typename Types, bool kWide>
-__device__ __forceinline__ bool StepFastUnit(const StepLaunch& launch, const StepUnit& unit,
-                                             const FetchedUnit<Rule, Types, kWide>& in, const Hyper& hyper,
-                                             const Codec<kWide>& codec, std::uint32_t lane) {
-  UpdatedUnit<Rule> now;
-  if (Rule::NeedsCare(hyper)) {
-    UpdateUnit<true>(in, unit.mode, hyper, codec, now);
-  } else {
-    UpdateUnit<false>(in, unit.mode, hyper, codec, now);
-  }
-  std::uint32_t bits[Rule::kStates];
-  float absmax[Rule::kStates];
-  bool usual = true;
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) {
-    bits[k] = WarpMax(now.greatest[k]);
-    absmax[k] = __uint_as_float(bits[k]);
-    usual = usual && IsUsual(bits[k]);
-  }
-  if (!usual) {
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) {
-      if (bits[k] > kGreatestUsual) return false;
-    }
-    LiftTiny<Rule>(now, absmax);
-  }
-  StoreUnit<Types>(launch, unit, now, absmax, codec, lane);
-  if (lane == 0) {
+class FastUnits {
+ public:
+  using Shape = StepShape<Rule, Types, kWide>;
+  using Codes = typename Shape::Codes;
+
+  // `count` units of span `span` from unit `first` on; this warp's slots begin at `slots`.
+  __device__ __forceinline__ FastUnits(const StepLaunch& launch, std::uint32_t span, std::uint32_t first,
+                                       std::uint32_t count, const Codec<kWide>& codec, std::uint32_t lane,
+                                       std::uint32_t slots)
+      : launch_(launch), codec_(codec), span_(span), first_(first), count_(count), lane_(lane) {
+    const StepEntry& entry = launch.entries[span];
+    const StepUnit unit = UnitOf<Types>(entry, first, kBlock);
+    mode_ = entry.mode;
+    hyper_ = launch.hypers[entry.hyper];
+    const std::uint32_t param_offset = Types::LaneOffset(Types::ParamBytes(mode_), lane);
+    const std::uint32_t grad_offset = Types::LaneOffset(Types::GradBytes(mode_), lane);
+    param_ = unit.param + param_offset;
+    grad_ = unit.grad + grad_offset;
+    param_slot_ = slots + param_offset;
+    grad_slot_ = slots + Shape::kGradAt + grad_offset;
+    codes_slot_ = slots + Shape::kCodesAt + Codes::LaneOffset(lane);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) {
-      StoreGlobal(unit.absmax + k * launch.absmax_stride, __uint_as_float(bits[k]));
+      codes_[k] = unit.states + std::uint64_t{launch.plane_bytes} * k + Codes::LaneOffset(lane);
+      if (lane < count) absmax_[k] = unit.absmax[k * launch.absmax_stride + lane];
     }
   }
-  return true;
-}
+
+  __device__ __forceinline__ void Run() {
+#pragma unroll
+    for (std::uint32_t i = 0; i < Shape::kSlots; ++i) Fetch(i, i * Shape::kSlotBytes);
+    std::uint32_t slot = 0;
+#pragma unroll 1
+    for (std::uint32_t i = 0; i < count_; ++i) {
+      AwaitCopies<Shape::kSlots - 1>();
+      FetchedUnit<Rule> in;
+      Load(i, slot, in);
+      Fetch(i + Shape::kSlots, slot);
+      if (!Step(i, in)) StepSlowly(i);
+      slot = slot + Shape::kSlotBytes == Shape::kWarpBytes ? 0 : slot + Shape::kSlotBytes;
+    }
+    if (lane_ >= count_) return;
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) *AbsmaxAt(k, lane_) = absmax_[k];
+  }
+
+ private:
+  // Starts the copies of unit i, if there is one.
+  __device__ __forceinline__ void Fetch(std::uint32_t i, std::uint32_t slot) {
+    if (i < count_) {
+      const std::uint32_t param_bytes = Types::ParamBytes(mode_);
+      const std::uint32_t grad_bytes = Types::GradBytes(mode_);
+      Types::Fetch(grad_slot_ + slot, grad_ + i * (kBlock * grad_bytes), grad_bytes);
+      Types::Fetch(param_slot_ + slot, param_ + i * (kBlock * param_bytes), param_bytes);
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k) {
+        Codes::Fetch(codes_slot_ + slot + kBlock * k, codes_[k] + i * kBlock);
+      }
+    }
+    EndOfCopies();
+  }
+
+  __device__ __forceinline__ void Load(std::uint32_t i, std::uint32_t slot, FetchedUnit<Rule>& in) const {
+    Types::Load(param_slot_ + slot, Types::ParamBytes(mode_), in.param);
+    Types::Load(grad_slot_ + slot, Types::GradBytes(mode_), in.grad);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      Codes::Load(codes_slot_ + slot + kBlock * k, in.codes[k]);
+      in.absmax[k] = __shfl_sync(kWholeWarp, absmax_[k], static_cast<int>(i));
+    }
+  }
+
+  // False, with nothing stored, when the unit is one for the slow path.
+  __device__ __forceinline__ bool Step(std::uint32_t i, const FetchedUnit<Rule>& in) {
+    UpdatedUnit<Rule> now;
+    if (Rule::NeedsCare(hyper_)) {
+      UpdateUnit<true, Types>(in, mode_, hyper_, codec_, now);
+    } else {
+      UpdateUnit<false, Types>(in, mode_, hyper_, codec_, now);
+    }
+    std::uint32_t bits[Rule::kStates];
+    float absmax[Rule::kStates];
+    std::uint32_t above_least = 0;
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      bits[k] = WarpMax(now.greatest[k]);
+      absmax[k] = __uint_as_float(bits[k]);
+      above_least = max(above_least, bits[k] - kLeastUsual);
+    }
+    if (above_least > kGreatestUsual - kLeastUsual) {
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k) {
+        if (bits[k] > kGreatestUsual) return false;
+      }
+      LiftTiny<Rule>(now, absmax);
+    }
+    Store(i, now, absmax);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      if (lane_ == i) absmax_[k] = __uint_as_float(bits[k]);
+    }
+    return true;
+  }
+
+  __device__ __forceinline__ void Store(std::uint32_t i, const UpdatedUnit<Rule>& now,
+                                        const float (&absmax)[Rule::kStates]) const {
+    const std::uint32_t param_bytes = Types::ParamBytes(mode_);
+    Types::Store(param_ + i * (kBlock * param_bytes), param_bytes, now.param);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      const float inverse = ScaledInverse(absmax[k]);
+      std::uint32_t codes[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[j] = FlushingProduct(now.state[k][4 * h + j], inverse);
+        codes[h] = k == 0 ? codec_.EncodeSigned4(x) : codec_.EncodeMagnitude4(x);
+      }
+      Codes::Store(codes_[k] + i * kBlock, codes);
+    }
+  }
+
+  // The slow path keeps the absmaxes in memory.
+  __device__ __forceinline__ void StepSlowly(std::uint32_t i) {
+    StepSlowUnit<Rule, Types>(launch_, span_, first_ + i, codec_, lane_);
+    if (lane_ != i) return;
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) absmax_[k] = *AbsmaxAt(k, i);
+  }
+
+  __device__ float* AbsmaxAt(int k, std::uint32_t i) const {
+    return launch_.entries[span_].absmax + k * launch_.absmax_stride + first_ + i;
+  }
+
+  const StepLaunch& launch_;
+  const Codec<kWide>& codec_;
+  std::uint32_t span_;
+  std::uint32_t first_;
+  std::uint32_t count_;
+  std::uint32_t lane_;
+  std::uint32_t mode_;
+  Hyper hyper_;
+  // This lane's part of unit 0, and its place in a slot.
+  std::byte* param_;
+  const std::byte* grad_;
+  std::byte* codes_[Rule::kStates];
+  std::uint32_t param_slot_;
+  std::uint32_t grad_slot_;
+  std::uint32_t codes_slot_;
+  float absmax_[Rule::kStates];  // of unit `lane`
+};
 
 template <typename Rule, typename Types, bool kWide>
 __global__ void __launch_bounds__(StepShape<Rule, Types, kWide>::kThreads,
@@ -249,34 +292,24 @@ __global__ void __launch_bounds__(StepShape<Rule, Types, kWide>::kThreads,
   using Shape = StepShape<Rule, Types, kWide>;
   const std::uint32_t lane = threadIdx.x;  // the block is 32 wide
   const std::uint32_t warp = threadIdx.y;
+  CheckSharedBegin();
   Codec<kWide>::Fill(warp * kLanes + lane, Shape::kThreads);
-  const Codec<kWide> codec{4 * lane};
-  StepWalk walk(launch, blockIdx.x * Shape::kWarps + warp, gridDim.x * Shape::kWarps);
-  unsigned char* const slots = step_shared + Shape::SlotsAt(warp);
-  for (std::uint32_t s = 0; s < Shape::kSlots; ++s) {
-    Fetch<Rule, Types, kWide>(launch, walk, slots + s * Shape::kSlotBytes, lane);
-  }
   __syncthreads();
-  Hyper hyper;
-  std::uint32_t hyper_index = ~0U;
-  for (std::uint32_t turn = 0;; turn = turn + 1 < Shape::kSlots ? turn + 1 : 0) {
-    unsigned char* const slot = slots + turn * Shape::kSlotBytes;
-    __pipeline_wait_prior(Shape::kSlots - 1);
-    __syncwarp();
-    const StepUnit unit = *reinterpret_cast<const StepUnit*>(slot);
-    if (unit.elements == 0) break;
-    FetchedUnit<Rule, Types, kWide> in;
-    in.Load(slot, unit.mode, lane);
-    __syncwarp();
-    Fetch<Rule, Types, kWide>(launch, walk, slot, lane);
-    if (unit.hyper != hyper_index) {
-      hyper_index = unit.hyper;
-      hyper = launch.hypers[hyper_index];
+  const Codec<kWide> codec(lane);
+  // Neighbouring segments go to different multiprocessors, so that the last round loads all of them alike.
+  StepWalk walk(launch, warp * gridDim.x + blockIdx.x);
+  StepSegment segment;
+  while (walk.Next(launch, lane, gridDim.x * Shape::kWarps, segment)) {
+    const std::uint32_t end = segment.first + segment.units;
+    const std::uint32_t fast_end = min(launch.entries[segment.span].fast_units, end);
+    std::uint32_t at = segment.first;
+    if (at < fast_end) {
+      FastUnits<Rule, Types, kWide>(launch, segment.span, at, fast_end - at, codec, lane,
+                                    Shape::SlotsAt(warp))
+          .Run();
+      at = fast_end;
     }
-    if ((unit.mode & StepMode::kFast) != 0 && StepFastUnit<Rule>(launch, unit, in, hyper, codec, lane)) {
-      continue;
-    }
-    StepSlowUnit<Rule>(launch, unit, hyper, codec);
+    for (; at < end; ++at) StepSlowUnit<Rule, Types>(launch, segment.span, at, codec, lane);
   }
 }
 

@@ -53,8 +53,8 @@ template <typename Rule, bool kWide>
 class SlowUnit {
  public:
   __device__ SlowUnit(const StepLaunch& launch, const StepUnit& unit, const Hyper& hyper,
-                      const Codec<kWide>& codec)
-      : launch_(launch), unit_(unit), hyper_(hyper), codec_(codec), lane_(codec.lane_byte / 4) {
+                      const Codec<kWide>& codec, std::uint32_t lane)
+      : launch_(launch), unit_(unit), hyper_(hyper), codec_(codec), lane_(lane) {
     old_[0] = *unit.absmax;
     old_[1] = Rule::kStates == 2 ? unit.absmax[launch.absmax_stride] : 0.0F;
   }
@@ -124,11 +124,13 @@ class SlowUnit {
   float old_[2];  // absmaxes before the step; read by all lanes before lane 0 writes the new ones
 };
 
-// Arguments by value: the caller keeps its own in registers.
-template <typename Rule, bool kWide>
-__device__ __noinline__ void StepSlowUnit(const StepLaunch& launch, StepUnit unit, Hyper hyper,
-                                          Codec<kWide> codec) {
-  SlowUnit<Rule, kWide>(launch, unit, hyper, codec).Run();
+// Unit `at` of a span. Arguments by value: the caller keeps its own in registers.
+template <typename Rule, typename Types, bool kWide>
+__device__ __noinline__ void StepSlowUnit(const StepLaunch& launch, std::uint32_t span, std::uint32_t at,
+                                          Codec<kWide> codec, std::uint32_t lane) {
+  const StepEntry& entry = launch.entries[span];
+  const StepUnit unit = UnitOf<Types>(entry, at, kBlock);
+  SlowUnit<Rule, kWide>(launch, unit, launch.hypers[entry.hyper], codec, lane).Run();
   __syncwarp();
 }
 

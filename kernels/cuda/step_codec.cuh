@@ -11,8 +11,8 @@
 // also holds the sign rule of state 1 (never the code of zero).
 //
 // Decode. Wide form: row c of 256 bytes holds 32 copies of the signed and 32 of the unsigned entry, so each
-// lane reads its own bank, and one byte permute makes the address. Narrow form, for devices with little
-// shared memory: the plain maps.
+// lane reads its own bank, and one byte permute puts the code into the address. Narrow form, for devices with
+// little shared memory: the plain maps.
 #pragma once
 
 #include <cstdint>
@@ -108,38 +108,51 @@ static_assert(kChecked.one_boundary, "a bin holds two boundaries: more mantissa 
 
 static __device__ const CodecTables kCodec = internal::kChecked.tables;
 
-// Where a thread block keeps the tables, in bytes from the start of its shared memory, and the room that is
-// left between and behind them.
+// Shared memory by address: constants, so that they are part of the instructions. A thread block's own
+// begins at kSharedBegin or before (CheckSharedBegin).
+inline constexpr std::uint32_t kSharedBegin = 1024;
+
+extern __shared__ __align__(16) unsigned char step_shared[];
+
+__device__ __forceinline__ void CheckSharedBegin() {
+  if (__cvta_generic_to_shared(step_shared) > kSharedBegin) __trap();
+}
+
+// Where a thread block keeps the tables, and the room that is left between and behind them.
 template <bool kWide>
 struct CodecLayout;
 template <>
 struct CodecLayout<true> {
-  static constexpr std::uint32_t kNegative = 0;
+  static constexpr std::uint32_t kNegative = kSharedBegin;
   static constexpr std::uint32_t kPositive = kNegative + kNegativeGap;
   static constexpr std::uint32_t kMagnitude = kPositive + 4 * kSignedBins;
-  static constexpr std::uint32_t kDecode = kMagnitude + 4 * kUnsignedBins;  // rows of 256 bytes
-  static constexpr std::uint32_t kGapBegin = kNegative + 4 * kSignedBins;   // free up to kPositive
-  static constexpr std::uint32_t kEnd = kDecode + 256 * 256;                // free from here
+  static constexpr std::uint32_t kDecode = 0x20000;  // rows of 256 bytes; of the address, byte 1 is the code
+  static constexpr std::uint32_t kEnd = kDecode + 256 * 256;
+  static constexpr std::uint32_t kRoom0At = kNegative + 4 * kSignedBins;
+  static constexpr std::uint32_t kRoom0 = kPositive - kRoom0At;
+  static constexpr std::uint32_t kRoom1At = kMagnitude + 4 * kUnsignedBins;
+  static constexpr std::uint32_t kRoom1 = kDecode - kRoom1At;
 };
 template <>
 struct CodecLayout<false> {
-  static constexpr std::uint32_t kNegative = 0;
+  static constexpr std::uint32_t kNegative = kSharedBegin;
   static constexpr std::uint32_t kPositive = kNegative + 4 * kSignedBins;
   static constexpr std::uint32_t kMagnitude = kPositive + 4 * kSignedBins;
   static constexpr std::uint32_t kDecode = kMagnitude + 4 * kUnsignedBins;  // signed, then unsigned map
-  static constexpr std::uint32_t kGapBegin = kPositive;
   static constexpr std::uint32_t kEnd = kDecode + 2 * 1024;
+  static constexpr std::uint32_t kRoom0 = 0;
+  static constexpr std::uint32_t kRoom1 = 0;
 };
 
-// The thread block's shared memory: the tables, and what the kernel keeps in the room they leave. Reads by
-// the symbol itself, so that its address is part of the instruction.
-extern __shared__ __align__(128) unsigned char step_shared[];
-
-__device__ __forceinline__ std::uint32_t TableWord(int at) {
-  return *reinterpret_cast<const std::uint32_t*>(step_shared + at);
+// Not volatile: tables do not change behind the barrier.
+template <std::uint32_t kOffset>
+__device__ __forceinline__ std::uint32_t TableWord(std::uint32_t at) {
+  std::uint32_t word;
+  asm("ld.shared.u32 %0, [%1+%2];" : "=r"(word) : "r"(at), "n"(kOffset));
+  return word;
 }
-__device__ __forceinline__ float TableFloat(int at) {
-  return *reinterpret_cast<const float*>(step_shared + at);
+__device__ __forceinline__ void StoreTableWord(std::uint32_t at, std::uint32_t word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(word) : "memory");
 }
 __device__ __forceinline__ std::uint32_t Permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   std::uint32_t word;
@@ -152,24 +165,25 @@ template <bool kWide>
 struct Codec {
   using Layout = CodecLayout<kWide>;
 
-  std::uint32_t lane_byte;  // 4 * lane
+  std::uint32_t at_code_0;  // address of this lane's signed decode entry of code 0 (wide form)
+
+  __device__ explicit Codec(std::uint32_t lane) : at_code_0(Layout::kDecode + 4 * lane) {}
 
   // All threads of the block take part; a barrier must follow before the first use.
   __device__ static void Fill(std::uint32_t thread, std::uint32_t threads) {
-    auto* negative = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kNegative);
-    auto* positive = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kPositive);
-    auto* magnitude = reinterpret_cast<std::uint32_t*>(step_shared + Layout::kMagnitude);
+#pragma unroll 4  // several loads at once: small launches wait for this
     for (std::uint32_t i = thread; i < kUnsignedBins; i += threads) {
       if (i < kSignedBins) {
-        negative[i] = kCodec.negative[i];
-        positive[i] = kCodec.positive[i];
+        StoreTableWord(Layout::kNegative + 4 * i, kCodec.negative[i]);
+        StoreTableWord(Layout::kPositive + 4 * i, kCodec.positive[i]);
       }
-      magnitude[i] = kCodec.magnitude[i];
+      StoreTableWord(Layout::kMagnitude + 4 * i, kCodec.magnitude[i]);
     }
-    auto* decode = reinterpret_cast<float*>(step_shared + Layout::kDecode);
     constexpr std::uint32_t kWords = kWide ? 256 * 64 : 2 * 256;
+#pragma unroll 8
     for (std::uint32_t i = thread; i < kWords; i += threads) {
-      decode[i] = kWide ? kCodec.map[i / 32 % 2][i / 64] : kCodec.map[i / 256][i % 256];
+      const float entry = kWide ? kCodec.map[i / 32 % 2][i / 64] : kCodec.map[i / 256][i % 256];
+      StoreTableWord(Layout::kDecode + 4 * i, __float_as_uint(entry));
     }
   }
 
@@ -177,11 +191,11 @@ struct Codec {
   template <int k>
   __device__ __forceinline__ float Decode(std::uint32_t codes, int byte) const {
     if constexpr (kWide) {
-      const std::uint32_t at = Permute(codes, lane_byte, 0x5504U | (static_cast<std::uint32_t>(byte) << 4));
-      return TableFloat(static_cast<int>(at + Layout::kDecode + 128 * k));
+      const std::uint32_t at = Permute(codes, at_code_0, 0x7604U | (static_cast<std::uint32_t>(byte) << 4));
+      return __uint_as_float(TableWord<128 * k>(at));
     } else {
       const std::uint32_t code = (codes >> (8 * byte)) & 0xFFU;
-      return TableFloat(static_cast<int>(4 * code + Layout::kDecode + 1024 * k));
+      return __uint_as_float(TableWord<Layout::kDecode + 1024 * k>(4 * code));
     }
   }
 
@@ -189,17 +203,16 @@ struct Codec {
   __device__ __forceinline__ std::uint32_t EncodeSigned(float x) const {
     const std::uint32_t bits = __float_as_uint(x);
     if constexpr (kWide) {  // the sign, shifted in, moves the address down by kNegativeGap
-      const int at = (static_cast<int>(bits) >> (kSignedShift - 2)) & ~3;
-      return TableWord(at + static_cast<int>(Layout::kPositive)) + bits;
+      const int at = ((static_cast<int>(bits) >> (kSignedShift - 2)) + static_cast<int>(kNegativeGap)) & ~3;
+      return TableWord<Layout::kNegative>(static_cast<std::uint32_t>(at)) + bits;
     } else {
       const std::uint32_t at = (bits >> (kSignedShift - 2)) & 0xFFFCU;
-      const std::uint32_t table = bits >> 31 != 0 ? Layout::kNegative : Layout::kPositive;
-      return TableWord(static_cast<int>(at + table)) + bits;
+      return TableWord<0>(at + (bits >> 31 != 0 ? Layout::kNegative : Layout::kPositive)) + bits;
     }
   }
   __device__ __forceinline__ std::uint32_t EncodeMagnitude(float x) const {
     const std::uint32_t bits = __float_as_uint(x);
-    return TableWord(static_cast<int>(((bits >> (kUnsignedShift - 2)) & ~3U) + Layout::kMagnitude)) + bits;
+    return TableWord<Layout::kMagnitude>((bits >> (kUnsignedShift - 2)) & ~3U) + bits;
   }
 
   // Codes of four scaled values, the first in the low byte.

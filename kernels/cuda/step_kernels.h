@@ -22,11 +22,13 @@ inline constexpr int kStepTypes = 3;
 [[nodiscard]] wire::Status ZeroFreshPages(LaunchContext& context, const optim8bit::StateLayout& layout,
                                           const std::vector<StepSpan>& spans);
 
+inline constexpr std::uint32_t kMostRunShift = 5;
+
 // Units a warp takes in a row, as a power of two: more, the longer the launch. It then searches its span
-// seldom and writes whole sectors of absmaxes.
+// seldom and moves whole sectors of absmaxes.
 [[nodiscard]] constexpr std::uint32_t RunShift(std::uint64_t units, std::uint64_t warps) {
   std::uint32_t shift = 0;
-  while (shift < 4 && units >= (std::uint64_t{8} << shift) * warps) ++shift;
+  while (shift < kMostRunShift && units >= (std::uint64_t{8} << shift) * warps) ++shift;
   return shift;
 }
 

@@ -31,9 +31,8 @@ struct alignas(16) StepEntry {
 };
 static_assert(sizeof(StepEntry) == 64);
 
-// param dtype | grad dtype << 8, and of a unit kFast.
+// param dtype | grad dtype << 8.
 struct StepMode {
-  static constexpr std::uint32_t kFast = 1U << 16;
   __host__ __device__ static constexpr std::uint32_t Of(wire::DType param, wire::DType grad) {
     return static_cast<std::uint32_t>(param) | static_cast<std::uint32_t>(grad) << 8;
   }
@@ -81,17 +80,35 @@ struct StepLaunch {
 };
 
 // One unit: 256 elements or fewer, and where all of it lies.
-struct alignas(16) StepUnit {
+struct StepUnit {
   std::byte* states;
   float* absmax;
   std::byte* param;
   const std::byte* grad;
-  std::uint32_t elements;  // 0: no unit is left
+  std::uint32_t elements;
   std::uint32_t mode;
-  std::uint32_t hyper;
   std::uint32_t tensor;
 };
-static_assert(sizeof(StepUnit) == 48);
+
+// Unit `at` of a span; it has `state_bytes` in a plane of states.
+template <typename Types>
+__device__ __forceinline__ StepUnit UnitOf(const StepEntry& entry, std::uint32_t at,
+                                           std::uint32_t state_bytes) {
+  return {entry.states + std::uint64_t{at} * state_bytes,
+          entry.absmax + at,
+          entry.param + std::uint64_t{at} * (kBlock * Types::ParamBytes(entry.mode)),
+          entry.grad + std::uint64_t{at} * (kBlock * Types::GradBytes(entry.mode)),
+          at + 1 == entry.units ? entry.tail : kBlock,
+          entry.mode,
+          entry.tensor};
+}
+
+// Consecutive units of one span that a warp takes in a row: a lane each at most.
+struct StepSegment {
+  std::uint32_t span;
+  std::uint32_t first;  // unit of the span
+  std::uint32_t units;
+};
 
 __device__ __forceinline__ std::uint32_t WarpMax(std::uint32_t x) {
 #if __CUDA_ARCH__ >= 800
@@ -102,32 +119,21 @@ __device__ __forceinline__ std::uint32_t WarpMax(std::uint32_t x) {
 #endif
 }
 
-// The units of one warp, ascending. All lanes hold the same.
+// The segments of one warp, ascending. All lanes hold the same.
 class StepWalk {
  public:
-  __device__ StepWalk(const StepLaunch& launch, std::uint32_t warp, std::uint32_t warps)
-      : unit_(warp << launch.run_shift), jump_((warps - 1) << launch.run_shift) {}
+  __device__ StepWalk(const StepLaunch& launch, std::uint32_t warp) : unit_(warp << launch.run_shift) {}
 
-  // The next unit; its `elements` is 0 when none is left. `state_bytes`: of a unit in a plane of states.
-  template <typename Types>
-  __device__ __forceinline__ StepUnit Next(const StepLaunch& launch, std::uint32_t lane,
-                                           std::uint32_t state_bytes) {
-    StepUnit out{};
-    if (unit_ >= launch.units) return out;
+  // False when none is left. `warps`: that share the launch.
+  __device__ __forceinline__ bool Next(const StepLaunch& launch, std::uint32_t lane, std::uint32_t warps,
+                                       StepSegment& out) {
+    if (unit_ >= launch.units) return false;
     if (unit_ >= end_) Seek(launch, lane);
-    const StepEntry entry = launch.entries[span_];
-    const std::uint32_t at = unit_ - entry.first;
-    out.elements = at + 1 == entry.units ? entry.tail : kBlock;
-    out.mode = entry.mode | (at < entry.fast_units ? StepMode::kFast : 0);
-    out.states = entry.states + std::uint64_t{at} * state_bytes;
-    out.absmax = entry.absmax + at;
-    out.param = entry.param + std::uint64_t{at} * (kBlock * Types::ParamBytes(entry.mode));
-    out.grad = entry.grad + std::uint64_t{at} * (kBlock * Types::GradBytes(entry.mode));
-    out.hyper = entry.hyper;
-    out.tensor = entry.tensor;
-    ++unit_;
-    if ((unit_ & ((1U << launch.run_shift) - 1)) == 0) unit_ += jump_;
-    return out;
+    const std::uint32_t run_end = ((unit_ >> launch.run_shift) + 1) << launch.run_shift;
+    const std::uint32_t stop = min(run_end, end_);
+    out = {span_, unit_ - launch.firsts[span_], stop - unit_};
+    unit_ = stop == run_end ? stop + ((warps - 1) << launch.run_shift) : stop;
+    return true;
   }
 
  private:
@@ -147,7 +153,6 @@ class StepWalk {
   }
 
   std::uint32_t unit_;
-  std::uint32_t jump_;
   std::uint32_t span_ = 0;
   std::uint32_t end_ = 0;  // first unit behind the current span
 };

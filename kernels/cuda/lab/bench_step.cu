@@ -33,62 +33,86 @@ struct Cut : SameTypes<kType> {
   static constexpr std::uint32_t kWarps = kTheWarps;
   static constexpr std::uint32_t kSlots = kTheSlots;
 };
-// Neither decodes nor updates nor encodes much: what the memory side alone costs. Its numbers are wrong.
-struct NoMath {
-  static constexpr int kStates = 2;
-  static constexpr bool kDecayFirst = false;
-  __device__ static bool NeedsCare(const Hyper&) { return false; }
-  template <bool kCareful>
-  __device__ static float Update(const Hyper&, float p, float g, float* m, float* v) {
-    *m = g;
-    *v = g * g;
-    return p;
+
+// Moves the bytes of an 8-bit Adam step of bf16 and computes nothing: what memory alone allows.
+__global__ void __launch_bounds__(512, 3) MemoryKernel(const __grid_constant__ StepLaunch launch) {
+  using Types = SameTypes<DType::kBF16>;
+  const std::uint32_t lane = threadIdx.x;
+  StepWalk walk(launch, threadIdx.y * gridDim.x + blockIdx.x);
+  StepSegment segment;
+  while (walk.Next(launch, lane, gridDim.x * blockDim.y, segment)) {
+    const StepEntry entry = launch.entries[segment.span];
+#pragma unroll 2
+    for (std::uint32_t i = 0; i < segment.units; ++i) {
+      const StepUnit unit = UnitOf<Types>(entry, segment.first + i, kBlock);
+      auto* const param = reinterpret_cast<uint4*>(unit.param) + lane;
+      auto* const m = reinterpret_cast<uint2*>(unit.states) + lane;
+      auto* const v = reinterpret_cast<uint2*>(unit.states + launch.plane_bytes) + lane;
+      uint4 p = __ldcg(param);
+      const uint4 g = __ldcg(reinterpret_cast<const uint4*>(unit.grad) + lane);
+      uint2 a = __ldcg(m);
+      uint2 b = __ldcg(v);
+      p.x ^= g.x & 1;
+      p.w ^= g.w & 1;
+      a.x ^= 1;
+      b.x ^= 1;
+      __stcg(param, p);
+      __stcg(m, a);
+      __stcg(v, b);
+      if (lane == 0) {
+        unit.absmax[0] += 1;
+        unit.absmax[launch.absmax_stride] += 1;
+      }
+    }
   }
-};
+}
+void LaunchMemory(const StepLaunch& like) {
+  MemoryKernel<<<132 * 3, dim3(kLanes, 16)>>>(like);
+  Check(cudaGetLastError(), "launch");
+}
 
 template <typename Rule, typename Types, bool kWide>
 void Launch(const StepLaunch& like) {
   using Shape = StepShape<Rule, Types, kWide>;
+  constexpr int kShared = static_cast<int>(Shape::kSharedEnd) - 1024;
   const auto kernel = Step8Kernel<Rule, Types, kWide>;
-  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes),
-        "shared");
-  kernel<<<132 * Shape::kBlocks, dim3(kLanes, Shape::kWarps), Shape::kSharedBytes>>>(like);
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "shared");
+  kernel<<<132 * Shape::kBlocks, dim3(kLanes, Shape::kWarps), kShared>>>(like);
   Check(cudaGetLastError(), "launch");
 }
 
 struct Rung {
   const char* name;
   wire::Rule rule;
+  wire::StateBits bits;
   DType dtype;
-  bool exact;
+  bool exact;                         // compared with the reference
   void (*launch)(const StepLaunch&);  // null: LaunchStep, as the daemon calls it
   std::uint32_t run_shift;
 };
 
 constexpr DType kB = DType::kBF16;
 constexpr DType kF = DType::kF32;
+constexpr auto kAdam = wire::Rule::kAdam;
+constexpr auto kLion = wire::Rule::kLion;
+constexpr auto k8 = wire::StateBits::k8;
+constexpr auto k32 = wire::StateBits::k32;
 const Rung kRungs[] = {
-    {"adam-bf16", wire::Rule::kAdam, kB, true, nullptr, 0},
-    {"adam-bf16-no-math", wire::Rule::kAdam, kB, false, Launch<NoMath, SameTypes<kB>, true>, 4},
-    {"adam-bf16-no-math-run256", wire::Rule::kAdam, kB, false, Launch<NoMath, SameTypes<kB>, true>, 8},
-    {"adam-bf16-run1", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 0},
-    {"adam-bf16-run4", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 2},
-    {"adam-bf16-run8", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 3},
-    {"adam-bf16-run32", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 5},
-    {"adam-bf16-run64", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 6},
-    {"adam-bf16-run256", wire::Rule::kAdam, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 8},
-    {"adam-bf16-1-slot", wire::Rule::kAdam, kB, true, Launch<AdamStep, Cut<kB, 32, 1>, true>, 4},
-    {"adam-bf16-24-warps", wire::Rule::kAdam, kB, true, Launch<AdamStep, Cut<kB, 24, 2>, true>, 4},
-    {"adam-bf16-28-warps", wire::Rule::kAdam, kB, true, Launch<AdamStep, Cut<kB, 28, 2>, true>, 4},
-    {"adam-bf16-narrow", wire::Rule::kAdam, kB, true, Launch<AdamStep, AnyTypes, false>, 4},
-    {"adam-bf16-any", wire::Rule::kAdam, kB, true, Launch<AdamStep, AnyTypes, true>, 4},
-    {"adam-f32", wire::Rule::kAdam, kF, true, nullptr, 0},
-    {"adam-f32-run64", wire::Rule::kAdam, kF, true, Launch<AdamStep, SameTypes<kF>, true>, 6},
-    {"adam-f32-16-warps-3-slots", wire::Rule::kAdam, kF, true, Launch<AdamStep, Cut<kF, 16, 3>, true>, 4},
-    {"adam-f32-20-warps", wire::Rule::kAdam, kF, true, Launch<AdamStep, Cut<kF, 20, 2>, true>, 4},
-    {"lion-bf16", wire::Rule::kLion, kB, true, nullptr, 0},
-    {"lion-bf16-24-warps-3-slots", wire::Rule::kLion, kB, true, Launch<LionStep, Cut<kB, 24, 3>, true>, 4},
-    {"lion-f32", wire::Rule::kLion, kF, true, nullptr, 0},
+    {"adam-bf16", kAdam, k8, kB, true, nullptr, 0},
+    {"adam-bf16-memory", kAdam, k8, kB, false, LaunchMemory, 5},
+    {"adam-bf16-run1", kAdam, k8, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 0},
+    {"adam-bf16-run8", kAdam, k8, kB, true, Launch<AdamStep, SameTypes<kB>, true>, 3},
+    {"adam-bf16-1-slot", kAdam, k8, kB, true, Launch<AdamStep, Cut<kB, 24, 1>, true>, 5},
+    {"adam-bf16-28-warps", kAdam, k8, kB, true, Launch<AdamStep, Cut<kB, 28, 2>, true>, 5},
+    {"adam-bf16-16-warps-4-slots", kAdam, k8, kB, true, Launch<AdamStep, Cut<kB, 16, 4>, true>, 5},
+    {"adam-bf16-narrow", kAdam, k8, kB, true, Launch<AdamStep, AnyTypes, false>, 5},
+    {"adam-f16", kAdam, k8, DType::kF16, true, nullptr, 0},
+    {"adam-f32", kAdam, k8, kF, true, nullptr, 0},
+    {"lion-bf16", kLion, k8, kB, true, nullptr, 0},
+    {"lion-f32", kLion, k8, kF, true, nullptr, 0},
+    {"adam-bf16-32-bit", kAdam, k32, kB, false, nullptr, 0},
+    {"adam-f32-32-bit", kAdam, k32, kF, false, nullptr, 0},
+    {"lion-bf16-32-bit", kLion, k32, kB, false, nullptr, 0},
 };
 
 // A 1B-Llama's shapes: 999,999,488 parameters.
@@ -129,7 +153,7 @@ StepLaunch TableOf(const StepArgs& args, LaunchContext& context) {
 }
 
 void Run(const Rung& rung, const Ceilings& ceilings, std::vector<std::uint64_t> sizes, const char* where) {
-  Model model(rung.rule, wire::StateBits::k8, rung.dtype, sizes);
+  Model model(rung.rule, rung.bits, rung.dtype, sizes);
   TableRing ring;
   LaunchContext context(nullptr, 132, 90, ring);
   StepLaunch table = TableOf(model.args(), context);

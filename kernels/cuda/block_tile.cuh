@@ -35,7 +35,12 @@ struct BlockTile {
 #pragma unroll
     for (int v = 0; v < kTileVectors; ++v) {
       const long long valid = static_cast<long long>(left) - VectorAt(v);
-      vectors[v].LoadSome(in + std::size_t{VectorAt(v)} * kBytesOf<kType>, valid);
+      const std::byte* const from = in + std::size_t{VectorAt(v)} * kBytesOf<kType>;
+      if (vectorised && valid >= 8) {
+        vectors[v].Load(from);
+      } else {
+        vectors[v].LoadSome(from, valid);
+      }
     }
   }
 
@@ -72,19 +77,33 @@ struct BlockTile {
   }
 };
 
-// x * pre * inverse normalises a block; `unusual` blocks need `pre` and a look at NaN: absmax is NaN,
-// infinite or so small that 1 / absmax would overflow. As quant::ReciprocalOf.
-struct Normaliser {
-  float pre;
-  float inverse;
-  bool unusual;
-};
-__device__ inline Normaliser NormaliserOf(std::uint32_t absmax_bits) {
+// Blocks whose absmax is NaN, infinite, or so small that 1 / absmax would overflow: they need
+// quant::ReciprocalOf in full and a look at NaN. All others are normalised by one product with InverseOf.
+__device__ inline bool IsUnusual(std::uint32_t absmax_bits) {
   constexpr std::uint32_t kTiny = 7U << 23;  // 2^-120
-  if (absmax_bits == 0) return {1.0F, 0.0F, false};
+  return absmax_bits != 0 && absmax_bits - kTiny >= 0x7F800000U - kTiny;
+}
+__device__ inline float InverseOf(std::uint32_t absmax_bits) {
+  return absmax_bits == 0 ? 0.0F : __frcp_rn(__uint_as_float(absmax_bits));
+}
+// x / absmax as quant::ReciprocalOf has it, for any absmax.
+__device__ inline float NormaliseUnusual(float x, std::uint32_t absmax_bits) {
   const float absmax = __uint_as_float(absmax_bits);
-  if (absmax_bits >= kTiny) return {1.0F, __frcp_rn(absmax), absmax_bits >= 0x7F800000U};
-  return {0x1p64F, __frcp_rn(absmax * 0x1p64F), true};
+  if (absmax_bits >= 7U << 23) return x * __frcp_rn(absmax);
+  return absmax_bits == 0 ? x * 0.0F : x * 0x1p64F * __frcp_rn(absmax * 0x1p64F);
+}
+
+// InverseOf for each vector. Four lanes share every block at least, so that each makes one division.
+__device__ inline void Inverses(const std::uint32_t (&most)[kTileVectors], float (&inverse)[kTileVectors]) {
+  static_assert(kTileVectors == 4);
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint32_t low = lane % 2 == 0 ? most[0] : most[1];
+  const std::uint32_t high = lane % 2 == 0 ? most[2] : most[3];
+  const float mine = InverseOf(lane % 4 < 2 ? low : high);
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) {
+    inverse[v] = __shfl_sync(kWholeWarp, mine, static_cast<int>((lane & ~3U) + v));
+  }
 }
 
 }  // namespace bitpager::kernels::cuda

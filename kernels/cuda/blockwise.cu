@@ -31,11 +31,11 @@ struct BlockwiseParams {
   bool vectorised;
 };
 
+// `magnitude` is not negative.
 template <typename Table>
-__device__ unsigned MagnitudeCode(const std::uint32_t* entries, float x) {
-  const std::uint32_t bits = __float_as_uint(x) & 0x7FFFFFFFU;
-  const std::uint32_t bin = max(bits >> Table::kLowBits, Table::kFirst) - Table::kFirst;
-  return (entries[bin] + (bits & Table::kLowMask)) >> Table::kLowBits;
+__device__ unsigned MagnitudeCode(const std::uint32_t* entries, float magnitude) {
+  const std::uint32_t bits = max(__float_as_uint(magnitude), Table::kFirst << Table::kLowBits);
+  return (entries[(bits >> Table::kLowBits) - Table::kFirst] + bits) >> Table::kLowBits;
 }
 
 // Each encoder: kWords of shared memory, Prepare (all threads, before a barrier), and the code of a
@@ -45,10 +45,10 @@ struct SignedEncoder {
   static __device__ void Prepare(const float*, std::uint32_t* words) {
     for (unsigned i = threadIdx.x; i < kWords; i += blockDim.x) words[i] = kSignedTable.entries[i];
   }
-  static __device__ unsigned Code(const std::uint32_t* words, float x) {
-    const int code = static_cast<int>(MagnitudeCode<SignedTable>(words, x));
-    // The greatest magnitude has no negative partner.
-    return static_cast<unsigned>(x < 0.0F ? max(127 - code, 0) : 127 + code);
+  static __device__ int Code(const std::uint32_t* words, float x) {
+    const int code = static_cast<int>(MagnitudeCode<SignedTable>(words, fabsf(x)));
+    const int sign = __float_as_int(x) >> 31;  // 0 or -1
+    return (code ^ sign) - sign + 127;         // -1 where the greatest magnitude has no negative partner
   }
 };
 
@@ -57,8 +57,8 @@ struct UnsignedEncoder {
   static __device__ void Prepare(const float*, std::uint32_t* words) {
     for (unsigned i = threadIdx.x; i < kWords; i += blockDim.x) words[i] = kUnsignedTable.entries[i];
   }
-  static __device__ unsigned Code(const std::uint32_t* words, float x) {
-    return MagnitudeCode<UnsignedTable>(words, fmaxf(x, 0.0F));
+  static __device__ int Code(const std::uint32_t* words, float x) {
+    return static_cast<int>(MagnitudeCode<UnsignedTable>(words, fmaxf(x, 0.0F)));
   }
 };
 
@@ -114,11 +114,36 @@ struct GivenEncoder {
       words[256 + i] = low | high << 16;
     }
   }
-  static __device__ unsigned Code(const std::uint32_t* words, float x) {
+  static __device__ int Code(const std::uint32_t* words, float x) {
     const std::uint32_t range = words[256 + BinOf(x)];
-    return Search(reinterpret_cast<const float*>(words), x, range & 0xFFFFU, range >> 16);
+    return static_cast<int>(Search(reinterpret_cast<const float*>(words), x, range & 0xFFFFU, range >> 16));
   }
 };
+
+// Two codes into bytes, under two others: bytes (lower's low 16 bits << 16) | second << 8 | first, each code
+// saturated to 0 ... 255.
+__device__ std::uint32_t PackPair(int first, int second, std::uint32_t under) {
+  std::uint32_t packed;
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(second), "r"(first), "r"(under));
+  return packed;
+}
+
+// Codes of four neighbours. `unusual`: see block_tile.cuh; NaN encodes as 0.
+template <typename Encoder>
+__device__ std::uint32_t EncodeFour(const std::uint32_t* words, const float* x, float inverse,
+                                    std::uint32_t most, bool unusual) {
+  int codes[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (!unusual) {
+      codes[i] = Encoder::Code(words, x[i] * inverse);
+    } else {
+      const float normal = NormaliseUnusual(x[i], most);
+      codes[i] = normal == normal ? Encoder::Code(words, normal) : 0;
+    }
+  }
+  return PackPair(codes[0], codes[1], PackPair(codes[2], codes[3], 0U));
+}
 
 template <typename Encoder, wire::DType kType>
 __device__ void EncodeTile(const BlockwiseParams& p, std::uint64_t first, const std::uint32_t* words,
@@ -128,31 +153,26 @@ __device__ void EncodeTile(const BlockwiseParams& p, std::uint64_t first, const 
   tile.Load(p.plain + first * kBytesOf<kType>, left, p.vectorised);
   std::uint32_t most[kTileVectors];
   tile.Absmax(p.log2_block, chunks, most);
+  float inverse[kTileVectors];
+  Inverses(most, inverse);
   float* const absmax = p.absmax + (first >> p.log2_block);
 #pragma unroll
   for (int v = 0; v < kTileVectors; ++v) {
     const unsigned at = VectorAt(v);
-    if ((at & ((1U << p.log2_block) - 1)) == 0 && at < left)
-      absmax[at >> p.log2_block] = __uint_as_float(most[v]);
-    const Normaliser n = NormaliserOf(most[v]);
+    const bool begins = (at & ((1U << p.log2_block) - 1)) == 0;
+    if (begins && at < left) absmax[at >> p.log2_block] = __uint_as_float(most[v]);
     float x[8];
     tile.vectors[v].ToFloats(x);
-    std::uint32_t packed[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      float normal = x[i] * n.inverse;
-      unsigned code = 0;
-      if (n.unusual) normal = x[i] * n.pre * n.inverse;
-      if (!n.unusual || normal == normal) code = Encoder::Code(words, normal);  // NaN encodes as 0
-      packed[i / 4] |= code << (8 * (i % 4));
-    }
+    const bool unusual = IsUnusual(most[v]);
+    const std::uint32_t low = EncodeFour<Encoder>(words, x, inverse[v], most[v], unusual);
+    const std::uint32_t high = EncodeFour<Encoder>(words, x + 4, inverse[v], most[v], unusual);
     std::uint8_t* const codes = p.codes + first + at;
-    if (p.vectorised && left >= kTileElements) {
-      *reinterpret_cast<uint2*>(codes) = make_uint2(packed[0], packed[1]);
+    if (p.vectorised && at + 8 <= left) {
+      *reinterpret_cast<uint2*>(codes) = make_uint2(low, high);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (at + i < left) codes[i] = static_cast<std::uint8_t>(packed[i / 4] >> (8 * (i % 4)));
+        if (at + i < left) codes[i] = static_cast<std::uint8_t>((i < 4 ? low : high) >> (8 * (i % 4)));
       }
     }
   }

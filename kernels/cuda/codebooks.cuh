@@ -25,5 +25,7 @@ constexpr FloatTable<kCount> TableOf(const std::array<float, kCount>& from) {
     TableOf(quant::kSignedDynamicMap);
 [[maybe_unused]] static __device__ const FloatTable<256> kSignedThresholdsOnDevice =
     TableOf(quant::kSignedDynamicThresholds);
+[[maybe_unused]] static __device__ const FloatTable<16> kNf4OnDevice = TableOf(quant::kNf4);
+[[maybe_unused]] static __device__ const FloatTable<16> kFp4OnDevice = TableOf(quant::kFp4);
 
 }  // namespace bitpager::kernels::cuda

@@ -17,7 +17,7 @@ namespace bitpager::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSteps = 8;
+constexpr int kSteps = 4;
 
 struct DequantizeParams {
   WeightRun runs[kRunsPerLaunch];
@@ -54,15 +54,18 @@ struct Tile {
   static constexpr int kTogether = 16 / kBytesOf<kType>;  // elements of one store
   static constexpr int kElements = kThreads * kSteps * kTogether;
 
-  // Whole and aligned. The pointers and `block0` are the tile's.
+  // The first `elements` of the tile, aligned. The pointers and `block0` are the tile's.
+  template <bool kWhole>
   static __device__ void Decode(const DequantizeParams& p, const WeightRun& run, std::uint64_t block0,
                                 const std::uint8_t* packed, std::byte* out, float value,
-                                const NestedTables& nested) {
+                                const NestedTables& nested, unsigned elements) {
     std::uint32_t words[kSteps];
     float scales[kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int at = s * kThreads + static_cast<int>(threadIdx.x);
+      const unsigned at = s * kThreads + threadIdx.x;
+      words[s] = 0;
+      if (!kWhole && (at + 1) * kTogether > elements) continue;
       if constexpr (kTogether == 8) {
         words[s] = __ldg(reinterpret_cast<const std::uint32_t*>(packed) + at);
       } else {
@@ -72,13 +75,17 @@ struct Tile {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const unsigned element = (s * kThreads + threadIdx.x) * kTogether;
+      scales[s] = 0.0F;
+      if (!kWhole && element + kTogether > elements) continue;
       scales[s] = ScaleOf(p, run, block0 + (element >> p.log2_block), nested);
     }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+      const unsigned at = s * kThreads + threadIdx.x;
       float x[kTogether];
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) x[j] = ValueOf(value, words[s], j) * scales[s];
+      if (!kWhole && (at + 1) * kTogether > elements) continue;
       uint4 stored;
       if constexpr (kType == wire::DType::kF32) {
         stored = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
@@ -87,15 +94,15 @@ struct Tile {
         stored = make_uint4(FloatsToPair<kType>(x[0], x[1]), FloatsToPair<kType>(x[2], x[3]),
                             FloatsToPair<kType>(x[4], x[5]), FloatsToPair<kType>(x[6], x[7]));
       }
-      reinterpret_cast<uint4*>(out)[s * kThreads + threadIdx.x] = stored;
+      reinterpret_cast<uint4*>(out)[at] = stored;
     }
   }
 
-  // Any alignment and any number of elements: a byte of codes, two elements, at a time.
+  // Elements [first, elements), `first` even, at any alignment: a byte of codes, two elements, at a time.
   static __device__ void DecodeRagged(const DequantizeParams& p, const WeightRun& run, std::uint64_t block0,
                                       const std::uint8_t* packed, std::byte* out, float value,
-                                      const NestedTables& nested, unsigned elements) {
-    for (unsigned first = 0; first < elements; first += 2 * kThreads) {
+                                      const NestedTables& nested, unsigned first, unsigned elements) {
+    for (; first < elements; first += 2 * kThreads) {
       const unsigned element = first + 2 * threadIdx.x;
       const bool inside = element < elements;
       const std::uint32_t code = inside ? packed[element / 2] : 0U;
@@ -128,12 +135,16 @@ __global__ void __launch_bounds__(kThreads) DequantizeKernel(const __grid_consta
   const std::uint64_t left = run.elements - first;
   const std::uint64_t block0 = first >> p.log2_block;
   if (run.vectorised != 0 && left >= Tile<kType>::kElements) {
-    Tile<kType>::Decode(p, run, block0, packed, out, value, nested);
-  } else {
-    Tile<kType>::DecodeRagged(
-        p, run, block0, packed, out, value, nested,
-        static_cast<unsigned>(left < Tile<kType>::kElements ? left : Tile<kType>::kElements));
+    Tile<kType>::template Decode<true>(p, run, block0, packed, out, value, nested, Tile<kType>::kElements);
+    return;
   }
+  const auto elements = static_cast<unsigned>(left < Tile<kType>::kElements ? left : Tile<kType>::kElements);
+  unsigned done = 0;
+  if (run.vectorised != 0) {
+    Tile<kType>::template Decode<false>(p, run, block0, packed, out, value, nested, elements);
+    done = elements / Tile<kType>::kTogether * Tile<kType>::kTogether;
+  }
+  Tile<kType>::DecodeRagged(p, run, block0, packed, out, value, nested, done, elements);
 }
 
 template <wire::DType kType>

@@ -42,7 +42,7 @@ constexpr Table MakeMagnitudeTable(const quant::Thresholds256& thresholds, std::
       ++next;
       if (zero + next < 255 && bits_of(next) >> Table::kLowBits == at) throw "two thresholds in one bin";
     }
-    table.entries[bin] = entry;
+    table.entries[bin] = entry - (at << Table::kLowBits);
   }
   if (zero + next != 255) throw "a threshold outside the bins";
   return table;

@@ -94,11 +94,12 @@ __global__ void __launch_bounds__(kThreads)
     most = max(most, __float_as_uint(centred[i]) & 0x7FFFFFFFU);
   }
   for (int apart = 16; apart != 0; apart /= 2) most = max(most, __shfl_xor_sync(kWholeWarp, most, apart));
-  const Normaliser n = NormaliserOf(most);
+  const bool unusual = IsUnusual(most);
+  const float inverse = InverseOf(most);
   if (threadIdx.x % 32 == 0) absmax2[group] = __uint_as_float(most);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float x = centred[i] * n.pre * n.inverse;
+    const float x = unusual ? NormaliseUnusual(centred[i], most) : centred[i] * inverse;
     unsigned code = 0;  // as quant::EncodeNearest
     for (unsigned step = 128; step != 0; step /= 2) code += x > thresholds[code + step - 1] ? step : 0U;
     if (first + 32 * i < blocks) codes[first + 32 * i] = static_cast<std::uint8_t>(code);

@@ -128,6 +128,11 @@ PackedArgs ScalesInto(const QuantizeArgs& args) {
   return move;
 }
 
+wire::Status CheckKernels() {
+  cudaFuncAttributes attributes{};
+  return StatusOf(cudaFuncGetAttributes(&attributes, MoveKernel), "find code for the current device");
+}
+
 wire::Status MovePacked(CUstream_st* stream, const PackedArgs& args) {
   Mover mover(stream, args.into_pages);
   const std::uint64_t block_bytes = args.format.layout.blocksize / 2;

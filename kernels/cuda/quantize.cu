@@ -21,7 +21,6 @@ struct QuantizeParams {
   WeightRun runs[kRunsPerLaunch];
   EncodeTable table;
   std::uint32_t log2_block;
-  bool fp4;
   bool absmax_given;  // read from `scales`, not computed and written there
 };
 static_assert(sizeof(QuantizeParams) <= 4096);
@@ -32,48 +31,89 @@ struct LaneEntry {
   unsigned codes;
 };
 
-// Code of x in [-1, 1]. All lanes of the warp.
-__device__ unsigned Encode(LaneEntry mine, bool fp4, float x) {
-  if (!fp4) {
-    const int bin = __float_as_int(__fmaf_rn(x, kNf4Scale, kNf4Shift));
-    const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
-    return __shfl_sync(kWholeWarp, mine.codes, bin) + (x > pivot ? 1U : 0U);
-  }
-  const float magnitude = fabsf(x);
-  const int bin = __float_as_int(__fmaf_rn(magnitude, kFp4Scale, kFp4Shift));
-  const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
-  const unsigned both = __shfl_sync(kWholeWarp, mine.codes, bin);
-  return (magnitude > pivot ? both >> 4 : both & 15U) | (x < 0.0F ? 8U : 0U);
+// code += 1 when x > pivot.
+__device__ void AddIfAbove(std::uint32_t& code, float x, float pivot) {
+  asm("{\n .reg .pred above;\n setp.gt.f32 above, %1, %2;\n @above add.u32 %0, %0, 1;\n}"
+      : "+r"(code)
+      : "f"(x), "f"(pivot));
 }
 
-// The even element of a byte in its high nibble, the first byte lowest.
-__device__ std::uint32_t Pack(const unsigned (&codes)[8]) {
+// 16 * word + code of x in [-1, 1]. All lanes of the warp.
+template <bool kFp4>
+__device__ std::uint32_t Append(std::uint32_t word, LaneEntry mine, float x) {
+  if constexpr (!kFp4) {
+    const int bin = __float_as_int(__fmaf_rn(x, kNf4Scale, kNf4Shift));
+    const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
+    word = word * 16 + __shfl_sync(kWholeWarp, mine.codes, bin);
+    AddIfAbove(word, x, pivot);
+    return word;
+  } else {
+    const float magnitude = fabsf(x);
+    const int bin = __float_as_int(__fmaf_rn(magnitude, kFp4Scale, kFp4Shift));
+    const float pivot = __shfl_sync(kWholeWarp, mine.pivot, bin);
+    const unsigned both = __shfl_sync(kWholeWarp, mine.codes, bin);
+    return word * 16 + ((magnitude > pivot ? both >> 4 : both & 15U) | (x < 0.0F ? 8U : 0U));
+  }
+}
+
+// Element i of the order in which a word takes its codes: the even element of a byte in its high nibble, the
+// first byte lowest.
+__device__ constexpr int PackOrder(int i) {
+  return 6 - i / 2 * 2 + i % 2;
+}
+
+// Codes of one vector of usual blocks.
+template <bool kFp4>
+__device__ std::uint32_t EncodeEight(LaneEntry mine, const float (&x)[8], float inverse) {
   std::uint32_t word = 0;
 #pragma unroll
-  for (int i = 6; i >= 0; i -= 2) word = (word * 16 + codes[i]) * 16 + codes[i + 1];
+  for (int i = 0; i < 8; ++i) word = Append<kFp4>(word, mine, x[PackOrder(i)] * inverse);
   return word;
 }
 
-// Codes of one vector; `valid` of its elements are of the tensor, the others take the code of zero.
-__device__ std::uint32_t EncodeEight(LaneEntry mine, bool fp4, const float (&x)[8], Normaliser n, int valid) {
-  unsigned codes[8];
-  if (!__any_sync(kWholeWarp, n.unusual)) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) codes[i] = Encode(mine, fp4, x[i] * n.inverse);
-    return Pack(codes);
-  }
+// The same for any block: NaN has the code 0, elements from `valid` on the code of zero.
+template <bool kFp4>
+__device__ std::uint32_t EncodeUnusual(LaneEntry mine, const float (&x)[8], std::uint32_t most, int valid) {
+  std::uint32_t word = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float normal = i < valid ? x[i] * n.pre * n.inverse : 0.0F;
+    const float normal = PackOrder(i) < valid ? NormaliseUnusual(x[PackOrder(i)], most) : 0.0F;
     const bool nan = normal != normal;
-    const unsigned code = Encode(mine, fp4, nan ? 0.0F : normal);
-    codes[i] = nan ? 0U : code;
+    const std::uint32_t next = Append<kFp4>(word, mine, nan ? 0.0F : normal);
+    word = nan ? word * 16 : next;
   }
-  return Pack(codes);
+  return word;
+}
+
+// Packs a tile. `left`: elements of the run from the tile's first on; `packed` is the tile's.
+template <wire::DType kType, bool kFp4>
+__device__ void EncodeTile(const BlockTile<kType>& tile, const std::uint32_t (&most)[kTileVectors],
+                           LaneEntry mine, std::uint8_t* packed, std::uint64_t left, bool vectorised) {
+  bool unusual = false;
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) unusual = unusual || IsUnusual(most[v]);
+  unusual = __any_sync(kWholeWarp, unusual) != 0;
+  float inverse[kTileVectors];
+  Inverses(most, inverse);
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) {
+    float x[8];
+    tile.vectors[v].ToFloats(x);
+    const long long valid = static_cast<long long>(left) - VectorAt(v);
+    const int inside = static_cast<int>(valid < 8 ? valid : 8);
+    const std::uint32_t word =
+        unusual ? EncodeUnusual<kFp4>(mine, x, most[v], inside) : EncodeEight<kFp4>(mine, x, inverse[v]);
+    std::uint8_t* const at = packed + VectorAt(v) / 2;
+    if (vectorised && valid >= 8) {
+      *reinterpret_cast<std::uint32_t*>(at) = word;
+    } else {
+      for (int i = 0; 2 * i < inside; ++i) at[i] = static_cast<std::uint8_t>(word >> (8 * i));
+    }
+  }
 }
 
 // Grid: tiles of the longest run, runs. A run without `packed` gets its absmaxes alone.
-template <wire::DType kType>
+template <wire::DType kType, bool kFp4>
 __global__ void __launch_bounds__(kTileThreads) QuantizeKernel(const __grid_constant__ QuantizeParams p) {
   __shared__ std::uint32_t chunks[kTileChunks];
   const WeightRun& run = p.runs[blockIdx.y];
@@ -87,7 +127,8 @@ __global__ void __launch_bounds__(kTileThreads) QuantizeKernel(const __grid_cons
   if (p.absmax_given) {
 #pragma unroll
     for (int v = 0; v < kTileVectors; ++v) {
-      most[v] = VectorAt(v) < left ? __float_as_uint(absmax[VectorAt(v) >> p.log2_block]) : 0U;
+      const unsigned block = VectorAt(v) >> p.log2_block;  // lanes of one block read the same
+      most[v] = (block << p.log2_block) < left ? __float_as_uint(absmax[block]) : 0U;
     }
   } else {
     tile.Absmax(p.log2_block, chunks, most);
@@ -99,36 +140,31 @@ __global__ void __launch_bounds__(kTileThreads) QuantizeKernel(const __grid_cons
   }
   if (run.packed == nullptr) return;
   const LaneEntry mine = {p.table.pivots[threadIdx.x % 32], p.table.codes[threadIdx.x % 32]};
-  const bool whole = run.vectorised != 0 && left >= kTileElements;
-#pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) {
-    const long long valid = static_cast<long long>(left) - VectorAt(v);
-    float x[8];
-    tile.vectors[v].ToFloats(x);
-    const int inside = static_cast<int>(valid < 8 ? valid : 8);
-    const std::uint32_t word = EncodeEight(mine, p.fp4, x, NormaliserOf(most[v]), inside);
-    std::uint8_t* const at = run.packed + (first + VectorAt(v)) / 2;
-    if (whole) {
-      *reinterpret_cast<std::uint32_t*>(at) = word;
-    } else {
-      for (int i = 0; 2 * i < inside; ++i) at[i] = static_cast<std::uint8_t>(word >> (8 * i));
-    }
+  EncodeTile<kType, kFp4>(tile, most, mine, run.packed + first / 2, left, run.vectorised != 0);
+}
+
+template <wire::DType kType>
+void LaunchOf(CUstream_st* stream, bool fp4, const QuantizeParams& p, dim3 grid) {
+  if (fp4) {
+    QuantizeKernel<kType, true><<<grid, kTileThreads, 0, stream>>>(p);
+  } else {
+    QuantizeKernel<kType, false><<<grid, kTileThreads, 0, stream>>>(p);
   }
 }
 
-wire::Status Launch(CUstream_st* stream, wire::DType type, const QuantizeParams& p, std::size_t runs,
-                    std::uint64_t longest) {
+wire::Status Launch(CUstream_st* stream, wire::DType type, bool fp4, const QuantizeParams& p,
+                    std::size_t runs, std::uint64_t longest) {
   const dim3 grid(static_cast<unsigned>((longest + kTileElements - 1) / kTileElements),
                   static_cast<unsigned>(runs));
   switch (type) {
     case wire::DType::kF32:
-      QuantizeKernel<wire::DType::kF32><<<grid, kTileThreads, 0, stream>>>(p);
+      LaunchOf<wire::DType::kF32>(stream, fp4, p, grid);
       break;
     case wire::DType::kF16:
-      QuantizeKernel<wire::DType::kF16><<<grid, kTileThreads, 0, stream>>>(p);
+      LaunchOf<wire::DType::kF16>(stream, fp4, p, grid);
       break;
     default:
-      QuantizeKernel<wire::DType::kBF16><<<grid, kTileThreads, 0, stream>>>(p);
+      LaunchOf<wire::DType::kBF16>(stream, fp4, p, grid);
   }
   return LaunchStatus("quantize");
 }
@@ -138,15 +174,15 @@ wire::Status Launch(CUstream_st* stream, wire::DType type, const QuantizeParams&
 wire::Status QuantizeRuns(CUstream_st* stream, const RunFormat& format, wire::DType in_dtype,
                           bool absmax_given, std::span<const WeightRun> runs) {
   QuantizeParams p{};
-  p.fp4 = format.type == wire::QuantType::kFP4;
-  p.table = p.fp4 ? kFp4Encode : kNf4Encode;
+  const bool fp4 = format.type == wire::QuantType::kFP4;
+  p.table = fp4 ? kFp4Encode : kNf4Encode;
   p.log2_block = Log2(format.blocksize);
   p.absmax_given = absmax_given;
   return InBatches(runs, [&](std::span<const WeightRun> batch, std::uint64_t longest) {
     std::copy(batch.begin(), batch.end(), p.runs);
     for (WeightRun& run : p.runs)
       run.vectorised = IsAligned(run.plain, 16) && IsAligned(run.packed, 4) ? 1 : 0;
-    return Launch(stream, in_dtype, p, batch.size(), longest);
+    return Launch(stream, in_dtype, fp4, p, batch.size(), longest);
   });
 }
 

@@ -20,4 +20,7 @@ namespace bitpager::kernels::cuda {
 [[nodiscard]] wire::Status Quantize(CUstream_st* stream, const QuantizeArgs& args);
 [[nodiscard]] wire::Status MovePacked(CUstream_st* stream, const PackedArgs& args);
 
+// Ok when this build holds code for the current device.
+[[nodiscard]] wire::Status CheckKernels();
+
 }  // namespace bitpager::kernels::cuda

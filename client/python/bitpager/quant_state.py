@@ -35,6 +35,9 @@ class QuantState:
     8-bit). Nested: offset (fp32 scalar, the mean that was subtracted) and state2 (the QuantState of absmax).
     """
 
+    # Whether state2 is of the kind that the CUDA kernels read; None: not looked at yet.
+    native_nesting = None
+
     def __init__(
         self,
         absmax,

@@ -1,6 +1,8 @@
-"""Linear4bit and its kinds: linear layers whose frozen weight lives, quantized to 4 bits, in the daemon's pages.
+"""Linear4bit and its kinds: linear layers whose frozen weight lives, quantized to 4 bits, in the daemon's pages, or, on
+a GPU, in this process.
 
-Forward and backward dequantize the weight and multiply in the compute dtype; nothing large is kept between them.
+Forward and backward dequantize the weight and multiply in the compute dtype; nothing large is kept between them. A
+forward of few rows on a GPU reads the 4-bit weight directly.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from .. import dtypes
 from ..quant_state import QUANT_TYPES, QuantState
 from ..weight import Weight
+from .local_weight import LocalWeight
 from .parameter import FourBitParameter
 
 try:  # torch.compile must not trace into ctypes
@@ -37,6 +40,10 @@ class _FourBitProduct(torch.autograd.Function):
         ctx.pages = pages
         ctx.x_dtype = x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
+        if isinstance(pages, LocalWeight):
+            product = pages.multiply(x, bias)
+            if product is not None:
+                return product
         return F.linear(x, _matrix(pages, x.dtype), bias)
 
     @staticmethod
@@ -136,17 +143,22 @@ class Linear4bit(torch.nn.Linear):
     @torch.no_grad()
     def quantize_(self, tensor=None, name=None) -> Linear4bit:
         """Quantizes `tensor` (None: the float weight) of shape [out_features, in_features] into pages, which replace
-        the weight. Does nothing when there is nothing to quantize. Returns itself."""
+        the weight; a tensor on a GPU is quantized there and stays in this process. Does nothing when there is nothing
+        to quantize. Returns itself."""
         if tensor is None:
             if self.is_quantized:
                 return self
             tensor = self.weight
         source = tensor.detach().as_subclass(torch.Tensor)
-        dtypes.require_float(source, "the weight")
+        if not source.is_cuda:
+            dtypes.require_float(source, "the weight")
         if tuple(source.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"the weight has shape {tuple(source.shape)}; {(self.out_features, self.in_features)} is needed"
             )
+        if source.is_cuda:
+            self._take(LocalWeight.from_tensor(source, self.quant_type, self.blocksize, self.compress_statistics, name))
+            return self
         pages = Weight.from_tensor(
             source,
             quant_type=self.quant_type,
@@ -184,8 +196,11 @@ class Linear4bit(torch.nn.Linear):
         """Casts and moves what is not quantized; codes and statistics keep their dtype and their pages."""
         if not self.is_quantized:
             return super()._apply(fn, recurse)
-        moved = fn(torch.empty(0))
-        if moved.device.type != "meta":
+        moved = fn(torch.empty(0, device=self.weight.device))
+        if isinstance(self.weight.pages, LocalWeight):
+            if moved.device.type not in ("meta", self.weight.pages.device.type) or moved.is_cuda:
+                self._take(self.weight.pages.to(moved.device))
+        elif moved.device.type != "meta":
             dtypes.require_cpu(moved, "a quantized layer's target")
         weight = self._parameters.pop("weight")
         try:
@@ -234,7 +249,11 @@ class Linear4bit(torch.nn.Linear):
             raise ValueError(
                 f"the saved weight has shape {state.shape}; {(self.out_features, self.in_features)} is needed"
             )
-        pages = Weight.from_packed(packed.cpu(), state, session=self._session)
+        device = packed.device if packed.is_cuda else self.weight.device
+        if device.type == "cuda":
+            pages = LocalWeight(packed.to(device), state.to(device))
+        else:
+            pages = Weight.from_packed(packed, state, session=self._session)
         self.quant_type = state.quant_type
         self.blocksize = state.blocksize
         self.compress_statistics = state.nested

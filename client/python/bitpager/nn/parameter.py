@@ -1,6 +1,7 @@
 """FourBitParameter: the `weight` of a 4-bit layer.
 
-Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages and the tensor itself
+Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages (or, on a GPU, in
+tensors of this process) and the tensor itself
 is a one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor,
 reading values exports the packed bytes, and writing in place is refused.
 """
@@ -13,6 +14,7 @@ from .. import dtypes
 from ..functional import get_4bit_type, packed_bytes
 from ..quant_state import QuantState
 from ..weight import Weight
+from .local_weight import LocalWeight
 
 _VALUE_GETTERS = {"T", "mT", "H", "mH", "data", "real", "imag"}
 _METADATA_METHODS = {
@@ -93,7 +95,7 @@ class FourBitParameter(torch.nn.Parameter):
 
     def __new__(cls, data=None, pages=None, quant_storage=torch.uint8):
         if pages is not None:
-            data = _placeholder(pages.elements, quant_storage)
+            data = _placeholder(pages.elements, quant_storage, getattr(pages, "device", None))
         elif data is None:
             data = torch.empty(0)
         self = torch.Tensor._make_subclass(cls, data, False)
@@ -104,6 +106,8 @@ class FourBitParameter(torch.nn.Parameter):
     @property
     def quant_state(self):
         """The QuantState, or None before quantization."""
+        if isinstance(self.pages, LocalWeight):
+            return self.pages.state
         return None if self.pages is None else PagedQuantState(self.pages)
 
     def packed(self) -> torch.Tensor:
@@ -115,6 +119,8 @@ class FourBitParameter(torch.nn.Parameter):
             return memo[id(self)]
         if self.pages is None:
             twin = FourBitParameter(_plain(self).clone(), quant_storage=self.quant_storage)
+        elif isinstance(self.pages, LocalWeight):
+            twin = FourBitParameter(pages=self.pages.copy(), quant_storage=self.quant_storage)
         else:
             twin = _restore(*self.pages.export(self.quant_storage), self.pages.name + "-copy", self.pages.session)
         memo[id(self)] = twin
@@ -148,11 +154,11 @@ class FourBitParameter(torch.nn.Parameter):
             return func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
 
 
-def _placeholder(elements: int, dtype: torch.dtype) -> torch.Tensor:
+def _placeholder(elements: int, dtype: torch.dtype, device=None) -> torch.Tensor:
     """A tensor of the packed shape over one element of memory. Not a view: torch.compile asks views for their base."""
-    one = torch.zeros(1, dtype=dtype)
+    one = torch.zeros(1, dtype=dtype, device=device)
     rows = packed_bytes(elements, dtype) // one.element_size()
-    return torch.empty(0, dtype=dtype).set_(one.untyped_storage(), 0, (rows, 1), (0, 1))
+    return torch.empty(0, dtype=dtype, device=device).set_(one.untyped_storage(), 0, (rows, 1), (0, 1))
 
 
 def _is_metadata(func, name: str) -> bool:
@@ -202,6 +208,8 @@ def _plain(parameter) -> torch.Tensor:
 
 
 def _restore(packed, state, name, session=None) -> FourBitParameter:
+    if packed.is_cuda:
+        return FourBitParameter(pages=LocalWeight(packed, state.to(packed.device), name), quant_storage=packed.dtype)
     pages = Weight.from_packed(packed, state, name=name, session=session)
     return FourBitParameter(pages=pages, quant_storage=packed.dtype)
 

@@ -1,0 +1,240 @@
+"""Quantization and 4-bit products on CUDA tensors in this process, through libbitpager_cuda.so (the C ABI of
+kernels/cuda/bitpager_cuda.h) by ctypes.
+
+Everything is enqueued on the tensor's device and torch's current stream, and returns without waiting; outputs come from
+torch's caching allocator. The library is loaded at first use and needs no daemon.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from ctypes import c_char_p, c_int, c_uint32, c_uint64, c_void_p
+
+import torch
+
+from . import _lib, errors
+
+ABI_VERSION = 1
+SIGNED_DYNAMIC, UNSIGNED_DYNAMIC, GIVEN_MAP = 0, 1, 2
+MULTIPLY_ROWS = 8  # most rows of x that multiply_4bit takes
+_CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
+
+_SIGNATURES = {
+    "bp_cuda_check_device": (),
+    "bp_cuda_quantize_4bit": (
+        (c_void_p, c_int, c_int, c_void_p, c_uint64, c_uint32) + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+    ),
+    "bp_cuda_dequantize_4bit": (
+        (c_void_p, c_int, c_int) + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p) + (c_uint64, c_uint32, c_void_p)
+    ),
+    "bp_cuda_quantize_blockwise": (
+        (c_void_p, c_int, c_void_p, c_int, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p)
+    ),
+    "bp_cuda_dequantize_blockwise": (
+        (c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p, c_uint64, c_uint32, c_void_p)
+    ),
+    "bp_cuda_multiply_4bit": (
+        (c_void_p, c_int, c_int, c_void_p, c_uint32, c_uint32, c_uint32, c_uint32)
+        + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+    ),
+}
+
+_lock = threading.Lock()
+_library = None
+_checked_devices = set()
+
+
+def library_path():
+    """The library to load: BITPAGER_CUDA_LIBRARY, or the one beside libbitpager.so. LibraryError when there is none."""
+    named = os.environ.get("BITPAGER_CUDA_LIBRARY")
+    if named:
+        return named
+    places = [_lib.native_folder()] + [folder / "lib" for folder in _lib.build_folders()]
+    for place in places:
+        for name in ("libbitpager_cuda.so.1", "libbitpager_cuda.so"):
+            if (place / name).is_file():
+                return str(place / name)
+    raise errors.LibraryError(
+        f"cannot find libbitpager_cuda.so (looked at {', '.join(map(str, places))}); CUDA tensors need it. Hint: this "
+        "build has no CUDA part; install one that has, build with -DBITPAGER_CUDA=ON, or keep the tensors on the CPU."
+    )
+
+
+def _load():
+    path = library_path()
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise errors.LibraryError(f"cannot load {path}: {error}") from error
+    try:
+        library.bp_cuda_abi_version.restype = c_uint32
+        version = library.bp_cuda_abi_version()
+        if version != ABI_VERSION:
+            raise errors.LibraryError(f"{path} speaks ABI version {version}, this package speaks {ABI_VERSION}")
+        library.bp_cuda_last_error.restype = c_char_p
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype = c_int
+            function.argtypes = arguments
+    except AttributeError as error:
+        raise errors.LibraryError(f"{path} is not a complete libbitpager_cuda.so: {error}") from error
+    return library
+
+
+def _loaded():
+    global _library
+    if _library is None:
+        with _lock:
+            if _library is None:
+                _library = _load()
+    return _library
+
+
+def _check(code: int) -> None:
+    if code != _lib.OK:
+        text = (_library.bp_cuda_last_error() or b"").decode(errors="replace")
+        raise errors.from_code(code, f"code {code}", text)
+
+
+def _call(tensor: torch.Tensor, name: str, *arguments) -> None:
+    """Calls a function on the tensor's device and current stream."""
+    library = _loaded()
+    device = tensor.device
+    with torch.cuda.device(device):
+        if device.index not in _checked_devices:
+            torch.cuda.current_stream(device).query()  # torch makes the context
+            _check(library.bp_cuda_check_device())
+            _checked_devices.add(device.index)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        _check(getattr(library, name)(stream, *arguments))
+
+
+def require_float(tensor: torch.Tensor, what: str) -> int:
+    """The dtype code of a dense float tensor on a GPU; ValueError otherwise."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{what} is sparse ({tensor.layout}); dense tensors are needed. Hint: use sparse=False.")
+    if tensor.dtype not in _CODES:
+        name = str(tensor.dtype).rpartition(".")[2]
+        raise ValueError(f"{what} has dtype {name}; supported are float32, float16 and bfloat16")
+    return _CODES[tensor.dtype]
+
+
+def require_same_device(tensor: torch.Tensor, device: torch.device, what: str) -> None:
+    """ValueError when the tensor is not on `device`."""
+    if tensor.device != device:
+        raise ValueError(f"{what} is on {tensor.device}, the codes are on {device}. Hint: QuantState.to(device).")
+
+
+def _pointer(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def quantize_4bit(source, quant_type, blocksize, packed, absmax, codes=None, absmax2=None, offset=None) -> None:
+    """Contiguous `source` to packed bytes and absmax (fp32, one a block); with `codes` (uint8, one a block) also to
+    double-quantized absmaxes: absmax2 (fp32, one for 256 blocks) and offset (fp32, one)."""
+    _call(
+        source,
+        "bp_cuda_quantize_4bit",
+        _lib.QUANT_TYPES[quant_type],
+        _CODES[source.dtype],
+        source.data_ptr(),
+        source.numel(),
+        blocksize,
+        packed.data_ptr(),
+        absmax.data_ptr(),
+        _pointer(codes),
+        _pointer(absmax2),
+        _pointer(offset),
+    )
+
+
+def _statistics(state):
+    """(absmax, codes, absmax2, offset) of a 4-bit QuantState, each None when it has none."""
+    if state.nested:
+        return None, state.absmax, state.state2.absmax, state.offset
+    return state.absmax, None, None, None
+
+
+def dequantize_4bit(packed, state, target) -> None:
+    """Contiguous packed bytes to `target`; the statistics are on the same device, fp32 (uint8 codes when nested)."""
+    _call(
+        target,
+        "bp_cuda_dequantize_4bit",
+        _lib.QUANT_TYPES[state.quant_type],
+        _CODES[target.dtype],
+        packed.data_ptr(),
+        *map(_pointer, _statistics(state)),
+        target.numel(),
+        state.blocksize,
+        target.data_ptr(),
+    )
+
+
+def multiply_4bit(x, packed, state, out) -> None:
+    """out[batch, rows] = x[batch, columns] W^T for contiguous fp16 or bf16 x of up to MULTIPLY_ROWS rows and W of
+    state.shape [rows, columns]; see can_multiply."""
+    rows, columns = state.shape
+    _call(
+        x,
+        "bp_cuda_multiply_4bit",
+        _lib.QUANT_TYPES[state.quant_type],
+        _CODES[x.dtype],
+        x.data_ptr(),
+        x.numel() // columns,
+        rows,
+        columns,
+        state.blocksize,
+        packed.data_ptr(),
+        *map(_pointer, _statistics(state)),
+        out.data_ptr(),
+    )
+
+
+def can_multiply(x, packed, state) -> bool:
+    """True when multiply_4bit takes this product: few rows, 16-bit elements, no block across two rows."""
+    columns = state.shape[-1]
+    return (
+        x.dtype in (torch.float16, torch.bfloat16)
+        and 0 < x.numel() <= MULTIPLY_ROWS * columns
+        and columns % state.blocksize == 0
+        and packed.data_ptr() % 16 == 0
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def quantize_blockwise(source, map_kind, code, blocksize, codes, absmax) -> None:
+    """Contiguous `source` to uint8 codes and absmax (fp32, one a block). `code`: 256 ascending fp32 values on the same
+    device for GIVEN_MAP, else unused."""
+    _call(
+        source,
+        "bp_cuda_quantize_blockwise",
+        map_kind,
+        _pointer(code),
+        _CODES[source.dtype],
+        source.data_ptr(),
+        source.numel(),
+        blocksize,
+        codes.data_ptr(),
+        absmax.data_ptr(),
+    )
+
+
+def dequantize_blockwise(codes, map_kind, code, absmax, blocksize, target) -> None:
+    """The inverse of quantize_blockwise, to `target`; `code` in any order."""
+    _call(
+        target,
+        "bp_cuda_dequantize_blockwise",
+        map_kind,
+        _pointer(code),
+        _CODES[target.dtype],
+        codes.data_ptr(),
+        absmax.data_ptr(),
+        codes.numel(),
+        blocksize,
+        target.data_ptr(),
+    )
+
+
+__all__ = ["can_multiply", "dequantize_4bit", "dequantize_blockwise", "multiply_4bit", "quantize_4bit"]

@@ -281,6 +281,28 @@ typedef enum bp_path {
 BP_API int bp_weight_dequantize(bp_session* session, uint64_t weight, int dtype, void* dst, uint64_t buffer,
                                 uint64_t offset, int path, int* used);
 
+/* A weight where it lies in the GPU's memory; `pages` is a list on the host of addresses on the device. Page
+ * i holds its blocks' packed codes, then their absmaxes: see bp_cuda_pages of bitpager_cuda.h, which is laid
+ * out the same. */
+typedef struct bp_leased_pages {
+  uint32_t struct_bytes;
+  uint32_t blocksize;
+  int32_t nested;
+  float offset;
+  uint64_t page_bytes;
+  const void* const* pages;
+  uint64_t page_count;
+} bp_leased_pages;
+/* Enqueues kernels that read the pages; 0, or a bp_code. */
+typedef int (*bp_leased_launch)(void* context, const bp_leased_pages* pages);
+/* Calls launch(context, pages) once, with pages that stay readable for what it enqueues on `stream` of the
+ * session's GPU, which is the current device. A lease is taken at the first call and kept until it is
+ * revoked. BP_FULL, BP_NOT_RESIDENT, BP_UNSUPPORTED: no lease can be had and nothing was launched: take the
+ * request. *launched (may be NULL): what launch returned, 0 when it was not called; when that is not 0, so is
+ * the result. */
+BP_API int bp_weight_read_leased(bp_session* session, uint64_t weight, void* stream, bp_leased_launch launch,
+                                 void* context, int* launched);
+
 /* The interchange planes: packed, ceil(n/2) bytes; absmax: fp32 a block, or uint8 a block when nested;
  * absmax2: fp32, one for 256 blocks (nested); offset: the mean that was subtracted (nested). */
 BP_API int bp_weight_export(bp_session* session, uint64_t weight, void* packed, void* absmax, float* absmax2,

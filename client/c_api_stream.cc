@@ -169,4 +169,24 @@ int bp_weight_dequantize_async(bp_session* session, uint64_t weight, int dtype, 
   });
 }
 
+int bp_weight_read_leased(bp_session* session, uint64_t weight, void* stream, bp_leased_launch launch,
+                          void* context, int* launched) {
+  if (launched != nullptr) *launched = 0;
+  return WithWeight(session, weight, [&](client::Weight& handle) -> Status {
+    if (launch == nullptr) return InvalidArgument("launch is NULL");
+    return handle.ReadOnStream(stream, [&](const client::LeasedPages& leased) -> Status {
+      const bp_leased_pages pages{
+          sizeof(bp_leased_pages), leased.blocksize,
+          leased.nested ? 1 : 0,   leased.offset,
+          leased.page_bytes,       reinterpret_cast<const void* const*>(leased.pages.data()),
+          leased.pages.size()};
+      const int code = launch(context, &pages);
+      if (launched != nullptr) *launched = code;
+      if (code == 0) return {};
+      return {Code::kInternal,
+              "the caller's kernels could not be launched (code " + std::to_string(code) + ")"};
+    });
+  });
+}
+
 }  // extern "C"

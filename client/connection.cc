@@ -4,6 +4,8 @@
 
 #include <system_error>
 
+#include "client/weight.h"
+
 namespace bitpager::client {
 namespace {
 
@@ -142,7 +144,13 @@ Status Connection::ReserveSlab(std::uint64_t bytes) {
 }
 
 Result<Lease> Connection::TakeLease(const LeaseGrant& grant) {
-  return Judged(client::TakeLease(view(), parts_->calls, parts_->domains, grant));
+  FrameMaps& domains = parts_->domains;
+  FrameMaps& maps = parts_->device == nullptr ? domains : parts_->device->maps();
+  return Judged(client::TakeLease(view(), parts_->calls, maps, grant));
+}
+
+void Connection::LetGoOfRevoked() {
+  std::erase_if(parts_->leased, [](Weight* weight) { return weight->LetGoIfRevoked(); });
 }
 
 void Connection::Detach() {

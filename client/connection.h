@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +27,8 @@
 #include "client/wire/status.h"
 
 namespace bitpager::client {
+
+class Weight;
 
 struct SessionInfo {
   std::uint64_t session = 0;
@@ -79,6 +82,18 @@ class Connection {
   [[nodiscard]] wire::Status ReserveSlab(std::uint64_t bytes);
   // Asks for a lease that was granted at `grant`.
   [[nodiscard]] wire::Result<Lease> TakeLease(const LeaseGrant& grant);
+  // Weights that hold leases on a GPU, so that those that were revoked are let go of.
+  void Remember(Weight* weight) { parts_->leased.insert(weight); }
+  void Forget(Weight* weight) { parts_->leased.erase(weight); }
+  void LetGoOfRevoked();
+  // Under the lock, whatever became of the session; false, and nothing was done, in a forked child.
+  template <typename Work>
+  bool Locked(const Work& work) {
+    if (forked()) return false;
+    const Lock lock(mutex_);
+    work();
+    return true;
+  }
   // Mappings of this session's own buffers, by id.
   [[nodiscard]] std::map<std::uint64_t, wire::Mapping>& buffers() { return parts_->buffers; }
   // The GPU's side; null when the session's device is none.
@@ -107,6 +122,7 @@ class Connection {
     CopyPool copies;
     DomainMaps domains;
     std::map<std::uint64_t, wire::Mapping> buffers;
+    std::set<Weight*> leased;
     std::vector<CopyRange> ranges;
     std::unique_ptr<BufferSource> source;
     std::unique_ptr<DeviceSession> device;

@@ -34,6 +34,10 @@ constexpr unsigned kWaitReached = 0;       // CU_STREAM_WAIT_VALUE_GEQ
 constexpr unsigned kWriteDefault = 0;      // CU_STREAM_WRITE_VALUE_DEFAULT
 constexpr int kNotCapturing = 0;           // CU_STREAM_CAPTURE_STATUS_NONE
 constexpr int kPosixFd = 1;                // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+constexpr int kTypePinned = 1;             // CU_MEM_ALLOCATION_TYPE_PINNED
+constexpr int kLocationDevice = 1;         // CU_MEM_LOCATION_TYPE_DEVICE
+constexpr int kRecommended = 1;            // CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
+constexpr int kReadWrite = 3;              // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 constexpr int kApiVersion = 12000;         // symbols as of CUDA 12.0, the floor of drivers
 
 using Context = void*;
@@ -49,6 +53,12 @@ struct AllocationProperties {
   unsigned char flags[8];
 };
 static_assert(sizeof(AllocationProperties) == 32);
+
+struct Access {  // CUmemAccessDesc
+  int location_type;
+  int location_id;
+  int flags;
+};
 
 // The functions, in the order of kNames.
 struct Functions {
@@ -70,6 +80,13 @@ struct Functions {
   int (*release)(AllocationHandle);
   int (*export_handle)(void*, AllocationHandle, int, unsigned long long);
   int (*properties)(AllocationProperties*, AllocationHandle);
+  int (*granularity)(std::size_t*, const AllocationProperties*, int);
+  int (*import_handle)(AllocationHandle*, void*, int);
+  int (*reserve)(DeviceAddress*, std::size_t, std::size_t, DeviceAddress, unsigned long long);
+  int (*unreserve)(DeviceAddress, std::size_t);
+  int (*map)(DeviceAddress, std::size_t, std::size_t, AllocationHandle, unsigned long long);
+  int (*unmap)(DeviceAddress, std::size_t);
+  int (*set_access)(DeviceAddress, std::size_t, const Access*, std::size_t);
   int (*host_register)(void*, std::size_t, unsigned);
   int (*host_unregister)(void*);
   int (*host_device_pointer)(DeviceAddress*, void*, unsigned);
@@ -104,6 +121,13 @@ constexpr Symbol kNames[] = {
     {"cuMemRelease", "cuMemRelease"},
     {"cuMemExportToShareableHandle", "cuMemExportToShareableHandle"},
     {"cuMemGetAllocationPropertiesFromHandle", "cuMemGetAllocationPropertiesFromHandle"},
+    {"cuMemGetAllocationGranularity", "cuMemGetAllocationGranularity"},
+    {"cuMemImportFromShareableHandle", "cuMemImportFromShareableHandle"},
+    {"cuMemAddressReserve", "cuMemAddressReserve"},
+    {"cuMemAddressFree", "cuMemAddressFree"},
+    {"cuMemMap", "cuMemMap"},
+    {"cuMemUnmap", "cuMemUnmap"},
+    {"cuMemSetAccess", "cuMemSetAccess"},
     {"cuMemHostRegister", "cuMemHostRegister_v2"},
     {"cuMemHostUnregister", "cuMemHostUnregister"},
     {"cuMemHostGetDevicePointer", "cuMemHostGetDevicePointer_v2"},
@@ -243,6 +267,41 @@ class SystemDriver final : public CudaDriver {
     }
     if (code != kSuccess) return Error("cuMemExportToShareableHandle", code);
     return wire::UniqueFd(fd);
+  }
+
+  // The driver knows no read-only mappings of a device's memory: that nothing is written is convention.
+  Result<DeviceRange> MapShared(int fd, std::uint64_t bytes, int ordinal) override {
+    const AllocationProperties kind{kTypePinned, kPosixFd, kLocationDevice, ordinal, nullptr, {}};
+    std::size_t piece = 0;
+    int code = call_.granularity(&piece, &kind, kRecommended);
+    if (code != kSuccess || piece == 0) return Error("cuMemGetAllocationGranularity", code);
+    if (bytes == 0 || bytes > ~std::uint64_t{0} - piece) {
+      return Status(Code::kProtocol, "the daemon's segment of frames has an impossible size");
+    }
+    DeviceRange range{0, (bytes + piece - 1) / piece * piece};
+    AllocationHandle handle = 0;
+    void* const named = reinterpret_cast<void*>(static_cast<std::intptr_t>(fd));
+    code = call_.import_handle(&handle, named, kPosixFd);
+    if (code != kSuccess) return Error("cuMemImportFromShareableHandle", code);
+    const char* what = "cuMemAddressReserve";
+    code = call_.reserve(&range.at, range.bytes, 0, 0, 0);
+    if (code == kSuccess) {
+      what = "cuMemMap";
+      code = call_.map(range.at, range.bytes, 0, handle, 0);
+      if (code != kSuccess) call_.unreserve(range.at, range.bytes);
+    }
+    call_.release(handle);  // the mapping keeps the memory
+    if (code != kSuccess) return Error(what, code);
+    const Access access{kLocationDevice, ordinal, kReadWrite};
+    code = call_.set_access(range.at, range.bytes, &access, 1);
+    if (code == kSuccess) return range;
+    UnmapShared(range);
+    return Error("cuMemSetAccess", code);
+  }
+
+  // Errors mean that the context has ended, and its mappings with it.
+  void UnmapShared(const DeviceRange& range) override {
+    if (call_.unmap(range.at, range.bytes) == kSuccess) call_.unreserve(range.at, range.bytes);
   }
 
   Result<DeviceAddress> RegisterHost(void* at, std::uint64_t bytes) override {

@@ -27,6 +27,12 @@ struct DeviceAllocation {
   bool is_managed = false;
 };
 
+// Memory of another process, mapped here.
+struct DeviceRange {
+  DeviceAddress at = 0;
+  std::uint64_t bytes = 0;  // as mapped: whole pieces of the device's granularity
+};
+
 class CudaDriver {
  public:
   using IpcHandle = std::array<unsigned char, wire::kIpcHandleBytes>;
@@ -57,6 +63,12 @@ class CudaDriver {
   // A descriptor of the physical memory mapped at `at`. kNotFound: nothing is mapped there; kUnsupported: it
   // was made without the right to pass it on.
   [[nodiscard]] virtual wire::Result<wire::UniqueFd> ExportMapped(DeviceAddress at) = 0;
+
+  // Maps the physical memory that `fd` stands for, of at least `bytes`, for the device `ordinal`. The caller
+  // keeps the fd. kOutOfMemory, kDeviceFault.
+  [[nodiscard]] virtual wire::Result<DeviceRange> MapShared(int fd, std::uint64_t bytes, int ordinal) = 0;
+  // Nothing reads the range any more.
+  virtual void UnmapShared(const DeviceRange& range) = 0;
 
   // ---- words that streams reach ----
   // Makes host memory (page aligned) known to the current context's device; its address there.

@@ -35,6 +35,13 @@ Status DeviceSession::Begin(StreamHandle stream) {
   return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1);
 }
 
+Result<std::unique_ptr<StreamUses>> DeviceSession::UsesOf(const Lease& lease) {
+  wire::LeaseSlot& slot = view_.leases()[lease.slot];
+  const Result<DeviceAddress> ended = gate_.WordOnDevice(slot.ended);
+  if (!ended.ok()) return ended.status();
+  return std::make_unique<StreamUses>(driver_, slot, lease.generation, *ended);
+}
+
 Result<SlabPiece> DeviceSession::Table(std::uint64_t bytes) {
   for (;;) {
     Result<SlabPiece> piece = tables_.Take(bytes, timeline_.next_ticket(), timeline_.oldest_open_stream());

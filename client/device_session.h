@@ -11,6 +11,7 @@
 #include "client/cuda_driver.h"
 #include "client/daemon_watcher.h"
 #include "client/device_imports.h"
+#include "client/device_lease.h"
 #include "client/stream_gate.h"
 #include "client/table_ring.h"
 #include "client/timeline.h"
@@ -58,6 +59,12 @@ class DeviceSession {
     return ticket;
   }
 
+  // ---- leases ----
+  // Whether the frames of a lease may be read on `stream` now: see StreamGate::Check.
+  [[nodiscard]] wire::Status CheckStream(StreamHandle stream) { return gate_.Check(stream); }
+  [[nodiscard]] wire::Result<std::unique_ptr<StreamUses>> UsesOf(const Lease& lease);
+  [[nodiscard]] FrameMaps& maps() { return maps_; }
+
   void RetireGradients() { imports_.RetireGradients(timeline_.next_ticket() - 1); }
   // Waits for every open stream ticket as long as the daemon lives, then takes the words back from CUDA.
   void Close();
@@ -75,7 +82,8 @@ class DeviceSession {
         timeline_(timeline),
         imports_(driver, ordinal, uuid, source),
         tables_(source),
-        gate_(driver, ordinal, uuid, view) {}
+        gate_(driver, ordinal, uuid, view),
+        maps_(driver, ordinal) {}
 
   template <typename Body>
   wire::Result<std::uint64_t> SubmitAndWait(StreamHandle stream, wire::Op op, const Body& body,
@@ -94,6 +102,7 @@ class DeviceSession {
   DeviceImports imports_;
   TableRing tables_;
   StreamGate gate_;
+  DeviceMaps maps_;
   DaemonWatcher watcher_;  // last: its thread ends first
 };
 

@@ -31,13 +31,13 @@ Status DomainMaps::Map(SocketCalls& calls, std::uint64_t mapping) {
   return {};
 }
 
-Result<const std::byte*> DomainMaps::AddressOf(SocketCalls& calls, wire::LeaseFrame frame,
-                                               std::uint64_t page_bytes) {
+Result<MappedFrame> DomainMaps::AddressOf(SocketCalls& calls, wire::LeaseFrame frame,
+                                          std::uint64_t page_bytes) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     const auto at = maps_.find(frame.mapping);
     if (at != maps_.end() && at->second.bytes() >= page_bytes &&
         frame.offset <= at->second.bytes() - page_bytes) {
-      return static_cast<const std::byte*>(at->second.base() + frame.offset);
+      return MappedFrame{at->second.base() + frame.offset, nullptr};
     }
     // Not mapped yet, or its file has grown since.
     if (attempt == 0) {
@@ -68,7 +68,7 @@ Result<std::vector<wire::LeaseFrame>> CopyFrames(wire::SegmentView view, const L
 
 }  // namespace
 
-Result<Lease> TakeLease(wire::SegmentView view, SocketCalls& calls, DomainMaps& domains,
+Result<Lease> TakeLease(wire::SegmentView view, SocketCalls& calls, FrameMaps& maps,
                         const LeaseGrant& grant) {
   if (grant.slot >= wire::kLeaseSlots || grant.generation == 0) {
     return BadSlot("slot is number " + std::to_string(grant.slot) + ", generation " +
@@ -81,25 +81,28 @@ Result<Lease> TakeLease(wire::SegmentView view, SocketCalls& calls, DomainMaps& 
     frames = CopyFrames(view, grant);
   }
   if (!frames.ok()) return frames.status();
-  Lease lease{static_cast<std::uint32_t>(grant.slot), grant.generation, {}};
+  Lease lease{static_cast<std::uint32_t>(grant.slot), grant.generation, {}, {}};
   lease.pages.reserve(frames->size());
   for (const wire::LeaseFrame& frame : *frames) {
-    Result<const std::byte*> address = domains.AddressOf(calls, frame, grant.page_bytes);
-    if (!address.ok()) return address.status();
-    lease.pages.push_back(*address);
+    Result<MappedFrame> mapped = maps.AddressOf(calls, frame, grant.page_bytes);
+    if (!mapped.ok()) return mapped.status();
+    lease.pages.push_back(mapped->at);
+    const bool held = mapped->hold == nullptr || (!lease.holds.empty() && lease.holds.back() == mapped->hold);
+    if (!held) lease.holds.push_back(std::move(mapped->hold));
   }
   return lease;
 }
 
-LeaseUse::LeaseUse(wire::LeaseSlot& slot, std::uint64_t generation) : slot_(slot) {
+LeaseUse::LeaseUse(wire::LeaseSlot& slot, std::uint64_t generation)
+    : slot_(slot), before_(slot.in_use.load(std::memory_order_relaxed)) {
   // Pairs with the daemon's store of `revoke` before its load of `in_use`: at least one sees the other.
-  slot_.in_use.store(generation, std::memory_order_seq_cst);
+  slot_.in_use.store(before_ + 1, std::memory_order_seq_cst);
   valid_ = slot_.revoke.load(std::memory_order_seq_cst) < generation;
 }
 
 LeaseUse::~LeaseUse() {
   // Pairs with the daemon's load of `in_use`: all reads of the frames are over.
-  slot_.in_use.store(0, std::memory_order_release);
+  slot_.in_use.store(before_, std::memory_order_release);
 }
 
 }  // namespace bitpager::client

@@ -15,13 +15,27 @@
 
 namespace bitpager::client {
 
-// Read-only mappings of share domains, each made once. A mapping that was replaced by a longer one stays:
-// leases may still point into it.
-class DomainMaps {
+// Where a leased page lies here, and what keeps it mapped; null: as long as the session.
+struct MappedFrame {
+  const std::byte* at = nullptr;
+  std::shared_ptr<const void> hold;
+};
+
+// The mappings through which leased frames are read.
+class FrameMaps {
  public:
-  // The address of `frame`, whose page has `page_bytes`.
-  [[nodiscard]] wire::Result<const std::byte*> AddressOf(SocketCalls& calls, wire::LeaseFrame frame,
-                                                         std::uint64_t page_bytes);
+  virtual ~FrameMaps() = default;
+  // The place of `frame`, whose page has `page_bytes`.
+  [[nodiscard]] virtual wire::Result<MappedFrame> AddressOf(SocketCalls& calls, wire::LeaseFrame frame,
+                                                            std::uint64_t page_bytes) = 0;
+};
+
+// Read-only mappings of share domains in host memory, each made once. A mapping that was replaced by a longer
+// one stays: leases may still point into it.
+class DomainMaps final : public FrameMaps {
+ public:
+  [[nodiscard]] wire::Result<MappedFrame> AddressOf(SocketCalls& calls, wire::LeaseFrame frame,
+                                                    std::uint64_t page_bytes) override;
 
  private:
   wire::Status Map(SocketCalls& calls, std::uint64_t mapping);
@@ -35,6 +49,7 @@ struct Lease {
   std::uint32_t slot = 0;
   std::uint64_t generation = 0;
   std::vector<const std::byte*> pages;
+  std::vector<std::shared_ptr<const void>> holds;  // of the mappings that the pages lie in
 };
 
 // Reads what the daemon wrote at a granted lease. `extent` and `pages` are what this side knows of the
@@ -46,10 +61,11 @@ struct LeaseGrant {
   std::uint64_t pages = 0;
   std::uint64_t page_bytes = 0;
 };
-[[nodiscard]] wire::Result<Lease> TakeLease(wire::SegmentView view, SocketCalls& calls, DomainMaps& domains,
+[[nodiscard]] wire::Result<Lease> TakeLease(wire::SegmentView view, SocketCalls& calls, FrameMaps& maps,
                                             const LeaseGrant& grant);
 
-// Marks the lease in use for its lifetime. valid() false: it was revoked, and nothing may be read.
+// A use of the lease by the processor, for its lifetime. valid() false: it was revoked, and nothing may be
+// read.
 class LeaseUse {
  public:
   LeaseUse(wire::LeaseSlot& slot, std::uint64_t generation);
@@ -60,6 +76,7 @@ class LeaseUse {
 
  private:
   wire::LeaseSlot& slot_;
+  const std::uint64_t before_;
   bool valid_;
 };
 

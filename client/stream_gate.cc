@@ -36,6 +36,13 @@ Status StreamGate::Open() {
   return {};
 }
 
+Result<DeviceAddress> StreamGate::WordOnDevice(const wire::Word& word) {
+  if (!open()) {
+    if (Status opened = Open(); !opened.ok()) return opened;
+  }
+  return base_ + static_cast<DeviceAddress>(reinterpret_cast<const std::byte*>(&word) - view_.base);
+}
+
 DeviceAddress StreamGate::AddressOf(const wire::LineWord& word) const {
   return base_ + static_cast<DeviceAddress>(reinterpret_cast<const std::byte*>(&word) - view_.base);
 }

@@ -26,6 +26,8 @@ class StreamGate {
   [[nodiscard]] wire::Status MarkReady(StreamHandle stream, std::uint64_t ticket);
   // Enqueues: the stream goes on when `ticket` is done.
   [[nodiscard]] wire::Status WaitDone(StreamHandle stream, std::uint64_t ticket);
+  // Makes the words known to CUDA, once. The address of a word of the segment on the device.
+  [[nodiscard]] wire::Result<DeviceAddress> WordOnDevice(const wire::Word& word);
   // Waits for what was enqueued and takes the words back from CUDA. Everything it waits for is released
   // already: all tickets are done, or the session is over.
   void Close();

@@ -18,6 +18,8 @@ using wire::Status;
 constexpr std::uint64_t kPieceElements = 8ULL << 20;
 // After a refused lease the automatic path asks again only so much later.
 constexpr std::uint32_t kLeasePause = 16;
+// Kernels on a lease that is to end may take so long.
+constexpr int kLetGoMs = 10'000;
 
 Status CheckDType(wire::DType dtype) {
   if (dtype == wire::DType::kF32 || dtype == wire::DType::kF16 || dtype == wire::DType::kBF16) return {};
@@ -79,12 +81,16 @@ Weight::~Weight() {
   // A session that is over has dropped everything; there is nobody to tell.
   if (extent_ != 0) [[maybe_unused]]
     const Status dropped = Drop();
+  if (uses_ == nullptr) return;
+  if (connection_->Locked([this] { LetGo(); })) return;
+  // A forked child must not touch the GPU.
+  [[maybe_unused]] const auto* const leaked = new Lease(std::move(*lease_));
 }
 
 Status Weight::Drop() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
-  lease_.reset();
+  LetGo();
   wire::DropExtentBody body;
   body.extent = extent_;
   extent_ = 0;
@@ -169,6 +175,7 @@ Status Weight::ByRequestThroughSlab(wire::DType dtype, void* into) {
 }
 
 Status Weight::AskLease() {
+  connection_->LetGoOfRevoked();
   wire::LeaseBody body;
   body.extent = extent_;
   const Result<wire::CompletionRecord> done = connection_->timeline().Run(wire::Op::kLease, body);
@@ -183,7 +190,67 @@ Status Weight::AskLease() {
   Result<Lease> lease = connection_->TakeLease(grant);
   if (!lease.ok()) return lease.status();
   lease_ = std::move(*lease);
+  // Of a quantization on a stream nobody has waited for the offset.
+  if (options_.nested) offset_ = std::bit_cast<float>(static_cast<std::uint32_t>(done->values[2]));
   return {};
+}
+
+void Weight::LetGo() {
+  connection_->Forget(this);
+  if (uses_ != nullptr && lease_ && !uses_->AwaitOver(kLetGoMs)) {
+    // Kernels that never end may still read: the mappings stay for good.
+    [[maybe_unused]] const auto* const leaked = new Lease(std::move(*lease_));
+  }
+  uses_.reset();
+  lease_.reset();
+}
+
+Status Weight::ReadOnStream(StreamHandle stream, const LeasedLaunch& launch) {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  DeviceSession* const device = connection_->device();
+  if (device == nullptr) return NoStreams(connection_->info().device_kind);
+  if (Status fine = device->CheckStream(stream); !fine.ok()) return fine;
+  if (device->synchronous()) {
+    return {Code::kUnsupported, "a lease needs streams that write words, which this GPU's do not"};
+  }
+  if (!MayTryLease()) return {Code::kFull, "a lease was refused a moment ago"};
+  const Status read = ReadLeased(*device, stream, launch);
+  if (!lease_ && LeaseRefused(read)) lease_pause_ = kLeasePause;
+  return read;
+}
+
+Status Weight::ReadLeased(DeviceSession& device, StreamHandle stream, const LeasedLaunch& launch) {
+  // A cached lease may have been revoked; the one granted next is fresh.
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (!lease_) {
+      if (Status asked = AskLease(); !asked.ok()) return asked;
+      Result<std::unique_ptr<StreamUses>> uses = device.UsesOf(*lease_);
+      if (!uses.ok()) {
+        lease_.reset();
+        return uses.status();
+      }
+      uses_ = std::move(*uses);
+      connection_->Remember(this);
+    }
+    const Result<bool> begun = uses_->Begin(stream);
+    if (!begun.ok()) return begun.status();
+    if (*begun) {
+      const Status launched = launch({options_.type, options_.blocksize, options_.nested, offset_,
+                                      connection_->info().page_bytes, lease_->pages});
+      const Status ended = uses_->End(stream);
+      return launched.ok() ? ended : launched;
+    }
+    LetGo();
+  }
+  return {Code::kNotResident, "the lease was revoked as soon as it was granted: memory is short"};
+}
+
+bool Weight::LetGoIfRevoked() {
+  if (uses_ == nullptr || !uses_->revoked() || !uses_->over()) return false;
+  uses_.reset();
+  lease_.reset();
+  return true;
 }
 
 Status Weight::ByLease(wire::DType dtype, const Place& into) {
@@ -230,6 +297,7 @@ Result<std::uint64_t> Weight::QuantizeOnStream(wire::DType dtype, const void* fr
   body.in_dtype = dtype;
   const std::uint64_t bytes = options_.elements * wire::DTypeBytes(dtype);
   if (Status placed = device->Resolve(from, bytes, Use::kGradient, body.in); !placed.ok()) return placed;
+  LetGo();  // the offset will be another; the next lease brings it
   return device->Submit(stream, wire::Op::kQuantize, body, {extent_, 0});
 }
 

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "client/session.h"
@@ -46,6 +48,18 @@ struct WeightPlanes {
   float offset = 0;
 };
 
+// The weight where it lies on the GPU, for kernels of the caller.
+struct LeasedPages {
+  wire::QuantType type = wire::QuantType::kNF4;
+  std::uint32_t blocksize = 64;
+  bool nested = false;
+  float offset = 0.0F;  // nested
+  std::uint64_t page_bytes = 0;
+  std::span<const std::byte* const> pages;  // addresses on the device
+};
+// Enqueues kernels that read the pages; they may end when it returns.
+using LeasedLaunch = std::function<wire::Status(const LeasedPages&)>;
+
 class Weight {
  public:
   [[nodiscard]] static wire::Result<std::unique_ptr<Weight>> Create(const Session& session,
@@ -67,10 +81,18 @@ class Weight {
   [[nodiscard]] wire::Result<std::uint64_t> DequantizeOnStream(wire::DType dtype, void* into,
                                                                std::uint64_t first_element,
                                                                std::uint64_t elements, StreamHandle stream);
+  // Calls `launch` once with the weight's pages, resident and readable for what it enqueues on `stream` of
+  // the session's GPU. A lease is taken at the first call and kept until the daemon revokes it, so that later
+  // calls ask nobody. kFull, kNotResident, kUnsupported: no lease can be had, `launch` was not called; take
+  // the request. A revoked lease's memory is let go at the next call for any weight of the session.
+  [[nodiscard]] wire::Status ReadOnStream(StreamHandle stream, const LeasedLaunch& launch);
   // Copies the planes out; sets planes.offset.
   [[nodiscard]] wire::Status Export(WeightPlanes& planes);
   [[nodiscard]] wire::Status Import(const WeightPlanes& planes);
   [[nodiscard]] wire::Status Drop();
+
+  // Under the connection's lock: unmaps a lease that was revoked, unless a kernel still reads it. True: done.
+  bool LetGoIfRevoked();
 
   [[nodiscard]] std::uint64_t id() const { return extent_; }
   [[nodiscard]] const WeightOptions& options() const { return options_; }
@@ -85,6 +107,9 @@ class Weight {
   // kNotResident once after a revocation that came between grant and use.
   wire::Status ByLease(wire::DType dtype, const Place& into);
   wire::Status AskLease();
+  wire::Status ReadLeased(DeviceSession& device, StreamHandle stream, const LeasedLaunch& launch);
+  // Unmaps what a revoked lease kept, when no kernel reads it any more.
+  void LetGo();
   [[nodiscard]] bool MayTryLease();
   wire::Status MovePacked(WeightPlanes& planes, bool into_pages);
 
@@ -93,9 +118,10 @@ class Weight {
   const quant::WeightLayout layout_;
   std::uint64_t extent_ = 0;
   // Under the connection's lock:
-  float offset_ = 0;               // nested: of the last quantization or import
-  std::optional<Lease> lease_;     // kept until revoked, so that the hot path asks nobody
-  std::uint32_t lease_pause_ = 0;  // automatic tries to leave out after a refusal
+  float offset_ = 0;                  // nested: of the last quantization or import
+  std::optional<Lease> lease_;        // kept until revoked, so that the hot path asks nobody
+  std::unique_ptr<StreamUses> uses_;  // of lease_, on a GPU
+  std::uint32_t lease_pause_ = 0;     // automatic tries to leave out after a refusal
 };
 
 }  // namespace bitpager::client

@@ -311,11 +311,17 @@ Status Control::MapDomain(Call& call) {
   wire::MapDomainBody body;
   if (!wire::ReadBody(call.packet, body)) return WrongSize();
   const Job& job = *core_.registry.FindJob(call.session->identity().job);
-  const int fd = static_cast<int>(body.mapping) - 1;
-  if (body.mapping == 0 || body.mapping > 0x7FFFFFFFU || core_.mover.ExportedBy(fd, job.domain) == nullptr) {
+  const kernels::DeviceSegment* const segment = core_.mover.ExportedBy(body.mapping, job.domain);
+  if (segment == nullptr) {
     return {Code::kNotFound, "no mapping " + std::to_string(body.mapping) + " in this job's share domain."};
   }
-  wire::Result<wire::UniqueFd> read_only = ReopenReadOnly(fd);
+  if (!core_.device_info.in_host_memory) {
+    // A handle of the device's memory: neither reopened nor sized by its descriptor.
+    call.answer.body.values[0] = segment->frames * core_.page_bytes();
+    call.answer.AddFd(segment->fd);
+    return {};
+  }
+  wire::Result<wire::UniqueFd> read_only = ReopenReadOnly(segment->fd);
   if (!read_only.ok()) return read_only.status();
   struct stat info {};
   if (::fstat(read_only->get(), &info) != 0) return {Code::kInternal, "cannot size a mapping."};

@@ -1,6 +1,7 @@
 #include "daemon/leases.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace bitpager::daemon {
 
@@ -8,6 +9,10 @@ using wire::Code;
 using wire::Status;
 
 Status Leases::Grant(Session& session, const Extent& extent, wire::CompletionRecord& completion) {
+  if (!core_.device_info.exports) {
+    return {Code::kUnsupported, "this device's frames cannot be read by other processes."};
+  }
+  if (Again(session, extent, completion)) return {};
   Hold hold;
   hold.session = session.identity().id;
   hold.frames = extent.pages;
@@ -30,9 +35,26 @@ Status Leases::Grant(Session& session, const Extent& extent, wire::CompletionRec
   }
   holders.push_back(hold);
   Publish(session, extent, hold);
+  Fill(extent, hold, completion);
+  return {};
+}
+
+// The session holds a lease on the extent: the same one serves.
+bool Leases::Again(const Session& session, const Extent& extent, wire::CompletionRecord& completion) const {
+  const auto found = holds_.find(extent.id);
+  if (found == holds_.end()) return false;
+  for (const Hold& hold : found->second) {
+    if (hold.session != session.identity().id || hold.revoked) continue;
+    Fill(extent, hold, completion);
+    return true;
+  }
+  return false;
+}
+
+void Leases::Fill(const Extent& extent, const Hold& hold, wire::CompletionRecord& completion) {
   completion.values[0] = hold.slot;
   completion.values[1] = hold.generation;
-  return {};
+  completion.values[2] = std::bit_cast<std::uint32_t>(extent.weight()->format.offset);
 }
 
 bool Leases::TakeRoom(Table& table, std::uint64_t frames, Hold& hold) {
@@ -81,7 +103,7 @@ void Leases::Publish(Session& session, const Extent& extent, const Hold& hold) {
   for (std::uint64_t page = 0; page < extent.pages; ++page) {
     const paging::FrameRef frame = *core_.pager.FrameOf({extent.id, page});
     const kernels::DeviceSegment& segment = *core_.mover.SegmentOf(frame);
-    view.lease_frames()[hold.first_frame + page] = {static_cast<std::uint64_t>(segment.fd) + 1,
+    view.lease_frames()[hold.first_frame + page] = {core_.mover.MappingOf(segment),
                                                     segment.fd_offset + frame.slot * core_.page_bytes()};
   }
   wire::LeaseSlot& slot = view.leases()[hold.slot];
@@ -94,10 +116,12 @@ void Leases::Publish(Session& session, const Extent& extent, const Hold& hold) {
 
 bool Leases::StillUsed(const Hold& hold) {
   Session* session = core_.registry.FindSession(hold.session);
+  if (session == nullptr) return false;
+  const wire::LeaseSlot& slot = session->segment().leases()[hold.slot];
   // Sequentially consistent after the store of `revoke`: pairs with the client's store of in_use, then load
-  // of revoke.
-  return session != nullptr &&
-         session->segment().leases()[hold.slot].in_use.load(std::memory_order_seq_cst) != 0;
+  // of revoke. Acquire pairs with the write of the client's stream behind its kernels.
+  const std::uint64_t begun = slot.in_use.load(std::memory_order_seq_cst);
+  return slot.ended.load(std::memory_order_acquire) != begun;
 }
 
 void Leases::Revoke(wire::ExtentId extent) {

@@ -20,8 +20,9 @@ class Leases {
  public:
   explicit Leases(Core& core) : core_(core) {}
 
-  // Grants a lease on a weight whose pages are resident; fills values[0] and [1]. kFull beyond the reserve or
-  // without a free slot, kNotResident when pages must be loaded first.
+  // Grants a lease on a weight whose pages are resident; fills values[0] to [2]. kUnsupported where no frame
+  // is exported, kFull beyond the reserve or without a free slot, kNotResident when pages must be loaded
+  // first.
   [[nodiscard]] wire::Status Grant(Session& session, const Extent& extent,
                                    wire::CompletionRecord& completion);
   // Asks every holder to let go.
@@ -58,6 +59,9 @@ class Leases {
     bool ready = false;
   };
 
+  [[nodiscard]] bool Again(const Session& session, const Extent& extent,
+                           wire::CompletionRecord& completion) const;
+  static void Fill(const Extent& extent, const Hold& hold, wire::CompletionRecord& completion);
   [[nodiscard]] bool TakeRoom(Table& table, std::uint64_t frames, Hold& hold);
   void GiveRoom(const Hold& hold);
   void Publish(Session& session, const Extent& extent, const Hold& hold);

@@ -168,9 +168,15 @@ const kernels::DeviceSegment* Mover::SegmentOf(paging::FrameRef frame) const {
   return found == segments_.end() ? nullptr : &found->second.memory;
 }
 
-const kernels::DeviceSegment* Mover::ExportedBy(int fd, paging::DomainId domain) const {
+std::uint64_t Mover::MappingOf(const kernels::DeviceSegment& segment) const {
+  const auto fd = static_cast<std::uint64_t>(segment.fd) + 1;
+  return in_host_memory_ ? fd : std::uint64_t{segment.id} << 32 | fd;
+}
+
+const kernels::DeviceSegment* Mover::ExportedBy(std::uint64_t mapping, paging::DomainId domain) const {
   for (const auto& [number, segment] : segments_) {
-    if (segment.domain == domain && segment.domain != paging::kPrivateDomain && segment.memory.fd == fd) {
+    const bool shared = segment.domain == domain && segment.domain != paging::kPrivateDomain;
+    if (shared && segment.memory.fd >= 0 && MappingOf(segment.memory) == mapping) {
       return &segment.memory;
     }
   }

@@ -17,7 +17,8 @@ namespace bitpager::daemon {
 
 class Mover {
  public:
-  Mover(kernels::Device& device, paging::Pager& pager) : device_(device), pager_(pager) {}
+  Mover(kernels::Device& device, paging::Pager& pager)
+      : device_(device), pager_(pager), in_host_memory_(device.Info().in_host_memory) {}
   ~Mover();
   Mover(const Mover&) = delete;
   Mover& operator=(const Mover&) = delete;
@@ -33,8 +34,12 @@ class Mover {
 
   [[nodiscard]] std::byte* AddressOf(paging::FrameRef frame) const;
   [[nodiscard]] const kernels::DeviceSegment* SegmentOf(paging::FrameRef frame) const;
-  // The segment of a share domain whose exported fd is `fd`; null when there is none.
-  [[nodiscard]] const kernels::DeviceSegment* ExportedBy(int fd, paging::DomainId domain) const;
+  // What LeaseFrame::mapping says of an exported segment. Unique among all that ever were, but for host
+  // memory, where segments of one domain lie in one file that never ends.
+  [[nodiscard]] std::uint64_t MappingOf(const kernels::DeviceSegment& segment) const;
+  // The segment of a share domain with this mapping; null when there is none.
+  [[nodiscard]] const kernels::DeviceSegment* ExportedBy(std::uint64_t mapping,
+                                                         paging::DomainId domain) const;
   // Pages are on their way between the tiers.
   [[nodiscard]] bool copying() const { return !copies_.empty(); }
   [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
@@ -69,6 +74,7 @@ class Mover {
 
   kernels::Device& device_;
   paging::Pager& pager_;
+  const bool in_host_memory_;  // device frames are host memory
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number
   std::deque<Copy> copies_;

@@ -54,15 +54,19 @@ struct SegmentHeader {
 };
 
 // One lease. The client stores `in_use`, then loads `revoke`; the daemon stores `revoke`, then loads
-// `in_use`; all sequentially consistent, so at least one of them sees the other.
+// `in_use`; all sequentially consistent, so at least one of them sees the other. Uses are numbered: the frames
+// are read while `in_use` and `ended` differ. What the processor reads it ends by putting `in_use` back; a
+// stream ends its use by writing `ended` behind the kernels.
 struct alignas(kCacheLine) LeaseSlot {
-  Word in_use{0};                 // client: not 0 while it reads the frames
+  Word in_use{0};                 // client: the newest use that began
   Word revoke{0};                 // daemon: the newest generation that was revoked
   Word generation{0};             // daemon: of the lease in this slot
   std::uint64_t extent = 0;       // daemon
   std::uint64_t first_frame = 0;  // daemon: index into the frame table
   std::uint64_t frames = 0;       // daemon: pages of the weight, in order
+  Word ended{0};                  // client (its stream): the newest use that ended
 };
+static_assert(sizeof(LeaseSlot) == kCacheLine);
 
 // Where a leased page lies: `offset` bytes into the mapping `mapping` (asked for over the socket).
 struct LeaseFrame {

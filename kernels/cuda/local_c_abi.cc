@@ -174,4 +174,16 @@ int bp_cuda_multiply_pages(void* stream, int quant_type, int dtype, const void* 
   });
 }
 
+int bp_cuda_dequantize_leased(void* call, const void* pages) {
+  const auto& c = *static_cast<const bp_cuda_dequantize_call*>(call);
+  return bp_cuda_dequantize_pages(c.stream, c.quant_type, c.dtype, static_cast<const bp_cuda_pages*>(pages),
+                                  c.n, c.first, c.count, c.out);
+}
+
+int bp_cuda_multiply_leased(void* call, const void* pages) {
+  const auto& c = *static_cast<const bp_cuda_multiply_call*>(call);
+  return bp_cuda_multiply_pages(c.stream, c.quant_type, c.dtype, c.x, c.batch, c.rows, c.columns,
+                                static_cast<const bp_cuda_pages*>(pages), c.y);
+}
+
 }  // extern "C"

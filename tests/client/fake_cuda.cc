@@ -16,6 +16,7 @@ using wire::Result;
 using wire::Status;
 
 constexpr DeviceAddress kHostSkew = 0x7000'0000'0000'0000;
+constexpr DeviceAddress kSharedStride = 0x100'0000'0000;
 
 }  // namespace
 
@@ -123,6 +124,17 @@ Result<wire::UniqueFd> FakeCuda::ExportMapped(DeviceAddress at) {
   if (memory == nullptr) return Status(Code::kNotFound, "no physical memory is mapped at the address");
   if (!memory->exportable) return Status(Code::kUnsupported, "made without the right to share it");
   return wire::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
+
+Result<client::DeviceRange> FakeCuda::MapShared(int, std::uint64_t bytes, int) {
+  ++shared_maps;
+  const std::lock_guard lock(mutex_);
+  next_shared_ += kSharedStride;
+  return client::DeviceRange{next_shared_, bytes};
+}
+
+void FakeCuda::UnmapShared(const client::DeviceRange&) {
+  --shared_maps;
 }
 
 Result<DeviceAddress> FakeCuda::RegisterHost(void* at, std::uint64_t bytes) {

@@ -44,6 +44,7 @@ class FakeCuda final : public client::CudaDriver {
   std::atomic<int> enqueued{0};  // writes and waits
   std::atomic<int> identity_looks{0};
   std::atomic<int> synchronized{0};
+  std::atomic<int> shared_maps{0};  // mappings of shared memory now
   [[nodiscard]] bool registered();
 
   // ---- CudaDriver ----
@@ -57,6 +58,8 @@ class FakeCuda final : public client::CudaDriver {
   std::uint64_t AllocationId(client::DeviceAddress at, bool ipc_capable) override;
   wire::Result<IpcHandle> GetIpcHandle(client::DeviceAddress base) override;
   wire::Result<wire::UniqueFd> ExportMapped(client::DeviceAddress at) override;
+  wire::Result<client::DeviceRange> MapShared(int fd, std::uint64_t bytes, int ordinal) override;
+  void UnmapShared(const client::DeviceRange& range) override;
   wire::Result<client::DeviceAddress> RegisterHost(void* at, std::uint64_t bytes) override;
   void UnregisterHost(void* at) override;
   wire::Status WriteWord(client::StreamHandle stream, client::DeviceAddress word,
@@ -86,6 +89,7 @@ class FakeCuda final : public client::CudaDriver {
   std::map<client::DeviceAddress, Memory> memory_;            // guarded by mutex_
   std::map<client::StreamHandle, std::deque<Work>> streams_;  // guarded by mutex_
   std::uint64_t last_id_ = 0;
+  client::DeviceAddress next_shared_ = 0;  // guarded by mutex_
   void* host_ = nullptr;
   std::uint64_t host_bytes_ = 0;
   bool stop_ = false;

@@ -267,6 +267,7 @@ _SIGNATURES = {
         c_int,
         (_SESSION, c_uint64, c_int, c_void_p, c_uint64, c_uint64, c_int, POINTER(c_int)),
     ),
+    "bp_weight_read_leased": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, POINTER(c_int))),
     "bp_weight_export": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, POINTER(c_float))),
     "bp_weight_import": (c_int, (_SESSION, c_uint64, c_void_p, c_void_p, c_void_p, c_float)),
     "bp_prefetch": (c_int, (_SESSION, c_uint64)),

@@ -7,7 +7,9 @@ torch's caching allocator. The library is loaded at first use and needs no daemo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import os
 import threading
 from ctypes import c_char_p, c_int, c_uint32, c_uint64, c_void_p
@@ -19,6 +21,7 @@ from . import _lib, errors
 ABI_VERSION = 1
 SIGNED_DYNAMIC, UNSIGNED_DYNAMIC, GIVEN_MAP = 0, 1, 2
 MULTIPLY_ROWS = 8  # most rows of x that multiply_4bit takes
+MULTIPLY_PAGES = 480  # most pages of a weight that bp_cuda_multiply_leased takes
 _CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
 
 _SIGNATURES = {
@@ -41,9 +44,42 @@ _SIGNATURES = {
     ),
 }
 
+
+
+class DequantizeCall(ctypes.Structure):
+    """bp_cuda_dequantize_call: what bp_cuda_dequantize_leased takes beside the pages."""
+
+    _fields_ = [
+        ("stream", c_void_p),
+        ("quant_type", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("n", c_uint64),
+        ("first", c_uint64),
+        ("count", c_uint64),
+        ("out", c_void_p),
+    ]
+
+
+class MultiplyCall(ctypes.Structure):
+    """bp_cuda_multiply_call."""
+
+    _fields_ = [
+        ("stream", c_void_p),
+        ("quant_type", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("x", c_void_p),
+        ("batch", c_uint32),
+        ("rows", c_uint32),
+        ("columns", c_uint32),
+        ("reserved", c_uint32),
+        ("y", c_void_p),
+    ]
+
+
 _lock = threading.Lock()
 _library = None
 _checked_devices = set()
+_launches = {}  # name -> address
 
 
 def library_path():
@@ -98,17 +134,76 @@ def _check(code: int) -> None:
         raise errors.from_code(code, f"code {code}", text)
 
 
+class _Elsewhere:
+    """The device while another one is current, and whether this one was looked at."""
+
+    def __init__(self, device):
+        self._guard = torch.cuda.device(device)
+        self._device = device
+
+    def __enter__(self):
+        self._guard.__enter__()
+        _check_device(self._device)
+
+    def __exit__(self, *why):
+        return self._guard.__exit__(*why)
+
+
+_HERE = contextlib.nullcontext()
+
+
+def _check_device(device: torch.device) -> None:
+    """Once for each device, which is current: that the library has code for it."""
+    if device.index not in _checked_devices:
+        library = _loaded()
+        torch.cuda.current_stream(device).query()  # torch makes the context
+        _check(library.bp_cuda_check_device())
+        _checked_devices.add(device.index)
+
+
+def current_on(device: torch.device):
+    """A context in which `device` is current and known to work; cheap when it is already."""
+    if device.index in _checked_devices and torch._C._cuda_getDevice() == device.index:
+        return _HERE
+    return _Elsewhere(device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The handle of torch's current stream."""
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
 def _call(tensor: torch.Tensor, name: str, *arguments) -> None:
     """Calls a function on the tensor's device and current stream."""
     library = _loaded()
     device = tensor.device
-    with torch.cuda.device(device):
-        if device.index not in _checked_devices:
-            torch.cuda.current_stream(device).query()  # torch makes the context
-            _check(library.bp_cuda_check_device())
-            _checked_devices.add(device.index)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        _check(getattr(library, name)(stream, *arguments))
+    with current_on(device):
+        _check(getattr(library, name)(stream_of(device), *arguments))
+
+
+def read_leased(weight, device: torch.device, name: str, call) -> int:
+    """Launches `name` (bp_cuda_dequantize_leased, bp_cuda_multiply_leased) with `call` on the pages of a
+    bitpager.Weight, on torch's current stream. Returns the code of bp_weight_read_leased; what the launch itself found
+    is raised."""
+    launch = _launches.get(name)
+    if launch is None:
+        launch = _launches[name] = ctypes.cast(getattr(_loaded(), name), c_void_p)
+    launched = c_int()
+    with current_on(device):
+        call.stream = stream_of(device)
+        while True:
+            code = _lib.lib().bp_weight_read_leased(
+                weight.session.handle,
+                weight.handle,
+                call.stream,
+                launch,
+                ctypes.byref(call),
+                ctypes.byref(launched),
+            )
+            if launched.value != _lib.OK:
+                _check(launched.value)
+            if code != _lib.INTERRUPTED:
+                return code
 
 
 def require_float(tensor: torch.Tensor, what: str) -> int:
@@ -194,14 +289,23 @@ def multiply_4bit(x, packed, state, out) -> None:
 
 def can_multiply(x, packed, state) -> bool:
     """True when multiply_4bit takes this product: few rows, 16-bit elements, no block across two rows."""
-    columns = state.shape[-1]
+    return packed.data_ptr() % 16 == 0 and has_product(x, state.shape[-1], state.blocksize)
+
+
+def has_product(x, columns: int, blocksize: int) -> bool:
+    """can_multiply but for where the weight lies; x is contiguous."""
     return (
-        x.dtype in (torch.float16, torch.bfloat16)
-        and 0 < x.numel() <= MULTIPLY_ROWS * columns
-        and columns % state.blocksize == 0
-        and packed.data_ptr() % 16 == 0
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        0 < x.numel() <= MULTIPLY_ROWS * columns
+        and (x.dtype is torch.bfloat16 or x.dtype is torch.float16)
+        and columns % blocksize == 0
+        and x.data_ptr() % 16 == 0
+        and _capability(x.device.index) >= (8, 0)
     )
+
+
+@functools.lru_cache(maxsize=None)
+def _capability(index: int):
+    return torch.cuda.get_device_capability(index)
 
 
 def quantize_blockwise(source, map_kind, code, blocksize, codes, absmax) -> None:

@@ -23,30 +23,37 @@ def parse(name: str) -> torch.dtype:
     return dtype
 
 
-def require_float(tensor: torch.Tensor, what: str) -> int:
-    """The dtype code of a dense float tensor in CPU memory; a clear error otherwise."""
+def require_float(tensor: torch.Tensor, what: str, device: str = "cpu") -> int:
+    """The dtype code of a dense float tensor in memory of `device` ("cpu", "cuda"); a clear error otherwise."""
     if tensor.layout != torch.strided:
         raise ValueError(f"{what} is sparse ({tensor.layout}); dense tensors are needed. Hint: use sparse=False.")
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{what} has dtype {name_of(tensor.dtype)}; supported are float32, float16 and bfloat16")
-    require_cpu(tensor, what)
+    require_device(tensor, what, device)
     return CODES[tensor.dtype]
 
 
 def require_cpu(tensor: torch.Tensor, what: str) -> None:
-    """Refuses tensors of devices that this build has no code for."""
+    """Refuses tensors that are not in CPU memory."""
+    require_device(tensor, what, "cpu")
+
+
+def require_device(tensor: torch.Tensor, what: str, device: str) -> None:
+    """Refuses tensors of another kind of device than `device`, which is what the rest of the call is about."""
     kind = tensor.device.type
-    if kind == "cpu":
+    if kind == device:
         return
     if kind == "meta":
         raise ValueError(f"{what} is on the meta device and has no data. Hint: materialise it first.")
-    if kind == "cuda":
+    if kind in ("cpu", "cuda"):
+        wanted = "CPU" if device == "cpu" else "GPU"
         raise errors.UnsupportedError(
-            f"{what} is on {tensor.device}, but the CUDA device is not in this build. Hint: keep it on the CPU.",
+            f"{what} is on {tensor.device}, but a tensor on the {wanted} is needed here. Hint: {what}.to('{device}'), "
+            "or use a session of its device.",
             45,
             "UNSUPPORTED",
         )
-    raise errors.UnsupportedError(f"{what} is on {tensor.device}; supported is the CPU.", 45, "UNSUPPORTED")
+    raise errors.UnsupportedError(f"{what} is on {tensor.device}; supported are the CPU and CUDA.", 45, "UNSUPPORTED")
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -309,6 +309,20 @@ def _cuda_uuid(index: int) -> str:
     return text.value.decode()
 
 
+def cuda_index(uuid: str) -> int:
+    """The index in this process of the GPU with this UUID; NotFoundError when it is not seen here."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        if _cuda_uuid(index) == uuid:
+            return index
+    raise errors.NotFoundError(
+        f"GPU {uuid} is not among those that this process sees. Hint: look at CUDA_VISIBLE_DEVICES.",
+        _lib.NOT_FOUND,
+        "NOT_FOUND",
+    )
+
+
 def _offer_default(session: Session) -> None:
     global _default
     with _default_lock:

@@ -1,4 +1,5 @@
-"""Weight: a quantized tensor that lives in the daemon's pages."""
+"""Weight: a quantized tensor that lives in the daemon's pages. In a session of a GPU, tensors are on that GPU and calls
+are enqueued on torch's current stream; nothing waits but export and import."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import itertools
 
 import torch
 
-from . import _lib, dtypes
+from . import _lib, cuda_local, dtypes
 from .functional import BLOCKSIZES_4BIT, NESTED_BLOCKSIZE, create_dynamic_map, get_4bit_type, packed_bytes
 from .quant_state import QUANT_TYPES, QuantState
-from .session import default_session
+from .session import cuda_index, default_session, session_for
 from .shared import drop_later
 
 _names = itertools.count()
+_NO_LEASE = (_lib.FULL, _lib.NOT_RESIDENT, _lib.UNSUPPORTED)
 
 
 class Weight:
@@ -57,12 +59,18 @@ class Weight:
         handle = ctypes.c_uint64()
         _lib.check(_lib.lib().bp_weight_create(self.session.handle, ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle.value
+        self._page_bytes = self.session.info()["page_bytes"]
+        self.device = torch.device("cpu")
+        if self.session.device_kind == "cuda":
+            self.device = torch.device("cuda", cuda_index(self.session.device_uuid))
         self._finalizer = drop_later(self, self.session, "bp_weight_drop", self.handle)
 
     @classmethod
     def from_tensor(cls, tensor: torch.Tensor, **options) -> Weight:
         """A weight of the tensor's shape and dtype, holding its quantized values."""
-        dtypes.require_float(tensor, "tensor")
+        dtypes.require_float(tensor, "tensor", tensor.device.type if tensor.is_cuda else "cpu")
+        if options.get("session") is None:
+            options["session"] = session_for(tensor.device)
         return cls(tensor.shape, dtype=tensor.dtype, **options).quantize_(tensor)
 
     @classmethod
@@ -84,10 +92,13 @@ class Weight:
 
     def quantize_(self, tensor: torch.Tensor) -> Weight:
         """Quantizes a float tensor of this shape into the pages. Returns itself."""
-        code = dtypes.require_float(tensor, "tensor")
+        code = dtypes.require_float(tensor, "tensor", self._kind_of(tensor))
         if tensor.shape != self.shape:
             raise ValueError(f"tensor has shape {tuple(tensor.shape)}, the weight {tuple(self.shape)}")
         source = tensor.detach().contiguous()
+        if source.is_cuda:
+            self._on_stream(source, _lib.lib().bp_weight_quantize_async, code, source.data_ptr())
+            return self
         _lib.check_idempotent(
             _lib.lib().bp_weight_quantize, self.session.handle, self.handle, code, source.data_ptr(), 0, 0
         )
@@ -101,10 +112,12 @@ class Weight:
         if path not in _lib.PATHS:
             raise ValueError(f"path must be one of {', '.join(_lib.PATHS)}; got {path!r}")
         if out is None:
-            out = torch.empty(self.shape, dtype=self.dtype if dtype is None else dtype)
-        code = dtypes.require_float(out, "out")
+            out = torch.empty(self.shape, dtype=self.dtype if dtype is None else dtype, device=self.device)
+        code = dtypes.require_float(out, "out", self._kind_of(out))
         if out.shape != self.shape or not out.is_contiguous():
             raise ValueError(f"out must be contiguous and of shape {tuple(self.shape)}")
+        if out.is_cuda:
+            return self._dequantize_on_stream(code, out, path)
         _lib.check_idempotent(
             _lib.lib().bp_weight_dequantize,
             self.session.handle,
@@ -118,8 +131,67 @@ class Weight:
         )
         return out
 
+    def _dequantize_on_stream(self, code: int, out: torch.Tensor, path: str) -> torch.Tensor:
+        if path != "request":
+            call = cuda_local.DequantizeCall()
+            call.quant_type, call.dtype = _lib.QUANT_TYPES[self.quant_type], code
+            call.n = call.count = self.elements
+            call.out = out.data_ptr()
+            if self._by_lease("bp_cuda_dequantize_leased", call, must=path == "lease"):
+                return out
+        self._on_stream(out, _lib.lib().bp_weight_dequantize_async, code, out.data_ptr(), 0, self.elements)
+        return out
+
+    def _by_lease(self, name: str, call, must: bool) -> bool:
+        """False: no lease can be had now (with `must`, that is raised)."""
+        code = cuda_local.read_leased(self, self.device, name, call)
+        if code == _lib.OK:
+            return True
+        if must or code not in _NO_LEASE:
+            raise _lib.error_of(code)
+        return False
+
+    def _on_stream(self, tensor: torch.Tensor, call, *arguments) -> None:
+        _lib.settle(self.session.handle)
+        with cuda_local.current_on(tensor.device):
+            stream = torch.cuda.current_stream(tensor.device)
+            tensor.record_stream(stream)  # the daemon works on it until the stream goes on
+            _lib.check_idempotent(call, self.session.handle, self.handle, *arguments, stream.cuda_stream, None)
+
+    def _kind_of(self, tensor: torch.Tensor) -> str:
+        """The kind of device that `tensor` must be on: the session's, or the CPU."""
+        if tensor.is_cuda and self.device.type == "cuda" and tensor.device != self.device:
+            raise ValueError(f"the tensor is on {tensor.device}, the weight's session is for {self.device}")
+        return self.device.type if tensor.is_cuda else "cpu"
+
+    def multiply(self, x: torch.Tensor, bias=None):
+        """x W^T + bias by the kernel that reads the 4-bit pages once, or None where it does not apply: on the CPU, for
+        more than cuda_local.MULTIPLY_ROWS rows, fp32, blocks that lie in two rows, or when the pages cannot be leased
+        now."""
+        if self.device.type != "cuda" or len(self.shape) != 2:
+            return None
+        rows, columns = self.shape
+        x = x.contiguous()
+        fits = x.device == self.device and cuda_local.has_product(x, columns, self.blocksize)
+        if not fits or self._pages > cuda_local.MULTIPLY_PAGES:
+            return None
+        out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
+        call = cuda_local.MultiplyCall()
+        call.quant_type, call.dtype = _lib.QUANT_TYPES[self.quant_type], dtypes.CODES[x.dtype]
+        call.x, call.y = x.data_ptr(), out.data_ptr()
+        call.batch, call.rows, call.columns = x.numel() // columns, rows, columns
+        if not self._by_lease("bp_cuda_multiply_leased", call, must=False):
+            return None
+        return out if bias is None else out.add_(bias)
+
+    @property
+    def _pages(self) -> int:
+        """At least as many as the weight lies in."""
+        return 1 + -(-self.elements * 3 // 4 // self._page_bytes)
+
     def export(self, quant_storage=torch.uint8):
-        """(packed, QuantState): copies in the interchange layout, packed of shape [bytes in quant_storage, 1]."""
+        """(packed, QuantState): copies in the interchange layout, packed of shape [bytes in quant_storage, 1], on the
+        device of the session. Waits."""
         blocks = (self.elements + self.blocksize - 1) // self.blocksize
         groups = (blocks + NESTED_BLOCKSIZE - 1) // NESTED_BLOCKSIZE
         packed = torch.zeros(packed_bytes(self.elements, quant_storage), dtype=torch.uint8)
@@ -135,7 +207,8 @@ class Weight:
             absmax2.data_ptr() if self.nested else None,
             ctypes.byref(offset) if self.nested else None,
         )
-        return packed.view(quant_storage).reshape(-1, 1), self._state(absmax, absmax2, offset.value)
+        state = self._state(absmax, absmax2, offset.value).to(self.device)
+        return packed.to(self.device).view(quant_storage).reshape(-1, 1), state
 
     def _state(self, absmax, absmax2, offset) -> QuantState:
         state = QuantState(
@@ -156,9 +229,9 @@ class Weight:
     def import_packed(self, packed: torch.Tensor, state: QuantState) -> Weight:
         """Takes over bytes and statistics as they are; ValueError when they do not fit this weight. Returns itself."""
         self._require_fit(packed, state)
-        packed = packed.detach().contiguous()
-        absmax = state.absmax.detach().contiguous()
-        absmax2 = state.state2.absmax.detach().float().contiguous() if self.nested else None
+        packed = packed.detach().cpu().contiguous()
+        absmax = state.absmax.detach().cpu().contiguous()
+        absmax2 = state.state2.absmax.detach().cpu().float().contiguous() if self.nested else None
         _lib.check_idempotent(
             _lib.lib().bp_weight_import,
             self.session.handle,
@@ -175,7 +248,7 @@ class Weight:
         given = (torch.Size(state.shape), state.quant_type, state.blocksize, state.nested)
         if wanted != given:
             raise ValueError(f"the packed tensor is {given}, the weight {wanted} (shape, type, block size, nested)")
-        dtypes.require_cpu(packed, "packed")
+        dtypes.require_device(packed, "packed", self._kind_of(packed))
         if packed.numel() * packed.element_size() < (self.elements + 1) // 2:
             raise ValueError(f"packed holds too few bytes for {self.elements} elements")
         blocks = (self.elements + self.blocksize - 1) // self.blocksize

@@ -1,12 +1,13 @@
-"""Linear4bit and its kinds: linear layers whose frozen weight lives, quantized to 4 bits, in the daemon's pages, or, on
-a GPU, in this process.
+"""Linear4bit and its kinds: linear layers whose frozen weight lives, quantized to 4 bits, in the daemon's pages, or,
+on a GPU with `in_process`, in this process.
 
 Forward and backward dequantize the weight and multiply in the compute dtype; nothing large is kept between them. A
-forward of few rows on a GPU reads the 4-bit weight directly.
+forward of few rows on a GPU reads the 4-bit weight directly, by a lease of its pages.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Optional
 
 import torch
@@ -16,7 +17,7 @@ from .. import dtypes
 from ..quant_state import QUANT_TYPES, QuantState
 from ..weight import Weight
 from .local_weight import LocalWeight
-from .parameter import FourBitParameter
+from .parameter import FourBitParameter, pages_of
 
 try:  # torch.compile must not trace into ctypes
     from torch._compile import _disable_dynamo as _eager
@@ -40,10 +41,9 @@ class _FourBitProduct(torch.autograd.Function):
         ctx.pages = pages
         ctx.x_dtype = x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        if isinstance(pages, LocalWeight):
-            product = pages.multiply(x, bias)
-            if product is not None:
-                return product
+        product = pages.multiply(x, bias)
+        if product is not None:
+            return product
         return F.linear(x, _matrix(pages, x.dtype), bias)
 
     @staticmethod
@@ -63,7 +63,8 @@ class Linear4bit(torch.nn.Linear):
 
     input_features, output_features, bias: as torch.nn.Linear. compute_dtype: of the product (None: that of the first
     input). compress_statistics: double quantization. quant_type: "nf4" or "fp4". quant_storage: dtype that packed bytes
-    are saved as. blocksize: elements that share one absmax. session: None for the default one.
+    are saved as. blocksize: elements that share one absmax. session: None for the default one of the weight's device.
+    in_process: on a GPU, the weight is kept by this process as ordinary CUDA tensors; no daemon is needed.
 
     Weights given as floats (constructor, load_state_dict) are quantized by quantize_() or at the first forward; packed
     ones are taken over by load_state_dict bit for bit. weight.shape is then that of the packed bytes,
@@ -84,6 +85,7 @@ class Linear4bit(torch.nn.Linear):
         *,
         blocksize=64,
         session=None,
+        in_process=False,
     ):
         if quant_type not in QUANT_TYPES:
             raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
@@ -94,6 +96,7 @@ class Linear4bit(torch.nn.Linear):
         self.quant_storage = quant_storage
         self.blocksize = blocksize
         self._session = session
+        self.in_process = in_process
         self.weight = FourBitParameter(self.weight.data, quant_storage=quant_storage)
 
     @classmethod
@@ -107,6 +110,7 @@ class Linear4bit(torch.nn.Linear):
         *,
         blocksize=64,
         session=None,
+        in_process=False,
     ) -> Linear4bit:
         """A quantized layer with the values of `linear`; its bias is shared with it, its weight is not kept."""
         layer = Linear4bit(
@@ -120,6 +124,7 @@ class Linear4bit(torch.nn.Linear):
             "meta",
             blocksize=blocksize,
             session=session,
+            in_process=in_process,
         )
         layer.__class__ = cls
         layer.bias = linear.bias
@@ -143,20 +148,18 @@ class Linear4bit(torch.nn.Linear):
     @torch.no_grad()
     def quantize_(self, tensor=None, name=None) -> Linear4bit:
         """Quantizes `tensor` (None: the float weight) of shape [out_features, in_features] into pages, which replace
-        the weight; a tensor on a GPU is quantized there and stays in this process. Does nothing when there is nothing
-        to quantize. Returns itself."""
+        the weight, on the tensor's device. Does nothing when there is nothing to quantize. Returns itself."""
         if tensor is None:
             if self.is_quantized:
                 return self
             tensor = self.weight
         source = tensor.detach().as_subclass(torch.Tensor)
-        if not source.is_cuda:
-            dtypes.require_float(source, "the weight")
+        dtypes.require_float(source, "the weight", "cuda" if source.is_cuda else "cpu")
         if tuple(source.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"the weight has shape {tuple(source.shape)}; {(self.out_features, self.in_features)} is needed"
             )
-        if source.is_cuda:
+        if source.is_cuda and self.in_process:
             self._take(LocalWeight.from_tensor(source, self.quant_type, self.blocksize, self.compress_statistics, name))
             return self
         pages = Weight.from_tensor(
@@ -196,12 +199,7 @@ class Linear4bit(torch.nn.Linear):
         """Casts and moves what is not quantized; codes and statistics keep their dtype and their pages."""
         if not self.is_quantized:
             return super()._apply(fn, recurse)
-        moved = fn(torch.empty(0, device=self.weight.device))
-        if isinstance(self.weight.pages, LocalWeight):
-            if moved.device.type not in ("meta", self.weight.pages.device.type) or moved.is_cuda:
-                self._take(self.weight.pages.to(moved.device))
-        elif moved.device.type != "meta":
-            dtypes.require_cpu(moved, "a quantized layer's target")
+        self._move(fn(torch.empty(0, device=self.weight.device)).device)
         weight = self._parameters.pop("weight")
         try:
             return super()._apply(fn, recurse)
@@ -209,6 +207,18 @@ class Linear4bit(torch.nn.Linear):
             parameters = dict(self._parameters)
             self._parameters.clear()
             self._parameters.update({"weight": weight, **parameters})
+
+    def _move(self, device: torch.device) -> None:
+        """Takes the weight to another device, into pages of its default session (or this process's memory)."""
+        pages = self.weight.pages
+        if device.type == "meta" or device == pages.device:
+            return
+        if device.type not in ("cpu", "cuda"):
+            dtypes.require_device(torch.empty(0, device=device), "a quantized layer's target", pages.device.type)
+        packed, state = pages.export(self.quant_storage)
+        local = self.in_process or isinstance(pages, LocalWeight)
+        self._session = None
+        self._take(pages_of(packed.to(device), copy.copy(state).to(device), local=local))
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if not self.is_quantized:
@@ -251,9 +261,8 @@ class Linear4bit(torch.nn.Linear):
             )
         device = packed.device if packed.is_cuda else self.weight.device
         if device.type == "cuda":
-            pages = LocalWeight(packed.to(device), state.to(device))
-        else:
-            pages = Weight.from_packed(packed, state, session=self._session)
+            packed, state = packed.to(device), state.to(device)
+        pages = pages_of(packed, state, session=self._session, local=self.in_process)
         self.quant_type = state.quant_type
         self.blocksize = state.blocksize
         self.compress_statistics = state.nested

@@ -62,7 +62,7 @@ class LocalWeight:
         cuda_local.MULTIPLY_ROWS rows, fp32, or blocks that lie in two rows."""
         rows, columns = self.shape
         x = x.contiguous()
-        if not cuda_local.can_multiply(x, self.packed, self.state) or x.data_ptr() % 16 != 0:
+        if not cuda_local.can_multiply(x, self.packed, self.state):
             return None
         state = quantization.cuda_statistics(self.state, self.device)
         out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)

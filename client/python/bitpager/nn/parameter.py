@@ -1,8 +1,7 @@
 """FourBitParameter: the `weight` of a 4-bit layer.
 
-Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages (or, on a GPU, in
-tensors of this process) and the tensor itself
-is a one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor,
+Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages (or, on a GPU and when
+asked for, in tensors of this process) and the tensor itself is a one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor,
 reading values exports the packed bytes, and writing in place is refused.
 """
 
@@ -13,6 +12,7 @@ import torch
 from .. import dtypes
 from ..functional import get_4bit_type, packed_bytes
 from ..quant_state import QuantState
+from ..session import session_for
 from ..weight import Weight
 from .local_weight import LocalWeight
 
@@ -79,8 +79,8 @@ class PagedQuantState(QuantState):
         return self._pages.export()[1].as_dict(packed)
 
     def to(self, device):
-        """The pages stay where they are; refuses devices that this build does not know."""
-        dtypes.require_cpu(torch.empty(0, device=device), "the quantization state")
+        """The pages stay where they are; refuses another kind of device."""
+        dtypes.require_device(torch.empty(0, device=device), "the quantization state", self._pages.device.type)
         return self
 
     def __deepcopy__(self, memo):
@@ -122,7 +122,8 @@ class FourBitParameter(torch.nn.Parameter):
         elif isinstance(self.pages, LocalWeight):
             twin = FourBitParameter(pages=self.pages.copy(), quant_storage=self.quant_storage)
         else:
-            twin = _restore(*self.pages.export(self.quant_storage), self.pages.name + "-copy", self.pages.session)
+            name, session = self.pages.name + "-copy", self.pages.session
+            twin = _restore(*self.pages.export(self.quant_storage), name, session, False)
         memo[id(self)] = twin
         return twin
 
@@ -130,7 +131,8 @@ class FourBitParameter(torch.nn.Parameter):
         if self.pages is None:
             return (FourBitParameter, (_plain(self).clone(), None, self.quant_storage))
         packed, state = self.pages.export(self.quant_storage)
-        return (_unpickle, (packed, state.as_dict(packed=True), self.pages.name))
+        local = isinstance(self.pages, LocalWeight)
+        return (_unpickle, (packed, state.as_dict(packed=True), self.pages.name, local))
 
     def __repr__(self, **_):
         if self.pages is None:
@@ -207,12 +209,18 @@ def _plain(parameter) -> torch.Tensor:
         return parameter.detach().as_subclass(torch.Tensor)
 
 
-def _restore(packed, state, name, session=None) -> FourBitParameter:
-    if packed.is_cuda:
-        return FourBitParameter(pages=LocalWeight(packed, state.to(packed.device), name), quant_storage=packed.dtype)
-    pages = Weight.from_packed(packed, state, name=name, session=session)
+def _restore(packed, state, name, session, local) -> FourBitParameter:
+    pages = pages_of(packed, state, name, session, local)
     return FourBitParameter(pages=pages, quant_storage=packed.dtype)
 
 
-def _unpickle(packed, state, name) -> FourBitParameter:
-    return _restore(packed, QuantState.from_dict(state), name)
+def pages_of(packed, state, name=None, session=None, local=False):
+    """A weight with these bytes and statistics where `packed` is: in the pages of `session` (None: the default one of
+    that device) or, with `local` and on a GPU, in this process."""
+    if local and packed.is_cuda:
+        return LocalWeight(packed, state.to(packed.device), name)
+    return Weight.from_packed(packed, state, name=name, session=session or session_for(packed.device))
+
+
+def _unpickle(packed, state, name, local=False) -> FourBitParameter:
+    return _restore(packed, QuantState.from_dict(state), name, None, local)

@@ -19,6 +19,7 @@ def quantize_(
     quant_storage=torch.uint8,
     blocksize=64,
     session=None,
+    in_process=False,
 ):
     """Replaces every torch.nn.Linear inside `model` by a quantized Linear4bit, in place and one at a time, so that at
     most one layer exists twice. Returns the names of the replaced layers.
@@ -39,6 +40,7 @@ def quantize_(
             quant_storage,
             blocksize=blocksize,
             session=session,
+            in_process=in_process,
         )
         for parent, child_name, _ in places:
             parent._modules[child_name] = layer

@@ -55,7 +55,7 @@ typedef struct bp_cuda_pages {
 int bp_cuda_dequantize_pages(void* stream, int quant_type, int dtype, const bp_cuda_pages* weight, uint64_t n,
                              uint64_t first, uint64_t count, void* out);
 
-/* y[batch, rows] = x[batch, columns] W[rows, columns]^T for 1 to 8 rows of x in fp16 or bf16; columns are a
+/* y[batch, rows] = x[batch, columns] W[rows, columns]^T for 1 to 32 rows of x in fp16 or bf16; columns are a
  * multiple of the block size, x and packed aligned to 16 bytes. Compute capability 8.0. */
 int bp_cuda_multiply_4bit(void* stream, int quant_type, int dtype, const void* x, uint32_t batch,
                           uint32_t rows, uint32_t columns, uint32_t blocksize, const void* packed,

@@ -77,6 +77,43 @@ struct BlockTile {
   }
 };
 
+// 16-bit types: the next tile is on its way while one is encoded, for the loads of a thread block would else
+// stand still meanwhile. Of fp32 that is too many registers.
+template <wire::DType kType>
+inline constexpr bool kLoadAhead = kBytesOf<kType> == 2;
+// Thread blocks of a multiprocessor that hold two tiles.
+inline constexpr int kTileBlocks = 4;
+template <wire::DType kType>
+inline constexpr int kTileBlocksOf = kLoadAhead<kType> ? kTileBlocks : 3;
+
+// Calls work(tile, first) for the tiles of `elements` elements that this thread block has: first tile
+// `index`, then every `stride`-th. load(tile, first) loads one.
+template <wire::DType kType, typename LoadTile, typename Work>
+__device__ void ForTiles(std::uint64_t elements, unsigned index, unsigned stride, const LoadTile& load,
+                         const Work& work) {
+  std::uint64_t first = std::uint64_t{index} * kTileElements;
+  const std::uint64_t step = std::uint64_t{stride} * kTileElements;
+  if (first >= elements) return;
+  if constexpr (!kLoadAhead<kType>) {
+    for (; first < elements; first += step) {
+      BlockTile<kType> tile;
+      load(tile, first);
+      work(tile, first);
+    }
+  } else {
+    BlockTile<kType> next;
+    load(next, first);
+    while (true) {
+      const BlockTile<kType> tile = next;
+      const std::uint64_t ahead = first + step;
+      if (ahead < elements) load(next, ahead);
+      work(tile, first);
+      if (ahead >= elements) return;
+      first = ahead;
+    }
+  }
+}
+
 // Blocks whose absmax is NaN, infinite, or so small that 1 / absmax would overflow: they need
 // quant::ReciprocalOf in full and a look at NaN. All others are normalised by one product with InverseOf.
 __device__ inline bool IsUnusual(std::uint32_t absmax_bits) {

@@ -146,11 +146,9 @@ __device__ std::uint32_t EncodeFour(const std::uint32_t* words, const float* x, 
 }
 
 template <typename Encoder, wire::DType kType>
-__device__ void EncodeTile(const BlockwiseParams& p, std::uint64_t first, const std::uint32_t* words,
-                           std::uint32_t* chunks) {
+__device__ void EncodeTile(const BlockwiseParams& p, const BlockTile<kType>& tile, std::uint64_t first,
+                           const std::uint32_t* words, std::uint32_t* chunks) {
   const std::uint64_t left = p.elements - first;
-  BlockTile<kType> tile;
-  tile.Load(p.plain + first * kBytesOf<kType>, left, p.vectorised);
   std::uint32_t most[kTileVectors];
   tile.Absmax(p.log2_block, chunks, most);
   float inverse[kTileVectors];
@@ -185,8 +183,12 @@ __global__ void __launch_bounds__(kTileThreads) EncodeKernel(const BlockwisePara
   __shared__ std::uint32_t chunks[kTileChunks];
   Encoder::Prepare(p.map, words);
   __syncthreads();
-  for (std::uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    EncodeTile<Encoder, kType>(p, std::uint64_t{tile} * kTileElements, words, chunks);
+  // Bound by the look-ups, not by memory: more thread blocks serve better than tiles ahead.
+  for (std::uint64_t first = std::uint64_t{blockIdx.x} * kTileElements; first < p.elements;
+       first += std::uint64_t{gridDim.x} * kTileElements) {
+    BlockTile<kType> tile;
+    tile.Load(p.plain + first * kBytesOf<kType>, p.elements - first, p.vectorised);
+    EncodeTile<Encoder, kType>(p, tile, first, words, chunks);
     if (p.log2_block > 8) __syncthreads();  // `chunks` is used again
   }
 }

@@ -19,15 +19,21 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kSteps = 4;
 
-struct DequantizeParams {
-  WeightRun runs[kRunsPerLaunch];
+// Parameters are copied at every launch: few runs take a small form.
+constexpr std::size_t kFewRuns = 8;
+
+struct DequantizeFormat {
   float table[16];
   float offset;
   const float* offset_at;  // null: `offset`
   std::uint32_t log2_block;
   bool nested;
 };
-static_assert(sizeof(DequantizeParams) <= 4096);
+template <std::size_t kRuns>
+struct DequantizeParams : DequantizeFormat {
+  WeightRun runs[kRuns];
+};
+static_assert(sizeof(DequantizeParams<kRunsPerLaunch>) <= 4096);
 
 // What nested absmaxes need beside their codes.
 struct NestedTables {
@@ -36,7 +42,7 @@ struct NestedTables {
 };
 
 // absmax of block `block` of a run.
-__device__ float ScaleOf(const DequantizeParams& p, const WeightRun& run, std::uint64_t block,
+__device__ float ScaleOf(const DequantizeFormat& p, const WeightRun& run, std::uint64_t block,
                          const NestedTables& nested) {
   if (!p.nested) return __ldg(reinterpret_cast<const float*>(run.scales) + block);
   const unsigned code = __ldg(reinterpret_cast<const std::uint8_t*>(run.scales) + block);
@@ -56,7 +62,7 @@ struct Tile {
 
   // The first `elements` of the tile, aligned. The pointers and `block0` are the tile's.
   template <bool kWhole>
-  static __device__ void Decode(const DequantizeParams& p, const WeightRun& run, std::uint64_t block0,
+  static __device__ void Decode(const DequantizeFormat& p, const WeightRun& run, std::uint64_t block0,
                                 const std::uint8_t* packed, std::byte* out, float value,
                                 const NestedTables& nested, unsigned elements) {
     std::uint32_t words[kSteps];
@@ -99,7 +105,7 @@ struct Tile {
   }
 
   // Elements [first, elements), `first` even, at any alignment: a byte of codes, two elements, at a time.
-  static __device__ void DecodeRagged(const DequantizeParams& p, const WeightRun& run, std::uint64_t block0,
+  static __device__ void DecodeRagged(const DequantizeFormat& p, const WeightRun& run, std::uint64_t block0,
                                       const std::uint8_t* packed, std::byte* out, float value,
                                       const NestedTables& nested, unsigned first, unsigned elements) {
     for (; first < elements; first += 2 * kThreads) {
@@ -117,8 +123,9 @@ struct Tile {
 };
 
 // Grid: tiles of the longest run, runs.
-template <wire::DType kType>
-__global__ void __launch_bounds__(kThreads) DequantizeKernel(const __grid_constant__ DequantizeParams p) {
+template <wire::DType kType, std::size_t kRuns>
+__global__ void __launch_bounds__(kThreads)
+    DequantizeKernel(const __grid_constant__ DequantizeParams<kRuns> p) {
   __shared__ float map[256];
   const WeightRun& run = p.runs[blockIdx.y];
   const std::uint64_t first = std::uint64_t{blockIdx.x} * Tile<kType>::kElements;
@@ -147,19 +154,30 @@ __global__ void __launch_bounds__(kThreads) DequantizeKernel(const __grid_consta
   Tile<kType>::DecodeRagged(p, run, block0, packed, out, value, nested, done, elements);
 }
 
-template <wire::DType kType>
-wire::Status Launch(CUstream_st* stream, const DequantizeParams& p, std::size_t runs, std::uint64_t longest) {
+template <wire::DType kType, std::size_t kRuns>
+wire::Status LaunchRuns(CUstream_st* stream, const DequantizeFormat& format, std::span<const WeightRun> runs,
+                        std::uint64_t longest) {
   constexpr std::uint64_t kTile = Tile<kType>::kElements;
-  const dim3 grid(static_cast<unsigned>((longest + kTile - 1) / kTile), static_cast<unsigned>(runs));
-  DequantizeKernel<kType><<<grid, kThreads, 0, stream>>>(p);
+  DequantizeParams<kRuns> p{format, {}};
+  std::copy(runs.begin(), runs.end(), p.runs);
+  for (WeightRun& run : p.runs) run.vectorised = IsAligned(run.packed, 4) && IsAligned(run.plain, 16) ? 1 : 0;
+  const dim3 grid(static_cast<unsigned>((longest + kTile - 1) / kTile), static_cast<unsigned>(runs.size()));
+  DequantizeKernel<kType, kRuns><<<grid, kThreads, 0, stream>>>(p);
   return LaunchStatus("dequantize");
+}
+
+template <wire::DType kType>
+wire::Status Launch(CUstream_st* stream, const DequantizeFormat& format, std::span<const WeightRun> runs,
+                    std::uint64_t longest) {
+  return runs.size() <= kFewRuns ? LaunchRuns<kType, kFewRuns>(stream, format, runs, longest)
+                                 : LaunchRuns<kType, kRunsPerLaunch>(stream, format, runs, longest);
 }
 
 }  // namespace
 
 wire::Status DequantizeRuns(CUstream_st* stream, const RunFormat& format, wire::DType out_dtype,
                             std::span<const WeightRun> runs) {
-  DequantizeParams p{};
+  DequantizeFormat p{};
   const auto& table = format.type == wire::QuantType::kNF4 ? quant::kNf4 : quant::kFp4;
   std::copy(table.begin(), table.end(), p.table);
   p.offset = format.offset;
@@ -167,16 +185,13 @@ wire::Status DequantizeRuns(CUstream_st* stream, const RunFormat& format, wire::
   p.log2_block = Log2(format.blocksize);
   p.nested = format.nested;
   return InBatches(runs, [&](std::span<const WeightRun> batch, std::uint64_t longest) {
-    std::copy(batch.begin(), batch.end(), p.runs);
-    for (WeightRun& run : p.runs)
-      run.vectorised = IsAligned(run.packed, 4) && IsAligned(run.plain, 16) ? 1 : 0;
     switch (out_dtype) {
       case wire::DType::kF32:
-        return Launch<wire::DType::kF32>(stream, p, batch.size(), longest);
+        return Launch<wire::DType::kF32>(stream, p, batch, longest);
       case wire::DType::kF16:
-        return Launch<wire::DType::kF16>(stream, p, batch.size(), longest);
+        return Launch<wire::DType::kF16>(stream, p, batch, longest);
       default:
-        return Launch<wire::DType::kBF16>(stream, p, batch.size(), longest);
+        return Launch<wire::DType::kBF16>(stream, p, batch, longest);
     }
   });
 }

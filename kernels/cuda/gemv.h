@@ -14,7 +14,7 @@ namespace bitpager::kernels::cuda {
 
 // Pages that a launch's parameters hold; a weight in more is no work for Gemv4.
 inline constexpr std::size_t kGemvPages = 480;
-inline constexpr std::uint32_t kGemvBatch = 8;
+inline constexpr std::uint32_t kGemvBatch = 32;
 
 struct Gemv4 {
   wire::QuantType type = wire::QuantType::kNF4;

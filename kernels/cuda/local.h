@@ -61,7 +61,7 @@ struct Product4 {
   wire::DType dtype = wire::DType::kBF16;  // of x and y: kF16 or kBF16
   const void* x = nullptr;                 // contiguous, 16-byte aligned
   void* y = nullptr;                       // contiguous
-  std::uint32_t batch = 1;                 // 1 to 8
+  std::uint32_t batch = 1;                 // 1 to 32
   std::uint32_t rows = 0;
   std::uint32_t columns = 0;     // a multiple of the block size
   std::uint32_t blocksize = 64;  // of planes

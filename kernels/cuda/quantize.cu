@@ -17,6 +17,8 @@
 namespace bitpager::kernels::cuda {
 namespace {
 
+constexpr std::uint64_t kTilesOfBlock = 8;
+
 struct QuantizeParams {
   WeightRun runs[kRunsPerLaunch];
   EncodeTable table;
@@ -112,35 +114,45 @@ __device__ void EncodeTile(const BlockTile<kType>& tile, const std::uint32_t (&m
   }
 }
 
-// Grid: tiles of the longest run, runs. A run without `packed` gets its absmaxes alone.
-template <wire::DType kType, bool kFp4>
-__global__ void __launch_bounds__(kTileThreads) QuantizeKernel(const __grid_constant__ QuantizeParams p) {
-  __shared__ std::uint32_t chunks[kTileChunks];
-  const WeightRun& run = p.runs[blockIdx.y];
-  const std::uint64_t first = std::uint64_t{blockIdx.x} * kTileElements;
-  if (first >= run.elements) return;
-  const std::uint64_t left = run.elements - first;
-  BlockTile<kType> tile;
-  tile.Load(run.plain + first * kBytesOf<kType>, left, run.vectorised != 0);
-  auto* const absmax = reinterpret_cast<float*>(run.scales) + (first >> p.log2_block);
-  std::uint32_t most[kTileVectors];
+// The absmaxes of a tile's vectors, read or computed and written.
+template <wire::DType kType>
+__device__ void FindAbsmax(const QuantizeParams& p, const BlockTile<kType>& tile, float* absmax,
+                           std::uint64_t left, std::uint32_t* chunks, std::uint32_t (&most)[kTileVectors]) {
   if (p.absmax_given) {
 #pragma unroll
     for (int v = 0; v < kTileVectors; ++v) {
       const unsigned block = VectorAt(v) >> p.log2_block;  // lanes of one block read the same
       most[v] = (block << p.log2_block) < left ? __float_as_uint(absmax[block]) : 0U;
     }
-  } else {
-    tile.Absmax(p.log2_block, chunks, most);
-#pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) {
-      const bool begins = (VectorAt(v) & ((1U << p.log2_block) - 1)) == 0;
-      if (begins && VectorAt(v) < left) absmax[VectorAt(v) >> p.log2_block] = __uint_as_float(most[v]);
-    }
+    return;
   }
-  if (run.packed == nullptr) return;
+  tile.Absmax(p.log2_block, chunks, most);
+  if (p.log2_block > 8) __syncthreads();  // `chunks` is used again
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) {
+    const bool begins = (VectorAt(v) & ((1U << p.log2_block) - 1)) == 0;
+    if (begins && VectorAt(v) < left) absmax[VectorAt(v) >> p.log2_block] = __uint_as_float(most[v]);
+  }
+}
+
+// Grid: any number of thread blocks for each run, runs. A run without `packed` gets its absmaxes alone.
+template <wire::DType kType, bool kFp4>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocksOf<kType>)
+    QuantizeKernel(const __grid_constant__ QuantizeParams p) {
+  __shared__ std::uint32_t chunks[kTileChunks];
+  const WeightRun& run = p.runs[blockIdx.y];
   const LaneEntry mine = {p.table.pivots[threadIdx.x % 32], p.table.codes[threadIdx.x % 32]};
-  EncodeTile<kType, kFp4>(tile, most, mine, run.packed + first / 2, left, run.vectorised != 0);
+  const auto load = [&](BlockTile<kType>& tile, std::uint64_t first) {
+    tile.Load(run.plain + first * kBytesOf<kType>, run.elements - first, run.vectorised != 0);
+  };
+  const auto work = [&](const BlockTile<kType>& tile, std::uint64_t first) {
+    const std::uint64_t left = run.elements - first;
+    std::uint32_t most[kTileVectors];
+    FindAbsmax(p, tile, reinterpret_cast<float*>(run.scales) + (first >> p.log2_block), left, chunks, most);
+    if (run.packed == nullptr) return;
+    EncodeTile<kType, kFp4>(tile, most, mine, run.packed + first / 2, left, run.vectorised != 0);
+  };
+  ForTiles<kType>(run.elements, blockIdx.x, gridDim.x, load, work);
 }
 
 template <wire::DType kType>
@@ -154,8 +166,14 @@ void LaunchOf(CUstream_st* stream, bool fp4, const QuantizeParams& p, dim3 grid)
 
 wire::Status Launch(CUstream_st* stream, wire::DType type, bool fp4, const QuantizeParams& p,
                     std::size_t runs, std::uint64_t longest) {
-  const dim3 grid(static_cast<unsigned>((longest + kTileElements - 1) / kTileElements),
-                  static_cast<unsigned>(runs));
+  std::uint32_t multiprocessors = 0;
+  if (wire::Status s = CountMultiprocessors(&multiprocessors); !s.ok()) return s;
+  // Whole rounds of thread blocks, each with up to kTilesOfBlock tiles.
+  const std::uint64_t tiles = (longest + kTileElements - 1) / kTileElements;
+  const std::uint64_t room = std::uint64_t{multiprocessors} * kTileBlocks;
+  const std::uint64_t rounds = (tiles * runs + room * kTilesOfBlock - 1) / (room * kTilesOfBlock);
+  const std::uint64_t of_block = (tiles * runs + room * rounds - 1) / (room * rounds);
+  const dim3 grid(static_cast<unsigned>((tiles + of_block - 1) / of_block), static_cast<unsigned>(runs));
   switch (type) {
     case wire::DType::kF32:
       LaunchOf<wire::DType::kF32>(stream, fp4, p, grid);

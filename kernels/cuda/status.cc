@@ -109,4 +109,14 @@ bool IsSticky(cudaError_t error) {
   return IsSticky(static_cast<CUresult>(error));
 }
 
+wire::Status CountMultiprocessors(std::uint32_t* count) {
+  int device = 0;
+  int found = 0;
+  if (wire::Status s = StatusOf(cudaGetDevice(&device), "find the current device"); !s.ok()) return s;
+  wire::Status s = StatusOf(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
+                            "count multiprocessors");
+  if (s.ok()) *count = static_cast<std::uint32_t>(found);
+  return s;
+}
+
 }  // namespace bitpager::kernels::cuda

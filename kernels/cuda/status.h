@@ -23,4 +23,7 @@ namespace bitpager::kernels::cuda {
 [[nodiscard]] bool IsSticky(CUresult result);
 [[nodiscard]] bool IsSticky(cudaError_t error);
 
+// Of the current device.
+[[nodiscard]] wire::Status CountMultiprocessors(std::uint32_t* count);
+
 }  // namespace bitpager::kernels::cuda

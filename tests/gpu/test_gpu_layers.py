@@ -106,7 +106,7 @@ def test_mixed_devices_are_refused():
         F.dequantize_4bit(packed, state, out=torch.empty(64, 64))
 
 
-@pytest.mark.parametrize("path", ["request", "auto"])
+@pytest.mark.parametrize("path", ["request", "auto", "lease"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_weights_in_pages_equal_those_in_this_process(session, dtype, nested, path):
@@ -132,11 +132,51 @@ def test_a_weight_that_was_evicted_comes_back_whole(make_daemon):
         assert session.memory_stats()["loaded_bytes"] > 0, "nothing was paged"
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_leases_outlive_evictions_and_new_values(make_daemon, nested):
+    """A lease is revoked while kernels read, taken again, and follows a weight that was quantized anew."""
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB", "--window-pages", "2")
+    with gpu_daemon.connect(daemon, "leases") as session:
+        sources = [values((1024, 1024), torch.bfloat16, seed).to(DEVICE) for seed in range(4)]
+        weights = [bitpager.Weight.from_tensor(x, nested=nested, session=session) for x in sources]
+        expected = [F.dequantize_4bit(*F.quantize_4bit(x, quant_type="nf4", compress_statistics=nested)) for x in sources]
+        side = torch.cuda.Stream()
+        for turn in range(6):
+            for index, weight in enumerate(weights):
+                with torch.cuda.stream(side if turn % 2 else torch.cuda.current_stream()):
+                    out = torch.full_like(expected[index], float("nan"))
+                    torch.cuda._sleep(20_000_000)
+                    weight.dequantize(path="lease", out=out)
+                    if turn == 2:
+                        daemon.evict("leases")
+                torch.cuda.synchronize()
+                assert torch.equal(out, expected[index]), (turn, index)
+        weights[0].quantize_(sources[1])
+        assert torch.equal(weights[0].dequantize(path="lease"), expected[1])
+        assert session.memory_stats()["leased_bytes"] > 0
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_autocast_and_biases_follow_the_compute_dtype(session, in_process):
+    torch.manual_seed(3)
+    layer = layer_of(torch.nn.Linear(512, 256), session, compute_dtype=torch.bfloat16, in_process=in_process)
+    matrix = layer.dequantize().double()
+    for batch in (1, 16, 33, 4096):
+        x = torch.randn(batch, 512, device=DEVICE, requires_grad=True)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.float32
+        y.sum().backward()
+        exact = x.detach().double() @ matrix.T + layer.bias.detach().double()
+        assert (y.detach().double() - exact).norm() < 1e-2 * exact.norm()
+        assert x.grad.shape == x.shape and bool(x.grad.isfinite().all())
+
+
 def layer_of(linear, session, **options):
     return nn.Linear4bit.from_linear(copy.deepcopy(linear).to(DEVICE), session=session, **options)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7, 8, 64, 300])
+@pytest.mark.parametrize("batch", [1, 2, 8, 9, 32, 64, 300])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(256, 128), (1024, 1000), (4096, 257)])
 def test_forward_and_backward_equal_the_dequantized_layer(session, shape, dtype, batch):

@@ -103,7 +103,7 @@ def test_tensors_on_two_devices_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("batch", [1, 3, 8, 9, 64])
+@pytest.mark.parametrize("batch", [1, 3, 8, 9, 32, 64])
 @pytest.mark.parametrize("shape", [(192, 256), (65, 320)])
 def test_linear4bit_multiplies_the_decoded_weight(dtype, nested, batch, shape):
     layer = torch.nn.Linear(shape[1], shape[0], device="cuda", dtype=dtype)

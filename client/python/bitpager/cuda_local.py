@@ -20,7 +20,7 @@ from . import _lib, errors
 
 ABI_VERSION = 1
 SIGNED_DYNAMIC, UNSIGNED_DYNAMIC, GIVEN_MAP = 0, 1, 2
-MULTIPLY_ROWS = 8  # most rows of x that multiply_4bit takes
+MULTIPLY_ROWS = 32  # most rows of x that multiply_4bit takes
 MULTIPLY_PAGES = 480  # most pages of a weight that bp_cuda_multiply_leased takes
 _CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
 
@@ -267,33 +267,41 @@ def dequantize_4bit(packed, state, target) -> None:
     )
 
 
-def multiply_4bit(x, packed, state, out) -> None:
-    """out[batch, rows] = x[batch, columns] W^T for contiguous fp16 or bf16 x of up to MULTIPLY_ROWS rows and W of
-    state.shape [rows, columns]; see can_multiply."""
-    rows, columns = state.shape
-    _call(
-        x,
-        "bp_cuda_multiply_4bit",
-        _lib.QUANT_TYPES[state.quant_type],
-        _CODES[x.dtype],
-        x.data_ptr(),
-        x.numel() // columns,
-        rows,
-        columns,
-        state.blocksize,
-        packed.data_ptr(),
-        *map(_pointer, _statistics(state)),
-        out.data_ptr(),
-    )
+class Multiplier:
+    """The product of few rows with one weight [rows, columns] of this process, whose tensors must not move.
 
+    packed: 16-byte aligned; state: with statistics as cuda_statistics() gives them."""
 
-def can_multiply(x, packed, state) -> bool:
-    """True when multiply_4bit takes this product: few rows, 16-bit elements, no block across two rows."""
-    return packed.data_ptr() % 16 == 0 and has_product(x, state.shape[-1], state.blocksize)
+    def __init__(self, packed, state):
+        rows, columns = state.shape
+        self._kept = (packed, state)
+        self._type = _lib.QUANT_TYPES[state.quant_type]
+        self._rows, self._columns = rows, columns
+        self._weight = (rows, columns, state.blocksize, packed.data_ptr(), *map(_pointer, _statistics(state)))
+        self._function = _loaded().bp_cuda_multiply_4bit
+
+    def __call__(self, x):
+        """x W^T of a contiguous x for which has_product() holds."""
+        out = x.new_empty((*x.shape[:-1], self._rows))
+        device, batch = x.device, x.numel() // self._columns
+        with current_on(device):
+            _check(
+                self._function(
+                    stream_of(device),
+                    self._type,
+                    _CODES[x.dtype],
+                    x.data_ptr(),
+                    batch,
+                    *self._weight,
+                    out.data_ptr(),
+                )
+            )
+        return out
 
 
 def has_product(x, columns: int, blocksize: int) -> bool:
-    """can_multiply but for where the weight lies; x is contiguous."""
+    """True when a Multiplier or a leased weight takes the contiguous x: few rows, 16-bit elements, aligned, and no block
+    of the weight across two of its rows."""
     return (
         0 < x.numel() <= MULTIPLY_ROWS * columns
         and (x.dtype is torch.bfloat16 or x.dtype is torch.float16)
@@ -341,4 +349,4 @@ def dequantize_blockwise(codes, map_kind, code, absmax, blocksize, target) -> No
     )
 
 
-__all__ = ["can_multiply", "dequantize_4bit", "dequantize_blockwise", "multiply_4bit", "quantize_4bit"]
+__all__ = ["Multiplier", "dequantize_4bit", "dequantize_blockwise", "has_product", "quantize_4bit"]

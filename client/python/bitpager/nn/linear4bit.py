@@ -33,6 +33,11 @@ def _matrix(pages: Weight, dtype: torch.dtype) -> torch.Tensor:
     return matrix if matrix.dtype == dtype else matrix.to(dtype)
 
 
+def _product(x, bias, pages):
+    product = pages.multiply(x, bias)
+    return F.linear(x, _matrix(pages, x.dtype), bias) if product is None else product
+
+
 class _FourBitProduct(torch.autograd.Function):
     """x W^T + bias with gradients to x and bias alone."""
 
@@ -41,10 +46,7 @@ class _FourBitProduct(torch.autograd.Function):
         ctx.pages = pages
         ctx.x_dtype = x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        product = pages.multiply(x, bias)
-        if product is not None:
-            return product
-        return F.linear(x, _matrix(pages, x.dtype), bias)
+        return _product(x, bias, pages)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -177,15 +179,32 @@ class Linear4bit(torch.nn.Linear):
         """The weight as a float tensor of shape [out_features, in_features]."""
         return self.weight.pages.dequantize() if self.is_quantized else self.weight.detach()
 
-    @_eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + bias, computed in compute_dtype, in x's dtype; gradients reach x and bias."""
-        if not self.is_quantized:
-            self.quantize_()
-        if self.compute_dtype is None:
-            self.compute_dtype = x.dtype
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        return _FourBitProduct.apply(x.to(self.compute_dtype), bias, self.weight.pages).to(x.dtype)
+        return self._forward_eagerly(x) if torch.compiler.is_compiling() else self._forward(x)
+
+    @_eager
+    def _forward_eagerly(self, x):
+        return self._forward(x)
+
+    def _forward(self, x):
+        parameters = self._parameters
+        pages = getattr(parameters["weight"], "pages", None)
+        if pages is None:
+            pages = self.quantize_().weight.pages
+        dtype = self.compute_dtype
+        if dtype is None:
+            dtype = self.compute_dtype = x.dtype
+        bias, given = parameters["bias"], x.dtype
+        if bias is not None and bias.dtype != dtype:
+            bias = bias.to(dtype)
+        if given != dtype:
+            x = x.to(dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            product = _FourBitProduct.apply(x, bias, pages)
+        else:
+            product = _product(x, bias, pages)
+        return product if given == dtype else product.to(given)
 
     def extra_repr(self) -> str:
         """torch.nn.Linear's, and the kind of quantization."""

@@ -28,6 +28,7 @@ class LocalWeight:
         self.quant_type = state.quant_type
         self.blocksize = state.blocksize
         self.nested = state.nested
+        self._multiplier = None  # of these very tensors
         self.name = name or f"local-weight-{next(_names)}"
 
     @classmethod
@@ -60,13 +61,15 @@ class LocalWeight:
     def multiply(self, x: torch.Tensor, bias=None):
         """x W^T + bias by the kernel that reads the 4-bit weight once, or None where it does not apply: for more than
         cuda_local.MULTIPLY_ROWS rows, fp32, or blocks that lie in two rows."""
-        rows, columns = self.shape
         x = x.contiguous()
-        if not cuda_local.can_multiply(x, self.packed, self.state):
+        if len(self.shape) != 2 or x.device != self.device:
             return None
-        state = quantization.cuda_statistics(self.state, self.device)
-        out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
-        cuda_local.multiply_4bit(x, self.packed, state, out)
+        if not cuda_local.has_product(x, self.shape[1], self.blocksize) or self.packed.data_ptr() % 16 != 0:
+            return None
+        if self._multiplier is None:
+            state = quantization.cuda_statistics(self.state, self.device)
+            self._multiplier = cuda_local.Multiplier(self.packed, state)
+        out = self._multiplier(x)
         return out if bias is None else out.add_(bias)
 
     def export(self, quant_storage=torch.uint8):
@@ -81,12 +84,14 @@ class LocalWeight:
             raise ValueError(f"the packed tensor is {given}, the weight {wanted} (shape, type, block size, nested)")
         self.packed.view(torch.uint8).flatten().copy_(packed.detach().contiguous().view(torch.uint8).flatten())
         self.state = state.to(self.device)
+        self._multiplier = None
         return self
 
     def to(self, device) -> LocalWeight:
         """Moves bytes and statistics to `device`, in place. Returns itself."""
         self.packed = self.packed.to(device)
         self.state.to(device)
+        self._multiplier = None
         return self
 
     def copy(self) -> LocalWeight:

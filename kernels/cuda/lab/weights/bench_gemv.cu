@@ -143,6 +143,8 @@ void CheckAll() {
         }
         Check(QuantType::kFP4, dtype, 64, 192, 64, nested, 8, paged);
         Check(QuantType::kNF4, dtype, 1, 64, 64, nested, 1, paged);
+        Check(QuantType::kNF4, dtype, 100, 2304, 64, nested, 32, paged);
+        Check(QuantType::kFP4, dtype, 16, 4096, 32, nested, 19, paged);
         Check(QuantType::kNF4, dtype, 4096, 1024, 64, nested, 1, paged);
       }
     }
@@ -176,7 +178,7 @@ void TimeAll() {
         Memory x(std::size_t{8} * shape.columns * 2), y(std::size_t{8} * shape.rows * 2);
         FillKernel<<<64, 256>>>(reinterpret_cast<std::uint16_t*>(x.at()), std::uint64_t{8} * shape.columns,
                                 3);
-        for (const std::uint32_t batch : {1U, 4U, 8U}) {
+        for (const std::uint32_t batch : {1U, 8U, 16U, 32U}) {
           if (paged && batch != 1) continue;
           const double us = MedianUs(nullptr, 51, [&](int i) {
             ops::Gemv4 a;

@@ -139,7 +139,9 @@ def test_leases_outlive_evictions_and_new_values(make_daemon, nested):
     with gpu_daemon.connect(daemon, "leases") as session:
         sources = [values((1024, 1024), torch.bfloat16, seed).to(DEVICE) for seed in range(4)]
         weights = [bitpager.Weight.from_tensor(x, nested=nested, session=session) for x in sources]
-        expected = [F.dequantize_4bit(*F.quantize_4bit(x, quant_type="nf4", compress_statistics=nested)) for x in sources]
+        expected = [
+            F.dequantize_4bit(*F.quantize_4bit(x, quant_type="nf4", compress_statistics=nested)) for x in sources
+        ]
         side = torch.cuda.Stream()
         for turn in range(6):
             for index, weight in enumerate(weights):

@@ -45,7 +45,6 @@ _SIGNATURES = {
 }
 
 
-
 class DequantizeCall(ctypes.Structure):
     """bp_cuda_dequantize_call: what bp_cuda_dequantize_leased takes beside the pages."""
 
@@ -311,7 +310,7 @@ def has_product(x, columns: int, blocksize: int) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _capability(index: int):
     return torch.cuda.get_device_capability(index)
 

@@ -299,8 +299,8 @@ class Multiplier:
 
 
 def has_product(x, columns: int, blocksize: int) -> bool:
-    """True when a Multiplier or a leased weight takes the contiguous x: few rows, 16-bit elements, aligned, and no block
-    of the weight across two of its rows."""
+    """True when a Multiplier or a leased weight takes the contiguous x: few rows, 16-bit elements, aligned, and no
+    block of the weight across two of its rows."""
     return (
         0 < x.numel() <= MULTIPLY_ROWS * columns
         and (x.dtype is torch.bfloat16 or x.dtype is torch.float16)

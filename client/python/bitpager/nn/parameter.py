@@ -1,8 +1,9 @@
 """FourBitParameter: the `weight` of a 4-bit layer.
 
 Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages (or, on a GPU and when
-asked for, in tensors of this process) and the tensor itself is a one-element placeholder seen in the packed shape: sizes, dtype and device read as those of the packed tensor,
-reading values exports the packed bytes, and writing in place is refused.
+asked for, in tensors of this process) and the tensor itself is a one-element placeholder seen in the packed shape:
+sizes, dtype and device read as those of the packed tensor, reading values exports the packed bytes, and writing in
+place is refused.
 """
 
 from __future__ import annotations

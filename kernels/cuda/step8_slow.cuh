@@ -25,7 +25,7 @@ __device__ __forceinline__ bool IsUsual(std::uint32_t absmax) {
   return absmax - kLeastUsual <= kGreatestUsual - kLeastUsual || absmax == 0;
 }
 // 2^-103 / absmax, the quotient rounded as IEEE division would: one Newton step from an estimate good to one
-// unit of the last place (tests/kernels/cuda_step_test.cc tries every mantissa). Under 2^-100: as for that.
+// unit of the last place (lab/bench_step.cu tries every mantissa). Under 2^-100: as for that.
 __device__ __forceinline__ float ScaledInverse(float absmax) {
   const float a = fmaxf(absmax, __uint_as_float(kLeastUsual));
   const float estimate = FastReciprocal(a);

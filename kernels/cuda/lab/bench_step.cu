@@ -71,6 +71,22 @@ void LaunchMemory(const StepLaunch& like) {
   Check(cudaGetLastError(), "launch");
 }
 
+// Counts the mantissas for which the kernels' inverse is not the rounded quotient.
+__global__ void InverseKernel(std::uint32_t* wrong) {
+  const std::uint32_t mantissa = blockIdx.x * blockDim.x + threadIdx.x;
+  const float absmax = __uint_as_float(0x3F800000U | mantissa);
+  if (ScaledInverse(absmax) != __frcp_rn(absmax) * 0x1p-103F) atomicAdd(wrong, 1U);
+}
+void CheckInverse() {
+  std::uint32_t* wrong = nullptr;
+  Check(cudaMallocManaged(&wrong, 4), "counter");
+  *wrong = 0;
+  InverseKernel<<<(1 << 23) / 256, 256>>>(wrong);
+  Check(cudaDeviceSynchronize(), "inverse");
+  std::printf("inverse: wrong for %u of %u mantissas\n", *wrong, 1U << 23);
+  static_cast<void>(cudaFree(wrong));
+}
+
 template <typename Rule, typename Types, bool kWide>
 void Launch(const StepLaunch& like) {
   using Shape = StepShape<Rule, Types, kWide>;
@@ -187,6 +203,7 @@ int main(int argc, char** argv) {
   const lab::Ceilings ceilings = lab::MeasureCopies();
   std::printf("copy ceilings: driver %.3f TB/s, kernel %.3f TB/s\n", ceilings.driver / 1e12,
               ceilings.kernel / 1e12);
+  lab::CheckInverse();
   const std::vector<std::uint64_t> odd = {1, 255, 256, 257, 4097, 100000, 65536, 999, 31, 7777};
   for (const lab::Rung& rung : lab::kRungs) {
     bool wanted = argc < 2;

@@ -95,9 +95,9 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
       copy.pages.push_back(stores[i].page);
       bytes += page;
       ++i;
-    } while (i < stores.size() && stores[i].group == stores[i - 1].group &&
-             Continues(from + bytes, to + bytes, AddressOf(stores[i].frame),
-                                            HostAddress(stores[i].host_frame)));
+    } while (
+        i < stores.size() && stores[i].group == stores[i - 1].group &&
+        Continues(from + bytes, to + bytes, AddressOf(stores[i].frame), HostAddress(stores[i].host_frame)));
     copy.event = device_.Copy(kernels::Queue::kStore, to, from, bytes);
     copies_.push_back(std::move(copy));
   }

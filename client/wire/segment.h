@@ -54,9 +54,9 @@ struct SegmentHeader {
 };
 
 // One lease. The client stores `in_use`, then loads `revoke`; the daemon stores `revoke`, then loads
-// `in_use`; all sequentially consistent, so at least one of them sees the other. Uses are numbered: the frames
-// are read while `in_use` and `ended` differ. What the processor reads it ends by putting `in_use` back; a
-// stream ends its use by writing `ended` behind the kernels.
+// `in_use`; all sequentially consistent, so at least one of them sees the other. Uses are numbered: the
+// frames are read while `in_use` and `ended` differ. What the processor reads it ends by putting `in_use`
+// back; a stream ends its use by writing `ended` behind the kernels.
 struct alignas(kCacheLine) LeaseSlot {
   Word in_use{0};                 // client: the newest use that began
   Word revoke{0};                 // daemon: the newest generation that was revoked

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/device.h"
+#include "quant/codebook.h"
 #include "quant/encode.h"
 #include "tests/kernels/step_model.h"
 
@@ -48,7 +49,10 @@ void FillAtRandom(StepModel& model, std::mt19937_64& random, bool nonfinite) {
           }
           continue;
         }
-        for (std::uint64_t i = 0; i < count; ++i) state[i] = std::byte{static_cast<unsigned char>(random())};
+        const std::uint8_t zero = k == 0 ? quant::kSignedZeroCode : quant::kUnsignedZeroCode;
+        for (std::uint64_t i = 0; i < 256; ++i) {
+          state[i] = std::byte{i < count ? static_cast<std::uint8_t>(random()) : zero};
+        }
         *model.AbsmaxAt(span, k, unit) = below(10) == 0 ? 0.0F : size;
       }
     }
@@ -214,9 +218,9 @@ TEST_P(CudaStep, EqualsTheReferenceOnALongLaunch) {
 INSTANTIATE_TEST_SUITE_P(Rules, CudaStep,
                          ::testing::Combine(::testing::Values(Rule::kAdam, Rule::kLion),
                                             ::testing::Values(StateBits::k8, StateBits::k32)),
-                         [](const ::testing::TestParamInfo<Case>& at) {
-                           return std::string(std::get<0>(at.param) == Rule::kAdam ? "Adam" : "Lion") +
-                                  (std::get<1>(at.param) == StateBits::k8 ? "8" : "32");
+                         [](const ::testing::TestParamInfo<Case>& one) {
+                           return std::string(std::get<0>(one.param) == Rule::kAdam ? "Adam" : "Lion") +
+                                  (std::get<1>(one.param) == StateBits::k8 ? "8" : "32");
                          });
 
 }  // namespace

@@ -63,6 +63,9 @@ Status AlreadyServed(const std::string& path) {
           "a daemon already serves " + path + ". Hint: stop it (bitpager drain), or give another --socket."};
 }
 
+// Ends the name of a socket that does not listen yet.
+constexpr char kUnfinished[] = ".new";
+
 // Nobody may connect between bind and chmod.
 int BindClosed(int socket, const sockaddr_un& address) {
   const mode_t old_mask = ::umask(0177);
@@ -170,12 +173,26 @@ Status Listener::Bind() {
     lock_.Reset();
     return clear;
   }
-  Status open = BindAndListen(*wire::UnixAddress(options_.path));
+  Status open = BindAndListen();
   if (!open.ok()) LeavePath();
   return open;
 }
 
-Status Listener::BindAndListen(const sockaddr_un& address) {
+// Made beside its path and moved there when it listens, so that whoever finds it is not refused.
+Status Listener::BindAndListen() {
+  const std::string beside = options_.path + kUnfinished;
+  const auto address = wire::UnixAddress(beside);
+  if (!address.ok()) return address.status();
+  ::unlink(beside.c_str());
+  const Status open = Open(beside, *address);
+  if (open.ok() && ::rename(beside.c_str(), options_.path.c_str()) == 0) return {};
+  const Status moved =
+      open.ok() ? Errno(Code::kPermissionDenied, "cannot move a socket to " + options_.path, "") : open;
+  ::unlink(beside.c_str());
+  return moved;
+}
+
+Status Listener::Open(const std::string& path, const sockaddr_un& address) {
   wire::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return Errno(Code::kUnsupported, "cannot make a SEQPACKET socket", "");
   if (BindClosed(socket.get(), address) != 0) {
@@ -185,12 +202,12 @@ Status Listener::BindAndListen(const sockaddr_un& address) {
   socket_ = std::move(socket);
   if (!options_.group.empty()) {
     const group* found = ::getgrnam(options_.group.c_str());
-    if (found == nullptr || ::chown(options_.path.c_str(), static_cast<uid_t>(-1), found->gr_gid) != 0) {
+    if (found == nullptr || ::chown(path.c_str(), static_cast<uid_t>(-1), found->gr_gid) != 0) {
       return Errno(Code::kPermissionDenied, "cannot give " + options_.path + " to group " + options_.group,
                    " Hint: sudo groupadd --system bitpager.");
     }
   }
-  if (::chmod(options_.path.c_str(), options_.mode) != 0 || ::listen(socket_.get(), 128) != 0) {
+  if (::chmod(path.c_str(), options_.mode) != 0 || ::listen(socket_.get(), 128) != 0) {
     return Errno(Code::kPermissionDenied, "cannot open " + options_.path + " to clients", "");
   }
   return {};

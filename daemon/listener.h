@@ -60,7 +60,8 @@ class Listener {
       : options_(std::move(options)), events_(std::move(events)) {}
   [[nodiscard]] wire::Status LockPath();
   [[nodiscard]] wire::Status Bind();
-  [[nodiscard]] wire::Status BindAndListen(const sockaddr_un& address);
+  [[nodiscard]] wire::Status BindAndListen();
+  [[nodiscard]] wire::Status Open(const std::string& path, const sockaddr_un& address);
   [[nodiscard]] wire::Status ClearStale() const;
   [[nodiscard]] wire::Status Prepare();
   void Loop();

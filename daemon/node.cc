@@ -100,6 +100,8 @@ Result<std::vector<DeviceListing>> Chosen(const Config& config) {
   const bool by_name = !config.device_uuid.empty() || config.device_index >= 0;
   if (!gpus.empty()) return gpus;
   if (config.device_kind == "auto" && !by_name) {
+    spdlog::info("pages lie in host memory: no GPU that can be used{}",
+                 why_no_cuda.empty() ? "" : ": " + why_no_cuda);
     Config cpu = config;
     cpu.device_kind = "cpu";
     return Chosen(cpu);

@@ -1,7 +1,7 @@
 // The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
-// (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_evict.cc (victims, limits,
-// leases), pager_overdue.cc (what does not come back, what nobody needs), pager_events.cc (completions,
-// refusals, endings), pager_check.cc (invariants).
+// (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_loads.cc (claims, loads,
+// prefetches), pager_evict.cc (victims, limits, leases), pager_overdue.cc (what does not come back, what
+// nobody needs), pager_events.cc (completions, refusals, endings), pager_check.cc (invariants).
 #pragma once
 
 #include <deque>
@@ -67,13 +67,6 @@ struct Pager::Impl {
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
   [[nodiscard]] Pace PaceOf(const Job& job) const;
   [[nodiscard]] bool NeedsFrame(const Page& page) const;
-  void Prefetch(Job& job, Request& request);
-  bool PrefetchPage(Job& job, Page& page);
-  void Claim(Page& page);
-  void Unclaim(Page& page);
-  void FillClaims(PoolId pool);
-  void Fill(Page& page, PoolId pool);
-  void StartLoad(Page& page, std::uint32_t frame);
   void HandOutRuns(Request& request);
   void HandOut(Request& request, Window& window);
   void Visit(Job& job, Page& page, Access access);
@@ -83,6 +76,15 @@ struct Pager::Impl {
   void GiveUpWindows(Request& request);  // those not handed out; the cursor goes back
   void EndRequest(Request& request);     // nothing more of it starts
   [[nodiscard]] Page* PageAt(const Request& request) const;
+
+  // ---- pager_loads.cc
+  void Prefetch(Job& job, Request& request);
+  bool PrefetchPage(Job& job, Page& page);
+  void Claim(Page& page);
+  void Unclaim(Page& page);
+  void FillClaims(PoolId pool);
+  void Fill(Page& page, PoolId pool);
+  void StartLoad(Page& page, std::uint32_t frame);
 
   // ---- pager_evict.cc
   // Makes sure that `need` frames of `pool` may be claimed for `job` now.

@@ -1,0 +1,109 @@
+// Claims become frames, frames get loads; prefetches. Dispatcher thread.
+#include <algorithm>
+
+#include "paging/pager_impl.h"
+
+namespace bitpager::paging {
+
+void Pager::Impl::Claim(Page& page) {
+  page.claimed = true;
+  claims[page.extent->pool].push_back(&page);
+  ++frames.pool(page.extent->pool).claims;
+  ++claims_open;
+  if (page.extent->spec.evictable) ++page.extent->job->claims;
+}
+
+void Pager::Impl::Unclaim(Page& page) {
+  std::erase(claims[page.extent->pool], &page);
+  page.claimed = false;
+  --frames.pool(page.extent->pool).claims;
+  --claims_open;
+  if (page.extent->spec.evictable) --page.extent->job->claims;
+}
+
+// Oldest first; a page that has not left its old frame yet, or whose job is at its quota until a store is
+// done, is passed over. Where few large copies are better, a window's pages wait for each other.
+void Pager::Impl::FillClaims(PoolId pool) {
+  std::deque<Page*>& queue = claims[pool];
+  filled.clear();
+  for (std::size_t at = 0; at < queue.size() && filled.size() < frames.Free(pool);) {
+    std::size_t end = at;
+    const std::size_t most = config.loads_over_resident ? queue.size() : at + 1;
+    while (end < most && queue[end]->mark == queue[at]->mark && queue[end]->state == PageState::kHostOnly)
+      ++end;
+    const std::size_t count = end - at;
+    const Job& job = *queue[at]->extent->job;
+    const bool evictable = queue[at]->extent->spec.evictable;
+    if (count == 0 || filled.size() + count > frames.Free(pool) ||
+        (evictable && job.frames + count > job.Cap())) {
+      at = std::max(end, at + 1);
+      continue;
+    }
+    for (std::size_t i = at; i < end; ++i) Fill(*queue[i], pool);
+    queue.erase(queue.begin() + static_cast<std::ptrdiff_t>(at),
+                queue.begin() + static_cast<std::ptrdiff_t>(end));
+  }
+  frames.Take(pool, filled, taken_frames);
+  for (std::size_t i = 0; i < filled.size(); ++i) StartLoad(*filled[i], taken_frames[i]);
+}
+
+void Pager::Impl::Fill(Page& page, PoolId pool) {
+  Job& job = *page.extent->job;
+  page.claimed = false;
+  --frames.pool(pool).claims;
+  --claims_open;
+  if (page.extent->spec.evictable) --job.claims;
+  ++(page.extent->spec.evictable ? job.frames : job.fixed_frames);
+  filled.push_back(&page);
+}
+
+void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
+  Extent& extent = *page.extent;
+  Job& job = *extent.job;
+  const bool overwrite =
+      page.holds > 0 && !job.queue.empty() && job.queue.front()->spec.access == Access::kOverwrite;
+  page.state = PageState::kLoading;
+  page.frame = frame;
+  page.arrived = job.clock.now;
+  page.undefined = overwrite && !page.zero;
+  ++extent.framed;
+  ++job.frames_by_kind[static_cast<int>(extent.spec.kind)];
+  const bool empty = page.zero || overwrite;
+  if (!empty) ++job.loaded;
+  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, page.mark, empty});
+}
+
+// ---- prefetch
+
+void Pager::Impl::Prefetch(Job& job, Request& request) {
+  const std::uint64_t most = static_cast<std::uint64_t>(config.window_pages) * config.windows_in_flight;
+  std::erase_if(request.coming,
+                [](const Page* page) { return !page->claimed && page->state != PageState::kLoading; });
+  while (!request.at_end() && request.coming.size() < most) {
+    Page& page = *PageAt(request);
+    if (page.state == PageState::kHostOnly && !page.claimed) {
+      if (!PrefetchPage(job, page)) {
+        request.cursor = {request.spec.ranges.size(), 0};
+        return;
+      }
+      request.coming.push_back(&page);
+    }
+    request.Advance();
+  }
+}
+
+// Into a free frame up to the job's share; beyond it only in place of an own page that is expected later.
+bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
+  const PoolId pool = page.extent->pool;
+  if (page.extent->spec.evictable && job.Settled() >= std::min(job.share, job.Cap())) {
+    Page* victim = VictimOf(job);
+    if (victim == nullptr || victim->extent->pool != pool || page.history.empty()) return false;
+    if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;
+    StartEvict(*victim, Reason::kPrefetch);
+  }
+  if (frames.Available(pool) == 0 && !frames.Grow(pool, pending)) return false;
+  Claim(page);
+  return true;
+}
+
+}  // namespace bitpager::paging

@@ -18,8 +18,7 @@ FLUSH_BYTES = 256 << 20  # beyond any GPU's second-level cache
 LINK_COPY_BYTES = 16 << 20
 PAGE_BYTES = 2 << 20
 WINDOW_PAGES = 8
-WINDOWS = 3  # in flight: load, step, write back
-STREAM_PAGES = WINDOW_PAGES * WINDOWS  # the least budget at which all three overlap
+STREAM_PAGES = 3 * WINDOW_PAGES  # the least budget at which load, step and write-back of whole windows overlap
 EVICT_LIMIT_S = 10
 
 
@@ -208,7 +207,6 @@ def private_daemon(bench: Bench, name: str, *flags: str):
     from private_daemon import Daemon
 
     shape = ["--device", "cuda", "--page-size", str(PAGE_BYTES), "--window-pages", str(WINDOW_PAGES)]
-    shape += ["--windows-in-flight", str(WINDOWS)]
     with tempfile.TemporaryDirectory(prefix="bp-bench-") as folder:
         path = Path(folder) / "d.sock"
         log = bench.logs / f"bench-{name}.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from contextlib import contextmanager
@@ -192,11 +193,25 @@ def curve(bench: Bench, report: Report) -> None:
                     report.add(Row(half, "ms", result.ms, limit=link))
 
 
+class _Location(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_int)]
+
+
+def _send_to_host(tensor: torch.Tensor) -> None:
+    """Managed memory, on the default stream. The peer's own function for it fails with the 13.0 runtime, which takes a
+    place where it was given a device's number."""
+    host = 2  # CU_MEM_LOCATION_TYPE_HOST
+    prefetch = ctypes.CDLL("libcuda.so.1").cuMemPrefetchAsync_v2
+    prefetch.argtypes = [ctypes.c_uint64, ctypes.c_size_t, _Location, ctypes.c_uint, ctypes.c_void_p]
+    code = prefetch(tensor.data_ptr(), tensor.nbytes, _Location(host, 0), 0, None)
+    if code != 0:
+        raise RuntimeError(f"cuMemPrefetchAsync to the host: error {code}")
+
+
 def peer_paged(bench: Bench, report: Report) -> None:
     """bitsandbytes' paged optimizer: managed memory, moved to the host behind each step. It takes as much managed
     memory as the states need, 2 GB."""
     bitsandbytes = load_peer(bench.peers)
-    prefetch = bitsandbytes.functional.prefetch_tensor
     for rule, states in STATES.items():
         work = f"{rule} 8-bit, 1e9 bf16, all states on the host"
         with report.guard(f"{work}: bitsandbytes", "ms"):
@@ -207,7 +222,7 @@ def peer_paged(bench: Bench, report: Report) -> None:
                 for state in optimizer.state.values():
                     for key in [f"state{index}" for index in range(1, states + 1)]:
                         if getattr(state.get(key), "is_paged", False):
-                            prefetch(state[key], to_cpu=True)
+                            _send_to_host(state[key])
 
             fresh = FreshGradients(params)
             repeats = bench.repeats(7, 3)

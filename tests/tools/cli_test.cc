@@ -167,12 +167,13 @@ TEST_F(Cli, StaleSocketIsSaid) {
 
 TEST_F(Cli, LimitSendsWhatWasAsked) {
   OneAnswer daemon(target_.socket, [](int s, const wire::Packet& p) { Reply(s, p, Code::kOk, ""); });
-  EXPECT_EQ(Run([&] { return RunLimit(target_, {"llm", "20G", "none", 2.5, "1234"}); }), kOkExit);
+  EXPECT_EQ(Run([&] { return RunLimit(target_, {"llm", "20G", "none", 2.5, "1234", "GPU-5"}); }), kOkExit);
   wire::LimitBody body;
   ASSERT_TRUE(wire::ReadBody(daemon.packet(), body));
   EXPECT_EQ(daemon.packet().header().type, MessageType::kLimit);
   EXPECT_EQ(wire::TextOf(body.job), "llm");
   EXPECT_EQ(body.uid, 1234U);
+  EXPECT_EQ(wire::TextOf(body.device), "GPU-5");
   EXPECT_EQ(body.device_quota_bytes, 20ULL << 30);
   EXPECT_EQ(body.host_quota_bytes, ~0ULL);
   EXPECT_DOUBLE_EQ(body.weight, 2.5);
@@ -187,6 +188,7 @@ TEST_F(Cli, EvictSendsBytesAndSaysWhatLeaves) {
   ASSERT_TRUE(wire::ReadBody(daemon.packet(), body));
   EXPECT_EQ(body.bytes, 3U << 20);
   EXPECT_EQ(body.uid, ~0U) << "the caller";
+  EXPECT_EQ(wire::TextOf(body.device), "") << "the one that the job is on";
   EXPECT_THAT(out_, HasSubstr("3 MiB"));
 }
 
@@ -229,7 +231,8 @@ TEST_F(Cli, BadValuesAreUsageBeforeAnythingIsSent) {
        {LimitOptions{"llm", "", "", 0, ""}, LimitOptions{"llm", "20X", "", 0, ""},
         LimitOptions{"llm", "0", "", 0, ""}, LimitOptions{"llm", "40%", "", 0, ""},
         LimitOptions{"no job", "1G", "", 0, ""}, LimitOptions{std::string(64, 'a'), "1G", "", 0, ""},
-        LimitOptions{"llm", "1G", "", -1, ""}, LimitOptions{"llm", "1G", "", 0, "no-such-user"}}) {
+        LimitOptions{"llm", "1G", "", -1, ""}, LimitOptions{"llm", "1G", "", 0, "no-such-user"},
+        LimitOptions{"llm", "1G", "", 0, "", "GPU 5"}}) {
     EXPECT_EQ(Run([&] { return RunLimit(target_, bad); }), kUsageExit) << err_;
     EXPECT_THAT(err_, HasSubstr("Hint: "));
   }

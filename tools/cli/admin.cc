@@ -44,6 +44,13 @@ Status SetJob(char (&to)[N], const std::string& job) {
                                       "have letters, digits, dot, underscore, dash, up to 63"};
 }
 
+template <std::size_t N>
+Status SetDevice(char (&to)[N], const std::string& uuid) {
+  if (uuid.empty() || (wire::IsPlainName(uuid) && wire::CopyText(to, uuid))) return {};
+  return {Code::kInvalidArgument,
+          "'" + uuid + "' is no device. Hint: `bitpager status` prints the UUIDs of those that are served"};
+}
+
 // 0 where nothing was given.
 Result<std::uint64_t> Quota(const std::string& text) {
   if (text.empty()) return std::uint64_t{0};
@@ -73,6 +80,7 @@ Result<wire::LimitBody> LimitBodyOf(const LimitOptions& options) {
                   "nothing to change. Hint: bitpager limit JOB 20G, --host 40G, or --weight 2");
   }
   body.uid = *uid;
+  if (const Status named = SetDevice(body.device, options.uuid); !named.ok()) return named;
   body.device_quota_bytes = *device;
   body.host_quota_bytes = *host;
   body.weight = options.weight;
@@ -86,6 +94,7 @@ Result<wire::EvictBody> EvictBodyOf(const EvictOptions& options) {
   const auto uid = FindOwner(options.owner);
   if (!uid.ok()) return uid.status();
   body.uid = *uid;
+  if (const Status named = SetDevice(body.device, options.uuid); !named.ok()) return named;
   if (options.size.empty()) return body;
   const auto bytes = daemon::ParseBytes(options.size);
   if (!bytes.ok()) return bytes.status();

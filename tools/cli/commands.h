@@ -19,8 +19,9 @@ struct LimitOptions {
   std::string job;
   std::string device;  // size, "none" (no limit but the budget), or empty (no change)
   std::string host;
-  double weight = 0;  // 0: no change
-  std::string owner;  // uid or user name; empty: the caller
+  double weight = 0;      // 0: no change
+  std::string owner;      // uid or user name; empty: the caller
+  std::string uuid = {};  // of the device; empty: the one that the job is on
 };
 [[nodiscard]] int RunLimit(const Target& target, const LimitOptions& options);
 
@@ -28,6 +29,7 @@ struct EvictOptions {
   std::string job;
   std::string size;  // empty: all
   std::string owner;
+  std::string uuid = {};  // as in LimitOptions
 };
 [[nodiscard]] int RunEvict(const Target& target, const EvictOptions& options);
 [[nodiscard]] int RunDrain(const Target& target);

@@ -45,11 +45,15 @@ void AddCommands(CLI::App& app, Options& options) {
   limit.add_option("--host", options.limit.host, "host bytes, or none")->type_name("SIZE");
   limit.add_option("--weight", options.limit.weight, "share under contention")->type_name("W");
   limit.add_option("--uid", options.limit.owner, "the job's owner (the caller)")->type_name("USER");
+  limit.add_option("--device", options.limit.uuid, "of a job on several devices, which (bitpager status)")
+      ->type_name("UUID");
   CLI::App& evict =
       *app.add_subcommand("evict", "move a job's pages off the device (root and the job's owner)");
   evict.add_option("JOB", options.evict.job, "the job's name")->required();
   evict.add_option("SIZE", options.evict.size, "how much (all)");
   evict.add_option("--uid", options.evict.owner, "the job's owner (the caller)")->type_name("USER");
+  evict.add_option("--device", options.evict.uuid, "of a job on several devices, which (bitpager status)")
+      ->type_name("UUID");
   CLI::App& drain =
       *app.add_subcommand("drain", "take no new work and finish what runs (root and the daemon's user)");
   CLI::App& version = *app.add_subcommand("version", "versions of this command and of the daemon");

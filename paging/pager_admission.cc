@@ -161,6 +161,7 @@ void Pager::Impl::CountPages(Extent& extent, bool add) {
   change(job.pages_by_kind[static_cast<int>(extent.spec.kind)]);
   change(extent.spec.evictable ? job.pages : job.fixed_pages);
   job.clock.usual_gap = std::max<std::uint64_t>(1, job.pages + job.fixed_pages);
+  job.groups = 0;  // which of them stream is to be found anew
   shares_stale = true;
 }
 

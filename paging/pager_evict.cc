@@ -207,6 +207,15 @@ void Pager::Impl::TrimBudget() {
 }
 
 void Pager::Impl::TrimJob(Job& job) {
+  // Only a lowered quota leads here. Windows that have not run go back, to be cut anew: what they hold could
+  // not leave, and what they were promised would not come.
+  if (job.Settled() > job.Cap() && !job.queue.empty()) {
+    Request& request = *job.queue.front();
+    for (Page* page : request.coming) {
+      if (page->claimed && page->holds == 0) Unclaim(*page);
+    }
+    GiveUpWindows(request);
+  }
   while (job.Settled() > job.Cap()) {
     if (EvictOwn(job, Reason::kLimit)) continue;
     (void)RevokeFor(&job);

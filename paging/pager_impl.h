@@ -166,6 +166,7 @@ struct Pager::Impl {
   std::vector<Job*> order;                  // scratch of Advance
   std::vector<Page*> filled;                // scratch of FillClaims
   std::vector<std::uint32_t> taken_frames;  // likewise: their frames
+  std::vector<const Job*> passed_over;      // likewise: that wait for a whole window's frames
   std::uint64_t last_extent = 0;
   std::uint64_t last_request = 0;
   std::uint64_t decisions = 0;  // Pumps so far, from 1

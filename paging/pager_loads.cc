@@ -26,6 +26,7 @@ void Pager::Impl::Unclaim(Page& page) {
 void Pager::Impl::FillClaims(PoolId pool) {
   std::deque<Page*>& queue = claims[pool];
   filled.clear();
+  passed_over.clear();
   for (std::size_t at = 0; at < queue.size() && filled.size() < frames.Free(pool);) {
     std::size_t end = at;
     const std::size_t most = config.loads_over_resident ? queue.size() : at + 1;
@@ -34,8 +35,11 @@ void Pager::Impl::FillClaims(PoolId pool) {
     const std::size_t count = end - at;
     const Job& job = *queue[at]->extent->job;
     const bool evictable = queue[at]->extent->spec.evictable;
-    if (count == 0 || filled.size() + count > frames.Free(pool) ||
+    const bool later = std::find(passed_over.begin(), passed_over.end(), &job) != passed_over.end();
+    if (later || count == 0 || filled.size() + count > frames.Free(pool) ||
         (evictable && job.frames + count > job.Cap())) {
+      // A job's windows run in order, so nothing of it may take what an earlier one waits for.
+      if (count > 1 && !later) passed_over.push_back(&job);
       at = std::max(end, at + 1);
       continue;
     }

@@ -249,8 +249,10 @@ void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
   if (groups == job.groups && streaming == job.streaming) return;
   job.groups = groups;
   job.streaming = streaming;
+  if (groups == 0) return;
   for (Extent* extent : job.extents) {
-    if (!extent->spec.evictable || extent->spec.kind != wire::ExtentKind::kOptimizerState) continue;
+    if (extent->zombie || !extent->spec.evictable || extent->spec.kind != wire::ExtentKind::kOptimizerState)
+      continue;
     for (Page& page : extent->pages) {
       const bool streams = (page.index / window * streaming + groups / 2) % groups < streaming;
       if (streams == page.streams) continue;

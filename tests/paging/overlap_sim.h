@@ -38,6 +38,21 @@ class OverlapSim {
     extent_ = *pager.AddExtent({.job = {1}, .pages = pages});
   }
 
+  // `during(look)` is called before each look, `looks` of them at most; false: the step has not ended by
+  // then.
+  template <typename Call>
+  bool RunStep(int looks, const Call& during) {
+    Step ignored;
+    request_ = *pager.Submit({.job = {1}, .ranges = {{extent_, 0, pages_}}});
+    finished_ = false;
+    for (int look = 0; !finished_ && look < looks; ++look) {
+      during(look);
+      Look(ignored);
+      now_ += timing_.look_us;
+    }
+    return finished_;
+  }
+
   Step RunStep() {
     Step step;
     const double begun = now_;

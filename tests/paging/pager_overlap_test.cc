@@ -58,6 +58,41 @@ TEST_P(StreamBuffers, LinkIsBusyThroughoutAStepFromTheHost) {
 
 INSTANTIATE_TEST_SUITE_P(, StreamBuffers, ::testing::Values(8, 16, 24, 48, 96));
 
+TEST(Overlap, ALimitLoweredAtAnyTimeOfAStepLetsItEnd) {
+  for (const std::uint64_t quota : {8, 12, 16, 24, 40}) {
+    for (int at = 1; at < 400; at += 7) {
+      PagerConfig config = Accelerator(400);
+      config.segment_frames = 16;
+      OverlapSim sim(config, 200, {}, 100);
+      (void)sim.RunStep();
+      (void)sim.RunStep();
+      const bool ended = sim.RunStep(20'000, [&](int look) {
+        if (look != at) return;
+        const JobSpec lowered{.name = "job", .device_quota_frames = quota};
+        EXPECT_TRUE(sim.pager.SetJob({1}, lowered).ok());
+      });
+      ASSERT_TRUE(ended) << quota << " frames from look " << at;
+      sim.pager.CheckInvariants();
+      EXPECT_LE(sim.pager.Usage({1})->resident_frames, quota);
+    }
+  }
+}
+
+TEST(Overlap, AJobWithoutEvictablePagesSteps) {
+  Pager pager(Accelerator(64));
+  ASSERT_TRUE(pager.AddJob({1}, {.name = "job"}).ok());
+  const auto leaving = pager.AddExtent({.job = {1}, .pages = 32});
+  const auto staying = pager.AddExtent({.job = {1}, .pages = 4, .evictable = false});
+  ASSERT_TRUE(leaving.ok() && staying.ok());
+  Actions actions;
+  ASSERT_TRUE(pager.Submit({.job = {1}, .ranges = {{*leaving, 0, 32}}}).ok());
+  pager.Pump(actions);
+  pager.RemoveExtent(*leaving);  // its pages are on their way in
+  ASSERT_TRUE(pager.Submit({.job = {1}, .ranges = {{*staying, 0, 4}}}).ok());
+  pager.Pump(actions);
+  pager.CheckInvariants();
+}
+
 TEST(Overlap, AllResidentTakesTheCompute) {
   OverlapSim sim(Accelerator(kPages + 6), kPages);
   (void)sim.RunStep();

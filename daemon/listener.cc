@@ -12,6 +12,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 
 #include "client/wire/messages.h"
@@ -62,9 +63,6 @@ Status AlreadyServed(const std::string& path) {
   return {Code::kAlreadyExists,
           "a daemon already serves " + path + ". Hint: stop it (bitpager drain), or give another --socket."};
 }
-
-// Ends the name of a socket that does not listen yet.
-constexpr char kUnfinished[] = ".new";
 
 // Nobody may connect between bind and chmod.
 int BindClosed(int socket, const sockaddr_un& address) {
@@ -180,16 +178,24 @@ Status Listener::Bind() {
 
 // Made beside its path and moved there when it listens, so that whoever finds it is not refused.
 Status Listener::BindAndListen() {
-  const std::string beside = options_.path + kUnfinished;
+  const std::string folder = options_.path.substr(0, options_.path.rfind('/') + 1);
+  const std::string beside = folder + "." + std::to_string(::getpid());  // no longer than any socket's path
   const auto address = wire::UnixAddress(beside);
   if (!address.ok()) return address.status();
-  ::unlink(beside.c_str());
-  const Status open = Open(beside, *address);
-  if (open.ok() && ::rename(beside.c_str(), options_.path.c_str()) == 0) return {};
-  const Status moved =
-      open.ok() ? Errno(Code::kPermissionDenied, "cannot move a socket to " + options_.path, "") : open;
-  ::unlink(beside.c_str());
-  return moved;
+  struct stat left {};  // by a process that had this number
+  if (::lstat(beside.c_str(), &left) == 0 && S_ISSOCK(left.st_mode)) ::unlink(beside.c_str());
+  Status open = Open(beside, *address);
+  // What appeared at the path since it was looked at is not replaced.
+  if (open.ok() &&
+      ::renameat2(AT_FDCWD, beside.c_str(), AT_FDCWD, options_.path.c_str(), RENAME_NOREPLACE) != 0) {
+    open = errno == EEXIST ? AlreadyServed(options_.path)
+                           : Errno(Code::kPermissionDenied, "cannot move a socket to " + options_.path, "");
+  }
+  if (!open.ok() && socket_) {
+    ::unlink(beside.c_str());
+    socket_.Reset();  // the path is not ours to remove
+  }
+  return open;
 }
 
 Status Listener::Open(const std::string& path, const sockaddr_un& address) {

@@ -35,7 +35,8 @@ struct Request {
   RequestSpec spec;
   std::vector<Extent*> extents;  // of each range; valid while the cursor is not at the end
   Cursor cursor;                 // first page not in any window yet
-  std::deque<Window> windows;
+  std::deque<Window> windows;    // by number; those handed out first
+  std::size_t handed_out = 0;    // so many of them
   std::uint64_t next_window = 0;
   std::uint64_t in_flight = 0;          // pages of all windows that count as streaming
   std::uint64_t windows_in_flight = 0;  // those windows

@@ -50,9 +50,11 @@ void Pager::Impl::RunDone(wire::RequestId id, std::uint64_t number) {
   const auto it = requests.find(id.value);
   Require(it != requests.end(), "RunDone of an unknown request");
   std::deque<Window>& windows = it->second->windows;
-  const auto window = std::find_if(windows.begin(), windows.end(),
-                                   [&](const Window& w) { return w.number == number && w.handed_out; });
-  Require(window != windows.end(), "RunDone of a window that is not running");
+  const auto window = std::lower_bound(windows.begin(), windows.end(), number,
+                                       [](const Window& w, std::uint64_t n) { return w.number < n; });
+  Require(window != windows.end() && window->number == number && window->handed_out,
+          "RunDone of a window that is not running");
+  --it->second->handed_out;
   Count(*it->second, *window, false);
   const std::vector<Page*> pages = std::move(window->pages);
   windows.erase(window);

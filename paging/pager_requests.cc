@@ -328,8 +328,8 @@ void Pager::Impl::EndRequest(Request& request) {
 // ---- runs
 
 void Pager::Impl::HandOutRuns(Request& request) {
-  for (Window& window : request.windows) {
-    if (window.handed_out) continue;
+  while (request.handed_out < request.windows.size()) {
+    Window& window = request.windows[request.handed_out];
     while (window.arrived < window.pages.size()) {
       const Page& page = *window.pages[window.arrived];
       if (page.state != PageState::kResident || page.claimed) return;
@@ -350,6 +350,7 @@ void Pager::Impl::HandOut(Request& request, Window& window) {
     Visit(*request.job, *page, request.spec.access);
   }
   window.handed_out = true;
+  ++request.handed_out;
   request.started = true;
   pending.runs.push_back(std::move(run));
 }

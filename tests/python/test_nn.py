@@ -129,7 +129,8 @@ def test_packed_semantics_of_the_weight(default):
     assert type(weight).__name__ != "Params4bit" and isinstance(weight, torch.nn.Parameter)
     assert weight.shape == ((31 * 33 + 1) // 2, 1) and weight.dtype == torch.uint8 and weight.device.type == "cpu"
     assert (
-        weight.numel() == 512
+        weight.numel() == 31 * 33
+        and weight.nelement() == 512 + 16 + 4 + 4  # codes, their scales, the scale and the offset of these
         and weight.quant_state.shape == (31, 33)
         and (layer.in_features, layer.out_features) == (33, 31)
     )

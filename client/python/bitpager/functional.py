@@ -372,6 +372,12 @@ def _require_known_device(tensor: torch.Tensor, what: str) -> None:
         dtypes.require_cpu(tensor, what)
 
 
+def whole_bytes(count: int, blocksize: int, nested: bool) -> int:
+    """Bytes of `count` packed 4-bit elements and their statistics, offset included."""
+    blocks = _blocks(count, blocksize)
+    return packed_bytes(count) + (blocks + 4 * _blocks(blocks, NESTED_BLOCKSIZE) + 4 if nested else 4 * blocks)
+
+
 def _blocks(count: int, blocksize: int) -> int:
     return (count + blocksize - 1) // blocksize
 

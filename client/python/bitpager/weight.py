@@ -9,7 +9,7 @@ import itertools
 import torch
 
 from . import _lib, cuda_local, dtypes
-from .functional import BLOCKSIZES_4BIT, NESTED_BLOCKSIZE, create_dynamic_map, get_4bit_type, packed_bytes
+from .functional import BLOCKSIZES_4BIT, NESTED_BLOCKSIZE, create_dynamic_map, get_4bit_type, packed_bytes, whole_bytes
 from .quant_state import QUANT_TYPES, QuantState
 from .session import cuda_index, default_session, session_for
 from .shared import drop_later
@@ -85,6 +85,11 @@ class Weight:
             **options,
         )
         return weight.import_packed(packed, state)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the codes and of their statistics, without what whole pages add."""
+        return whole_bytes(self.elements, self.blocksize, self.nested)
 
     def extents(self):
         """The weight's handle, for prefetch."""

@@ -97,7 +97,7 @@ class Linear4bit(torch.nn.Linear):
         self.quant_type = quant_type
         self.quant_storage = quant_storage
         self.blocksize = blocksize
-        self._session = session
+        self.session = session
         self.in_process = in_process
         self.weight = FourBitParameter(self.weight.data, quant_storage=quant_storage)
 
@@ -115,6 +115,33 @@ class Linear4bit(torch.nn.Linear):
         in_process=False,
     ) -> Linear4bit:
         """A quantized layer with the values of `linear`; its bias is shared with it, its weight is not kept."""
+        layer = cls.like(
+            linear,
+            compute_dtype,
+            compress_statistics,
+            quant_type,
+            quant_storage,
+            blocksize=blocksize,
+            session=session,
+            in_process=in_process,
+        )
+        return layer.quantize_(linear.weight)
+
+    @classmethod
+    def like(
+        cls,
+        linear: torch.nn.Module,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
+        *,
+        blocksize=64,
+        session=None,
+        in_process=False,
+    ) -> Linear4bit:
+        """A layer in the place of `linear`, which shares its bias and whose weight, on the meta device, has its shape
+        and dtype: quantize_(tensor) or a state dict gives it values."""
         layer = Linear4bit(
             linear.in_features,
             linear.out_features,
@@ -129,9 +156,9 @@ class Linear4bit(torch.nn.Linear):
             in_process=in_process,
         )
         layer.__class__ = cls
+        layer.weight = FourBitParameter(layer.weight.to(linear.weight.dtype), quant_storage=quant_storage)
         layer.bias = linear.bias
-        layer.train(linear.training)
-        return layer.quantize_(linear.weight)
+        return layer.train(linear.training)
 
     @property
     def is_quantized(self) -> bool:
@@ -162,17 +189,36 @@ class Linear4bit(torch.nn.Linear):
                 f"the weight has shape {tuple(source.shape)}; {(self.out_features, self.in_features)} is needed"
             )
         if source.is_cuda and self.in_process:
-            self._take(LocalWeight.from_tensor(source, self.quant_type, self.blocksize, self.compress_statistics, name))
-            return self
+            return self._take(
+                LocalWeight.from_tensor(source, self.quant_type, self.blocksize, self.compress_statistics, name)
+            )
         pages = Weight.from_tensor(
             source,
             quant_type=self.quant_type,
             blocksize=self.blocksize,
             nested=self.compress_statistics,
             name=name,
-            session=self._session,
+            session=self.session,
         )
-        self._take(pages)
+        return self._take(pages)
+
+    def take_packed_(self, packed: torch.Tensor, state: QuantState, name=None) -> Linear4bit:
+        """Makes a packed tensor of shape [out_features, in_features], as it is, the weight: on the packed tensor's GPU,
+        else on the layer's device. The layer's kind of quantization becomes that of `state`. Returns itself."""
+        wanted = torch.Size((self.out_features, self.in_features))
+        if state.shape is None or torch.Size(state.shape) != wanted:
+            raise ValueError(f"the packed weight has shape {state.shape}; {tuple(wanted)} is needed")
+        device = packed.device if packed.is_cuda else self.weight.device
+        if device.type == "cuda":
+            packed, state = packed.to(device), state.to(device)
+        self.quant_storage = packed.dtype
+        return self._take(pages_of(packed, state, name, self.session, self.in_process))
+
+    def _take(self, pages) -> Linear4bit:
+        self.quant_type = pages.quant_type
+        self.blocksize = pages.blocksize
+        self.compress_statistics = pages.nested
+        self._parameters["weight"] = FourBitParameter(pages=pages, quant_storage=self.quant_storage)
         return self
 
     def dequantize(self) -> torch.Tensor:
@@ -211,9 +257,6 @@ class Linear4bit(torch.nn.Linear):
         nested = ", nested" if self.compress_statistics else ""
         return f"{super().extra_repr()}, {self.quant_type}, blocksize={self.blocksize}{nested}"
 
-    def _take(self, pages: Weight) -> None:
-        self._parameters["weight"] = FourBitParameter(pages=pages, quant_storage=self.quant_storage)
-
     def _apply(self, fn, recurse=True):
         """Casts and moves what is not quantized; codes and statistics keep their dtype and their pages."""
         if not self.is_quantized:
@@ -236,7 +279,7 @@ class Linear4bit(torch.nn.Linear):
             dtypes.require_device(torch.empty(0, device=device), "a quantized layer's target", pages.device.type)
         packed, state = pages.export(self.quant_storage)
         local = self.in_process or isinstance(pages, LocalWeight)
-        self._session = None
+        self.session = None
         self._take(pages_of(packed.to(device), copy.copy(state).to(device), local=local))
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -274,19 +317,7 @@ class Linear4bit(torch.nn.Linear):
 
     def _import(self, packed, statistics, prefix_length) -> None:
         state = QuantState.from_dict({key[prefix_length:]: value for key, value in statistics.items()})
-        if state.shape is None or tuple(state.shape) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"the saved weight has shape {state.shape}; {(self.out_features, self.in_features)} is needed"
-            )
-        device = packed.device if packed.is_cuda else self.weight.device
-        if device.type == "cuda":
-            packed, state = packed.to(device), state.to(device)
-        pages = pages_of(packed, state, session=self._session, local=self.in_process)
-        self.quant_type = state.quant_type
-        self.blocksize = state.blocksize
-        self.compress_statistics = state.nested
-        self.quant_storage = packed.dtype
-        self._take(pages)
+        self.take_packed_(packed, state)
 
 
 class LinearNF4(Linear4bit):

@@ -44,6 +44,11 @@ class LocalWeight:
         """Where the bytes are."""
         return self.packed.device
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the codes and of their statistics."""
+        return quantization.whole_bytes(self.elements, self.blocksize, self.nested)
+
     def extents(self):
         """No pages of the daemon's."""
         return []

@@ -2,8 +2,9 @@
 
 Before quantization an ordinary float parameter. Afterwards its values are in the daemon's pages (or, on a GPU and when
 asked for, in tensors of this process) and the tensor itself is a one-element placeholder seen in the packed shape:
-sizes, dtype and device read as those of the packed tensor, reading values exports the packed bytes, and writing in
-place is refused.
+shape, dtype and device read as those of the packed tensor, reading values exports the packed bytes, and writing in
+place is refused. Two counts go by what they are asked for: numel() is that of the weight that was quantized (how many
+parameters a model has), nelement() * element_size() are the bytes that it takes with its statistics (how much memory).
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ _VALUE_GETTERS = {"T", "mT", "H", "mH", "data", "real", "imag"}
 _METADATA_METHODS = {
     "dim",
     "size",
-    "numel",
-    "nelement",
     "ndimension",
     "stride",
     "storage_offset",
@@ -147,6 +146,10 @@ class FourBitParameter(torch.nn.Parameter):
         with torch._C.DisableTorchFunctionSubclass():
             if not _touches_pages(args, kwargs) or _is_metadata(func, name):
                 return func(*args, **kwargs)
+            if name == "numel":
+                return args[0].pages.elements
+            if name == "nelement":
+                return -(-args[0].pages.packed_bytes // args[0].element_size())
             if name == "__set__":
                 return _set(func, args)
             if name.endswith("_") and not name.endswith("__"):

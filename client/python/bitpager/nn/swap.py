@@ -1,4 +1,4 @@
-"""Swaps the linear layers of a model for 4-bit ones."""
+"""Swaps the linear layers of a model for 4-bit ones, and back."""
 
 from __future__ import annotations
 
@@ -46,6 +46,27 @@ def quantize_(
             parent._modules[child_name] = layer
         replaced.append(name)
     return replaced
+
+
+def dequantize_(model: torch.nn.Module, dtype=None):
+    """The way back: replaces every Linear4bit inside `model` by a torch.nn.Linear with its dequantized values, in place
+    and one at a time; their pages go back. dtype: of the new weights (None: that of each quantized tensor). Returns the
+    names of the replaced layers."""
+    replaced = []
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit) and name:
+            parent_name, _, child = name.rpartition(".")
+            model.get_submodule(parent_name)._modules[child] = _plain_linear(layer, dtype)
+            replaced.append(name)
+    return replaced
+
+
+def _plain_linear(layer: Linear4bit, dtype) -> torch.nn.Linear:
+    plain = torch.nn.Linear(layer.in_features, layer.out_features, False, "meta")
+    weight = layer.dequantize()
+    plain.weight = torch.nn.Parameter(weight if dtype is None else weight.to(dtype), requires_grad=False)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
 
 
 def _places(model, skip):

@@ -1,0 +1,245 @@
+"""audit(): the production checklist for a quantized model, as lines that pass or fail, each failure with its fix."""
+
+from __future__ import annotations
+
+import glob
+import math
+
+import torch
+
+from .. import dtypes, optim
+from ..nn import Linear4bit
+from ..sizes import print_bytes
+
+_LARGE = 1_000_000_000  # weights from which double quantization is worth a failure
+
+
+class Line:
+    """One line of an audit. passed: True, False, or None when there was nothing to judge; name: what was looked at;
+    text: what was found; fix: what to do, "" when nothing."""
+
+    def __init__(self, passed, name: str, text: str, fix: str = ""):
+        self.passed = passed
+        self.name = name
+        self.text = text
+        self.fix = fix
+
+    def __str__(self):
+        mark = {True: "pass", False: "FAIL", None: "note"}[self.passed]
+        return f"[{mark}] {self.name}: {self.text}" + (f". Fix: {self.fix}" if self.fix else "")
+
+
+class Audit:
+    """The lines of an audit. `passed`: none failed. str() is what was printed."""
+
+    def __init__(self, lines):
+        self.lines = list(lines)
+
+    @property
+    def passed(self) -> bool:
+        """No line failed."""
+        return all(line.passed is not False for line in self.lines)
+
+    def __getitem__(self, name: str) -> Line:
+        return next(line for line in self.lines if line.name == name)
+
+    def __str__(self):
+        return "\n".join(map(str, self.lines))
+
+
+def audit(model: torch.nn.Module, optimizer=None, print_lines=True) -> Audit:
+    """Looks at a quantized model, and the optimizer that is to train it, and prints a line for each of: layers, memory,
+    type, double quantization, compute dtype, training, adapters, checkpointing, numbers, optimizer, torch.
+
+    Nothing is changed. Returns the Audit."""
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    lines = [_layers(layers)]
+    if layers:
+        lines += [
+            _memory(model, layers),
+            _type(layers),
+            _double_quantization(layers),
+            _compute_dtype(model, layers),
+            _training(model),
+            _adapters(model),
+            _checkpointing(model),
+        ]
+    lines += [_numbers(model), _optimizer(optimizer), _torch()]
+    report = Audit(line for line in lines if line is not None)
+    if print_lines:
+        print(report)
+    return report
+
+
+def _layers(layers) -> Line:
+    if not layers:
+        return Line(
+            False,
+            "layers",
+            "the model has no quantized layer",
+            "import bitpager.hf before from_pretrained, and pass quantization_config=BitpagerConfig(), or call "
+            "bitpager.nn.quantize_(model)",
+        )
+    waiting = sum(not layer.is_quantized for layer in layers)
+    if waiting:
+        return Line(False, "layers", f"{waiting} of {len(layers)} wait to be quantized", "run one forward pass")
+    return Line(True, "layers", f"{len(layers)} linear layers in pages")
+
+
+def _weights(layers) -> int:
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def _memory(model, layers) -> Line:
+    count = _weights(layers)
+    packed = sum(layer.weight.pages.packed_bytes for layer in layers if layer.is_quantized)
+    rest = sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters()
+        if not getattr(p, "pages", None) and "lora_" not in name
+    )
+    text = (
+        f"{print_bytes(packed)} of quantized weights, {print_bytes(2 * count)} in 16 bits; "
+        f"{print_bytes(rest)} of other weights"
+    )
+    return Line(packed < 0.3 * 2 * count, "memory", text)
+
+
+def _type(layers) -> Line:
+    kinds = sorted({layer.quant_type for layer in layers})
+    if kinds == ["nf4"]:
+        return Line(True, "type", "NF4")
+    return Line(
+        False,
+        "type",
+        f"{', '.join(kinds)}: FP4 loses more of weights that are spread normally, at the same size",
+        'quant_type="nf4"',
+    )
+
+
+def _double_quantization(layers) -> Line:
+    plain = [layer for layer in layers if not layer.compress_statistics]
+    if not plain:
+        return Line(True, "double quantization", "on")
+    blocks = sum(math.ceil(layer.in_features * layer.out_features / layer.blocksize) for layer in plain)
+    saved = 4 * blocks - blocks - 4 * math.ceil(blocks / 256)
+    text = f"off in {len(plain)} layers; it would save {print_bytes(saved)}"
+    large = _weights(plain) >= _LARGE
+    return Line(False if large else None, "double quantization", text, "double_quant=True" if large else "")
+
+
+def _compute_dtype(model, layers) -> Line:
+    computed = {layer.compute_dtype for layer in layers}
+    if None in computed:
+        return Line(
+            False,
+            "compute dtype",
+            "not said; the first input decides, which under float32 inputs is slow",
+            "compute_dtype=torch.bfloat16, or load through BitpagerConfig, which takes the model's",
+        )
+    # Norms may be kept in float32 on purpose; embeddings say what flows through the model.
+    own = {m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    text = ", ".join(sorted(map(dtypes.name_of, computed)))
+    if len(computed) == 1 and (not own or own == computed):
+        return Line(True, "compute dtype", text)
+    prepared = own == {torch.float32} and getattr(model, "is_gradient_checkpointing", False)
+    return Line(
+        None if prepared else False,
+        "compute dtype",
+        f"{text}, the model's is {', '.join(sorted(map(dtypes.name_of, own)))}: every layer casts",
+        "" if prepared else "load with dtype= and compute_dtype= alike",
+    )
+
+
+def _training(model) -> Line:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if trainable:
+        return Line(True, "training", f"{trainable:,} parameters train over the frozen base")
+    if model.training:
+        return Line(
+            False,
+            "training",
+            "the model is in training mode and nothing in it trains: 4-bit weights never do",
+            "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)), or model.eval()",
+        )
+    return Line(None, "training", "nothing trains (inference)")
+
+
+def _adapters(model):
+    try:
+        from peft.tuners.lora import LoraLayer
+    except ImportError:
+        return None
+    from ..peft import LoraLinear4bit
+
+    wrapped = [m for m in model.modules() if isinstance(m, LoraLayer) and isinstance(m.get_base_layer(), Linear4bit)]
+    if not wrapped:
+        return None
+    stock = sum(not isinstance(m, LoraLinear4bit) for m in wrapped)
+    if not stock:
+        return Line(True, "adapters", f"LoRA on {len(wrapped)} quantized layers; they can be merged")
+    return Line(
+        False,
+        "adapters",
+        f"LoRA on {len(wrapped)} quantized layers, {stock} of which train but cannot be merged",
+        "bitpager.peft.adopt(model) before merging, or bitpager.peft.LoraConfig in the place of peft's",
+    )
+
+
+def _checkpointing(model):
+    if not any(p.requires_grad for p in model.parameters()) or not hasattr(model, "is_gradient_checkpointing"):
+        return None
+    if model.is_gradient_checkpointing:
+        return Line(True, "checkpointing", "activations are recomputed in backward")
+    return Line(None, "checkpointing", "off: prepare_model_for_kbit_training(model) turns it on and saves activations")
+
+
+def _numbers(model) -> Line:
+    broken = [
+        name
+        for name, p in model.named_parameters()
+        if getattr(p, "pages", None) is None and p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())
+    ]
+    if not broken:
+        return Line(True, "numbers", "all parameters are finite")
+    return Line(
+        False,
+        "numbers",
+        f"NaN or inf in {', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}",
+        "go back to a checkpoint before it, then clip gradients or lower the learning rate; bfloat16 overflows less "
+        "than float16",
+    )
+
+
+def _optimizer(optimizer):
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # as Accelerate wraps it
+    if optimizer is None:
+        return None
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, optim.BlockOptimizer):
+        return Line(None, "optimizer", f"{kind} is not bitpager's: its states are not paged")
+    if "Paged" in kind:
+        return Line(True, "optimizer", f"{kind}: its states may leave the device")
+    return Line(None, "optimizer", f"{kind} keeps its states on the device; Paged{kind} lets them leave")
+
+
+def _torch() -> Line:
+    has_gpu = bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        major, minor = torch.cuda.get_device_capability()
+        old = (major, minor) < (7, 5)
+        fix = "a GPU of compute capability 7.5 or newer" if old else ""
+        return Line(not old, "torch", f"{torch.__version__} on {name} ({major}.{minor})", fix)
+    if has_gpu and torch.version.cuda is None:
+        return Line(
+            False, "torch", f"{torch.__version__} has no CUDA, and this machine has a GPU", "install torch for CUDA"
+        )
+    if has_gpu:
+        return Line(
+            False,
+            "torch",
+            f"CUDA {torch.version.cuda} does not start on this machine's driver",
+            "a newer driver, or a torch for an older CUDA; nvidia-smi tells the newest that the driver serves",
+        )
+    return Line(None, "torch", f"{torch.__version__}, no GPU")

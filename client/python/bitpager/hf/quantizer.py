@@ -1,0 +1,237 @@
+"""BitpagerQuantizer: how transformers' from_pretrained and save_pretrained deal with layers in pages.
+
+Loading goes tensor by tensor: a float weight is read, quantized into pages and freed before the next one is read; a
+packed one is taken over bit for bit. Saving exports packed tensors under bitsandbytes' names.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+
+from .. import dtypes
+from ..functional import packed_bytes
+from ..nn import FourBitParameter, Linear4bit, dequantize_
+from ..quant_state import QuantState
+from ..weight import Weight
+from .config import METHOD
+
+_PACKED_KEYS = [
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_map",
+    "weight.absmax",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "weight",
+]
+_AWAY = ("cpu", "disk")
+
+
+class Quantize(ConversionOps):
+    """A float weight, in the dtype of the layer that it is for, into pages."""
+
+    def convert(self, input_dict, model=None, **_):
+        """{full name: tensor or [tensor]} -> {full name: FourBitParameter}."""
+        result = {}
+        for name, value in input_dict.items():
+            value = value[0] if isinstance(value, list) else value
+            layer, _ = get_module_from_name(model, name)
+            if layer.from_transposed:
+                value = value.T.contiguous()
+            layer.quantize_(value.to(layer.weight.dtype), name=name)
+            result[name] = layer.weight
+        return result
+
+
+class TakePacked(ConversionOps):
+    """A packed weight with its statistics into pages. Weights that are not packed pass."""
+
+    def convert(self, input_dict, model=None, full_layer_name=None, **_):
+        """{"weight": ..., "weight.absmax": ...} -> {"weight": FourBitParameter}."""
+        parts = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        packed = parts.pop("weight", None)
+        layer, name = get_module_from_name(model, full_layer_name)
+        if not isinstance(layer, Linear4bit) or name != "weight":
+            if parts:
+                raise ValueError(f"{full_layer_name} is packed in the checkpoint, but the model keeps it as it is")
+            return input_dict
+        if packed is None or not parts:
+            raise ValueError(
+                f"the checkpoint has {full_layer_name} {'without its statistics' if not parts else 'without its codes'}"
+            )
+        state = QuantState.from_dict(parts)
+        wanted = torch.Size((layer.out_features, layer.in_features))
+        if state.shape != wanted:
+            raise ValueError(f"{full_layer_name} has shape {tuple(state.shape)}; {tuple(wanted)} is needed")
+        layer.take_(Weight.from_packed(packed.cpu(), state, name=full_layer_name, session=layer.session), packed.dtype)
+        return {"weight": layer.weight}
+
+    @property
+    def reverse_op(self):
+        """Saving does not come back here: see _process_model_after_weight_loading."""
+        raise NotImplementedError
+
+
+class BitpagerQuantizer(HfQuantizer):
+    """The quantization method "bitpager" of transformers. Made by from_pretrained; see BitpagerConfig."""
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config, **keywords):
+        super().__init__(copy.deepcopy(quantization_config), **keywords)  # what is noted in it is one model's
+        self._model = None
+
+    def is_serializable(self, *_, **__) -> bool:
+        """True: packed layers save and load."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: with adapters."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """True: layers leave the graph for their product."""
+        return True
+
+    @property
+    def quantized_element_size(self):
+        """Bytes of a weight that is still to be quantized; packed ones count by their own size."""
+        return None if self.pre_quantized else self.quantization_config.bits_per_weight / 8
+
+    def param_needs_quantization(self, model, param_name, **_) -> bool:
+        """True for the weights of the layers that were swapped."""
+        layer, name = get_module_from_name(model, param_name)
+        return isinstance(layer, Linear4bit) and name == "weight"
+
+    def update_device_map(self, device_map):
+        """Everything to the first GPU, or the CPU where there is none, when nothing was said."""
+        if device_map is None:
+            device_map = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+        return device_map
+
+    def validate_environment(self, *_, device_map=None, **__) -> None:
+        """Called again with the device map that transformers has worked out, which is the one that it goes on with."""
+        if self._model is not None and isinstance(device_map, dict):
+            keep_pages_home(self._model, device_map)
+
+    def get_quantize_ops(self):
+        """For weights that come as floats."""
+        return Quantize()
+
+    def get_weight_conversions(self):
+        """For checkpoints with packed weights."""
+        return [WeightConverter(_PACKED_KEYS, "weight", [TakePacked()])] if self.pre_quantized else []
+
+    def _process_model_before_weight_loading(self, model, device_map=None, **_):
+        config = self.quantization_config
+        skipped = self.get_modules_to_not_convert(model, config.skip_modules, model._keep_in_fp32_modules)
+        swapped = [
+            (name, module)
+            for name, module in model.named_modules()
+            if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
+        ]
+        if not swapped:
+            raise ValueError(
+                f"{type(model).__name__} has no linear layer to quantize outside {sorted(skipped)}. Hint: leave "
+                "quantization_config out, or name fewer skip_modules."
+            )
+        config.skip_modules = sorted(skipped)  # loading it again leaves the same layers alone
+        for name, module in swapped:
+            model.set_submodule(name, self._swapped(module))
+        self._model = model
+        if isinstance(device_map, dict):
+            keep_pages_home(model, device_map)
+        return model
+
+    def _swapped(self, module):
+        config = self.quantization_config
+        transposed = isinstance(module, Conv1D)
+        if transposed:
+            module = _as_linear(module)
+        layer = Linear4bit.like(
+            module,
+            config.compute_dtype or module.weight.dtype,
+            config.double_quant,
+            config.quant_type,
+            config.quant_storage,
+            blocksize=config.blocksize,
+        )
+        layer.from_transposed = transposed
+        if self.pre_quantized:
+            count = packed_bytes(module.weight.numel(), config.quant_storage) // config.quant_storage.itemsize
+            empty = torch.empty((count, 1), dtype=config.quant_storage, device="meta")
+            layer.weight = FourBitParameter(empty, quant_storage=config.quant_storage)
+        return layer.requires_grad_(False)
+
+    def _process_model_after_weight_loading(self, model, **_):
+        self._model = None
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, Linear4bit) and not layer.is_quantized:
+                self._keep_plain(model, name, layer)
+        kept = [c for c in getattr(model, "_weight_conversions", None) or [] if not _is_ours(c)]
+        model._weight_conversions = kept  # saving writes packed weights as the layers export them
+        # The one mark that makes PEFT, TRL, Trainer and Accelerate treat the base as quantized without bitsandbytes.
+        model.is_loaded_in_8bit = True
+        self._warn_of_dtype(model)
+        return model
+
+    def _keep_plain(self, model, name, layer) -> None:
+        """A layer that the checkpoint does not have is new, and there to be trained: it stays an ordinary one."""
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=model.dtype)
+        model._init_weights(plain)
+        model.set_submodule(name, plain.train(layer.training))
+        self.quantization_config.skip_modules.append(name)
+
+    def _warn_of_dtype(self, model) -> None:
+        wanted = self.quantization_config.compute_dtype
+        if wanted is not None and model.dtype in dtypes.FLOATS and model.dtype != wanted:
+            warnings.warn(
+                f"compute_dtype is {dtypes.name_of(wanted)}, the model's dtype {dtypes.name_of(model.dtype)}: every "
+                f"layer casts its inputs and outputs. Hint: from_pretrained(..., dtype={wanted}), or leave "
+                "compute_dtype out.",
+                stacklevel=2,
+            )
+
+    def _dequantize(self, model, dtype=None):
+        dequantize_(model, dtype)
+        model.is_loaded_in_8bit = False
+        return model
+
+
+def keep_pages_home(model, device_map: dict) -> None:
+    """Gives modules that hold quantized layers the device where the model runs, in place of "cpu" or "disk".
+
+    Offloading moves a module's tensors there and back around each forward. Pages do this by themselves, as far as their
+    budget asks for it, so the layers that use them stay where they compute. Other modules are offloaded as said."""
+    home = next((place for place in device_map.values() if place not in _AWAY), "cpu")
+    quantized = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    for key, place in device_map.items():
+        if place in _AWAY and place != home:
+            inside = key + "." if key else ""
+            if any((name + ".").startswith(inside) or key.startswith(name + ".") for name in quantized):
+                device_map[key] = home
+
+
+def _as_linear(module) -> torch.nn.Linear:
+    """A Linear of the meta device with the transposed shape of a Conv1D, and its bias."""
+    inputs, outputs = module.weight.shape
+    linear = torch.nn.Linear(inputs, outputs, False, "meta", module.weight.dtype)
+    linear.bias = module.bias
+    return linear
+
+
+def _is_ours(conversion) -> bool:
+    return any(isinstance(op, TakePacked) for op in getattr(conversion, "operations", ()))
+
+
+AUTO_QUANTIZER_MAPPING[METHOD] = BitpagerQuantizer  # see config.py

@@ -1,0 +1,251 @@
+"""from_pretrained and save_pretrained: what is quantized, with which numbers, and what comes back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+
+import pytest
+import tiny
+import torch
+import transformers
+
+import bitpager
+from bitpager import functional
+from bitpager.hf import BitpagerConfig
+from bitpager.nn import Linear4bit
+
+ARCHITECTURES = ("llama", "mistral", "bert", "t5", "gpt2")
+
+
+def load(folder, name="llama", quantization=None, **keywords):
+    keywords.setdefault("quantization_config", quantization or BitpagerConfig())
+    keywords.setdefault("device_map", "auto")
+    return tiny.CLASSES[name].from_pretrained(folder, **keywords).eval()
+
+
+def layers_of(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+
+
+def logits(model, name="llama"):
+    with torch.no_grad():
+        return model(**tiny.inputs(name)).logits
+
+
+def same_bits(a, b):
+    one, two = a.state_dict(), b.state_dict()
+    assert list(one) == list(two)
+    for key in one:
+        assert one[key].dtype == two[key].dtype and torch.equal(one[key], two[key]), key
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loads_what_quantizing_by_hand_gives(session, models, name):
+    plain = tiny.CLASSES[name].from_pretrained(models(name), dtype=torch.bfloat16)
+    model = load(models(name), name, dtype=torch.bfloat16)
+    layers = layers_of(model)
+    assert layers and all(layer.is_quantized for layer in layers.values())
+    for key, layer in layers.items():
+        source = plain.get_submodule(key).weight.detach()
+        source = source.T.contiguous() if name == "gpt2" else source
+        packed, state = functional.quantize_4bit(source, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(layer.weight.packed(), packed), key
+        assert torch.equal(layer.weight.quant_state.absmax, state.absmax), key
+        assert layer.compute_dtype == torch.bfloat16 and layer.weight.quant_state.dtype == torch.bfloat16
+    head = model.get_output_embeddings()
+    assert head is None or not isinstance(head, Linear4bit)
+    # The model computes what the same model with dequantized weights does.
+    for key, layer in layers.items():
+        twin = plain.get_submodule(key)
+        with torch.no_grad():
+            twin.weight.copy_(layer.dequantize().T if name == "gpt2" else layer.dequantize())
+    wanted, got = logits(plain.eval(), name), logits(model, name)
+    assert (wanted - got).abs().max() <= 0.02 * wanted.abs().max()
+    assert model.num_parameters() == plain.num_parameters()
+
+
+def test_t5_keeps_its_float32_modules(session, models):
+    model = load(models("t5"), "t5", dtype=torch.float16)
+    kept = [m for n, m in model.named_modules() if n.endswith(".wo")]
+    assert kept and all(type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 for m in kept)
+    assert torch.isfinite(logits(model, "t5")).all()
+
+
+@pytest.mark.parametrize("name", ("llama", "t5"))
+@pytest.mark.parametrize("kind, double", (("nf4", True), ("nf4", False), ("fp4", True)))
+def test_saves_and_loads_every_bit(session, models, tmp_path, name, kind, double):
+    model = load(models(name), name, BitpagerConfig(quant_type=kind, double_quant=double), dtype=torch.bfloat16)
+    before = logits(model, name)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved["quant_method"] == "bitpager" and not any(key.startswith("load_in") for key in saved)
+    again = tiny.CLASSES[name].from_pretrained(tmp_path, device_map="auto").eval()
+    same_bits(model, again)
+    assert torch.equal(logits(again, name), before)
+    again.save_pretrained(tmp_path / "twice")
+    same_bits(model, tiny.CLASSES[name].from_pretrained(tmp_path / "twice"))
+
+
+def test_tied_embeddings_stay_tied(session, models, tmp_path):
+    model = load(models("llama", tie_word_embeddings=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path, quantization_config=None)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    same_bits(model, again)
+
+
+def test_named_modules_are_skipped(session, models):
+    model = load(models("llama"), quantization=BitpagerConfig(llm_int8_skip_modules=["q_proj", "model.layers.1.mlp"]))
+    names = set(layers_of(model))
+    assert "model.layers.0.mlp.up_proj" in names and "model.layers.1.mlp.up_proj" not in names
+    assert not any(name.endswith("q_proj") for name in names) and "lm_head" in names  # as with the peer: said is said
+
+
+def test_counts_and_footprint(session, models):
+    plain = transformers.AutoModelForCausalLM.from_pretrained(models("llama"), dtype=torch.bfloat16)
+    model = load(models("llama"))
+    weights = sum(m.in_features * m.out_features for m in layers_of(model).values())
+    rest = plain.get_memory_footprint() - 2 * weights
+    per_weight = BitpagerConfig().bits_per_weight / 8
+    assert abs(model.get_memory_footprint() - rest - per_weight * weights) < 64 * len(layers_of(model))
+    assert session.memory_stats()["weight_bytes"] >= per_weight * weights
+
+
+def test_generate_copy_cast_and_dequantize(session, models):
+    model = load(models("llama"))
+    tokens = tiny.inputs("llama")["input_ids"]
+    made = model.generate(tokens, max_new_tokens=5, do_sample=False)
+    assert made.shape == (2, 17)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.generate(tokens, max_new_tokens=5, do_sample=False), made)
+    absmax = layers_of(model)["model.layers.0.mlp.up_proj"].weight.quant_state.absmax
+    model.to(torch.float32)
+    assert model.model.norm.weight.dtype == torch.float32
+    assert torch.equal(layers_of(model)["model.layers.0.mlp.up_proj"].weight.quant_state.absmax, absmax)
+    before = logits(twin)
+    pages = session.memory_stats()["weight_bytes"]
+    plain = twin.dequantize()
+    assert not layers_of(plain) and not plain.is_quantized and plain.dtype == torch.bfloat16
+    assert torch.allclose(logits(plain), before, atol=0.05 * before.abs().max().item())
+    assert session.memory_stats()["weight_bytes"] < pages
+    assert not hasattr(plain.config, "quantization_config")
+
+
+def test_only_one_tensor_is_ever_held_as_floats(session, models, monkeypatch):
+    """Quantizing goes tensor by tensor: when one is quantized, the floats of those before are gone."""
+    import gc
+    import weakref
+
+    alive, most = [], 0
+    quantize = Linear4bit.quantize_
+
+    def spy(self, tensor=None, name=None):
+        nonlocal most
+        alive.append(weakref.ref(tensor))
+        gc.collect()
+        most = max(most, sum(reference() is not None for reference in alive))
+        return quantize(self, tensor, name)
+
+    monkeypatch.setattr(Linear4bit, "quantize_", spy)
+    load(models("llama"))
+    assert len(alive) == 14 and most <= 2
+
+
+def test_offloaded_blocks_are_pages_and_the_rest_is_offloaded(session, models, tmp_path):
+    """A small max_memory sends modules to disk; those with quantized layers stay where the model runs."""
+    whole = logits(load(models("llama")))
+    model = load(models("llama"), max_memory={"cpu": "60KB"}, offload_folder=str(tmp_path))
+    places = model.hf_device_map
+    assert set(places.values()) == {"cpu", "disk"}, places
+    assert all(layer.is_quantized for layer in layers_of(model).values()) and len(layers_of(model)) == 14
+    assert any(tmp_path.glob("*")) or "disk" in places.values()
+    assert torch.equal(logits(model), whole)
+    chosen = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    chosen["model.rotary_emb"] = "cpu"
+    model = load(models("llama"), device_map=chosen, offload_folder=str(tmp_path))
+    assert all(layer.is_quantized for layer in layers_of(model).values())
+    assert torch.equal(logits(model), whole)
+
+
+def test_without_the_plug_in_loading_fails_loudly(session, models, tmp_path, run_python):
+    load(models("llama")).save_pretrained(tmp_path)
+    source = "import sys, transformers; transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+    done = run_python(source, tmp_path, timeout=120)
+    assert done.returncode != 0 and "mismatch" in (done.stderr + done.stdout).lower()
+    assert "bitpager" in done.stderr + done.stdout
+
+
+def test_importing_bitpager_imports_no_transformers(run_python):
+    source = "import sys, bitpager; sys.exit(any(name in sys.modules for name in ('transformers', 'peft', 'trl')))"
+    assert run_python(source).returncode == 0
+
+
+@pytest.mark.parametrize("setup, words", (
+    ("sys.modules['transformers'] = None", "not installed"),
+    ("sys.modules['transformers'] = types.SimpleNamespace(__version__='4.57.1')", "5.0 or newer"),
+))
+def test_missing_or_old_transformers_is_said(run_python, setup, words):
+    done = run_python(f"import sys, types\n{setup}\nimport bitpager.hf")
+    assert done.returncode != 0 and words in done.stderr and "Hint: pip install" in done.stderr
+
+
+def test_config_takes_both_kinds_of_names():
+    config = BitpagerConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="fp4",
+        bnb_4bit_use_double_quant=False,
+        bnb_4bit_compute_dtype="bfloat16",
+        bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_threshold=6.0,
+    )
+    assert (config.quant_type, config.double_quant, config.compute_dtype) == ("fp4", False, torch.bfloat16)
+    assert BitpagerConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert json.loads(config.to_json_string())["compute_dtype"] == "bfloat16"
+    assert BitpagerConfig().to_dict()["quant_type"] == "nf4" and BitpagerConfig().double_quant
+    assert BitpagerConfig(compute_dtype=None).compute_dtype is None
+
+
+@pytest.mark.parametrize("keywords, kind, words", (
+    (dict(load_in_8bit=True), bitpager.UnsupportedError, "8-bit weights are not there yet"),
+    (dict(load_in_4bit=False), ValueError, "leave quantization_config out"),
+    (dict(bnb_4bit_quant_typ="nf4"), TypeError, "bnb_4bit_quant_typ"),
+    (dict(quant_type="int4"), ValueError, "nf4, fp4"),
+    (dict(blocksize=48), ValueError, "blocksize"),
+    (dict(compute_dtype="bflot16"), ValueError, "compute_dtype"),
+    (dict(compute_dtype=torch.int8), ValueError, "compute_dtype"),
+    (dict(skip_modules="lm_head"), ValueError, "list of module names"),
+    (dict(bnb_4bit_use_double_quant="yes"), ValueError, "True or False"),
+))
+def test_bad_settings_are_refused_in_words(keywords, kind, words):
+    with pytest.raises(kind, match=words):
+        BitpagerConfig(**keywords)
+
+
+def test_other_compute_dtype_is_warned_of(session, models):
+    with pytest.warns(UserWarning, match="compute_dtype is float16, the model's dtype bfloat16"):
+        load(models("llama"), quantization=BitpagerConfig(bnb_4bit_compute_dtype=torch.float16), dtype=torch.bfloat16)
+
+
+def test_a_missing_head_is_initialised(session, models):
+    """A classifier on a base model without one: its own layers are new and float, the base is quantized."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        models("llama"), quantization_config=BitpagerConfig(), num_labels=3
+    )
+    assert not isinstance(model.score, Linear4bit) and layers_of(model)
+    assert torch.isfinite(model(**tiny.inputs("llama")).logits).all()
+
+
+def test_damaged_checkpoints_are_refused(session, models, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    load(models("llama")).save_pretrained(tmp_path)
+    path = pathlib.Path(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    key = "model.layers.0.mlp.up_proj.weight"
+    save_file({k: v for k, v in tensors.items() if not k.startswith(key + ".")}, path, {"format": "pt"})
+    with pytest.raises((RuntimeError, ValueError)):
+        load(tmp_path, quantization_config=None)

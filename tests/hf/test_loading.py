@@ -93,7 +93,7 @@ def test_tied_embeddings_stay_tied(session, models, tmp_path):
     model = load(models("llama", tie_word_embeddings=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
-    again = load(tmp_path, quantization_config=None)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.lm_head.weight is again.model.embed_tokens.weight
     same_bits(model, again)
 
@@ -158,11 +158,10 @@ def test_only_one_tensor_is_ever_held_as_floats(session, models, monkeypatch):
 def test_offloaded_blocks_are_pages_and_the_rest_is_offloaded(session, models, tmp_path):
     """A small max_memory sends modules to disk; those with quantized layers stay where the model runs."""
     whole = logits(load(models("llama")))
-    model = load(models("llama"), max_memory={"cpu": "60KB"}, offload_folder=str(tmp_path))
+    model = load(models("llama"), max_memory={"cpu": "90KB"}, offload_folder=str(tmp_path))
     places = model.hf_device_map
     assert set(places.values()) == {"cpu", "disk"}, places
     assert all(layer.is_quantized for layer in layers_of(model).values()) and len(layers_of(model)) == 14
-    assert any(tmp_path.glob("*")) or "disk" in places.values()
     assert torch.equal(logits(model), whole)
     chosen = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
     chosen["model.rotary_emb"] = "cpu"
@@ -248,4 +247,4 @@ def test_damaged_checkpoints_are_refused(session, models, tmp_path):
     key = "model.layers.0.mlp.up_proj.weight"
     save_file({k: v for k, v in tensors.items() if not k.startswith(key + ".")}, path, {"format": "pt"})
     with pytest.raises((RuntimeError, ValueError)):
-        load(tmp_path, quantization_config=None)
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -54,6 +54,12 @@ class Quantize(ConversionOps):
 class TakePacked(ConversionOps):
     """A packed weight with its statistics into pages. Weights that are not packed pass."""
 
+    def __init__(self, hf_quantizer):
+        self.hf_quantizer = hf_quantizer  # its presence keeps transformers from casting the statistics
+
+    def __deepcopy__(self, memo):
+        return self  # copied for every tensor; a copy of the quantizer would be one of the model
+
     def convert(self, input_dict, model=None, full_layer_name=None, **_):
         """{"weight": ..., "weight.absmax": ...} -> {"weight": FourBitParameter}."""
         parts = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
@@ -130,7 +136,7 @@ class BitpagerQuantizer(HfQuantizer):
 
     def get_weight_conversions(self):
         """For checkpoints with packed weights."""
-        return [WeightConverter(_PACKED_KEYS, "weight", [TakePacked()])] if self.pre_quantized else []
+        return [WeightConverter(_PACKED_KEYS, "weight", [TakePacked(self)])] if self.pre_quantized else []
 
     def _process_model_before_weight_loading(self, model, device_map=None, **_):
         config = self.quantization_config
@@ -171,6 +177,7 @@ class BitpagerQuantizer(HfQuantizer):
             count = packed_bytes(module.weight.numel(), config.quant_storage) // config.quant_storage.itemsize
             empty = torch.empty((count, 1), dtype=config.quant_storage, device="meta")
             layer.weight = FourBitParameter(empty, quant_storage=config.quant_storage)
+            layer._is_hf_initialized = True  # random values are for floats; see _keep_plain for what is missing
         return layer.requires_grad_(False)
 
     def _process_model_after_weight_loading(self, model, **_):

@@ -110,6 +110,11 @@ class FourBitParameter(torch.nn.Parameter):
             return self.pages.state
         return None if self.pages is None else PagedQuantState(self.pages)
 
+    def nelement(self) -> int:
+        """Elements of this dtype that hold the packed bytes and their statistics; see the file's top. numel() before
+        quantization."""
+        return self.numel() if self.pages is None else -(-self.pages.packed_bytes // self.element_size())
+
     def packed(self) -> torch.Tensor:
         """The packed bytes, a copy in the interchange layout."""
         return self.pages.export(self.quant_storage)[0]
@@ -148,8 +153,6 @@ class FourBitParameter(torch.nn.Parameter):
                 return func(*args, **kwargs)
             if name == "numel":
                 return args[0].pages.elements
-            if name == "nelement":
-                return -(-args[0].pages.packed_bytes // args[0].element_size())
             if name == "__set__":
                 return _set(func, args)
             if name.endswith("_") and not name.endswith("__"):

@@ -141,6 +141,8 @@ class BitpagerQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, device_map=None, **_):
         config = self.quantization_config
         skipped = self.get_modules_to_not_convert(model, config.skip_modules, model._keep_in_fp32_modules)
+        if config.skip_modules is None:  # the head; transformers looks for it by its weight, and it may have a bias
+            skipped = {*skipped, [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]}
         swapped = [
             (name, module)
             for name, module in model.named_modules()

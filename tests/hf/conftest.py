@@ -21,6 +21,10 @@ python_fixtures = importlib.util.module_from_spec(_spec)
 sys.modules["python_fixtures"] = python_fixtures
 _spec.loader.exec_module(python_fixtures)
 
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
+
 make_daemon = python_fixtures.make_daemon
 run_python = python_fixtures.run_python
 
@@ -52,6 +56,7 @@ def session(shared_daemon):
     bitpager.disconnect()
     bitpager.optim.GlobalOptimManager.get_instance().initialize()
     made = bitpager.connect(socket=shared_daemon.socket, job="hf", linger=0)
+    made._test_socket = shared_daemon.socket
     yield made
     bitpager.disconnect()
     gc.collect()

@@ -40,6 +40,18 @@ from .weight import Weight
 
 __version__ = "0.1.0"
 
+_LAZY = ("hf", "peft", "plan")  # they need transformers or peft, or are rarely used
+
+
+def __getattr__(name):
+    """bitpager.hf, bitpager.peft and bitpager.plan are imported when they are first asked for."""
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "AlreadyExistsError",
     "BudgetError",

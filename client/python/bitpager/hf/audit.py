@@ -153,16 +153,19 @@ def _compute_dtype(model, layers) -> Line:
 
 def _training(model) -> Line:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if trainable:
+    # PEFT's layers of every kind keep what they adapt as `base_layer`.
+    adapted = any(isinstance(getattr(module, "base_layer", None), torch.nn.Module) for module in model.modules())
+    if adapted and trainable:
         return Line(True, "training", f"{trainable:,} parameters train over the frozen base")
-    if model.training:
-        return Line(
-            False,
-            "training",
-            "the model is in training mode and nothing in it trains: 4-bit weights never do",
-            "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)), or model.eval()",
-        )
-    return Line(None, "training", "nothing trains (inference)")
+    if not model.training:
+        return Line(None, "training", "in eval mode, without trainable adapters")
+    return Line(
+        False,
+        "training",
+        f"in training mode without adapters: 4-bit weights never train, and what would are {trainable:,} parameters of "
+        "embeddings, norms and biases",
+        "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)), or model.eval()",
+    )
 
 
 def _adapters(model):

@@ -69,6 +69,9 @@ def project() -> dict:
         "license": re.findall(r'"([^"]+)"', table["license"])[0],
         "classifiers": re.findall(r'"([^"]+)"', table["classifiers"]),
         "scripts": scripts,
+        "extras": {
+            name: re.findall(r'"([^"]+)"', value) for name, value in parser["project.optional-dependencies"].items()
+        },
     }
 
 
@@ -168,6 +171,8 @@ def metadata(table: dict) -> str:
     ]
     lines += [f"Classifier: {item}" for item in table["classifiers"]]
     lines += [f"Requires-Dist: {item}" for item in table["dependencies"]]
+    for extra, items in table["extras"].items():
+        lines += [f"Provides-Extra: {extra}", *(f'Requires-Dist: {item}; extra == "{extra}"' for item in items)]
     readme = ROOT / "README.md"
     if readme.is_file():
         lines += ["Description-Content-Type: text/markdown", "", readme.read_text()]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 
+import bitpager
 import pytest
 import tiny
 import torch
 import transformers
-
-import bitpager
 from bitpager.hf import BitpagerConfig, audit
 from bitpager.plan import main, plan, shape_of
 

@@ -6,12 +6,11 @@ import copy
 import json
 import pathlib
 
+import bitpager
 import pytest
 import tiny
 import torch
 import transformers
-
-import bitpager
 from bitpager import functional
 from bitpager.hf import BitpagerConfig
 from bitpager.nn import Linear4bit

@@ -14,9 +14,8 @@ import transformers
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
-import peft  # noqa: E402
-
 import bitpager  # noqa: E402
+import peft  # noqa: E402
 from bitpager.hf import BitpagerConfig, Trainer, optimizer  # noqa: E402
 from bitpager.nn import Linear4bit  # noqa: E402
 
@@ -128,7 +127,8 @@ def test_ways_to_pass_an_optimizer_agree(session, models, tmp_path, how):
     elif how == "class":
         trainer = transformers.Trainer(model, said, train_dataset=data, optimizer_cls_and_kwargs=optimizer(said))
     else:
-        made = bitpager.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        made = bitpager.optim.PagedAdamW8bit(trained, lr=1e-3, weight_decay=0)
         trainer = transformers.Trainer(model, said, train_dataset=data, optimizers=(made, None))
     trainer.train()
     assert type(inner(trainer)).__name__ == "PagedAdamW8bit"
@@ -233,7 +233,7 @@ def test_steps_in_backward(session, models):
 
 
 def test_grad_scaler_clipping_and_rewritten_betas(session, models):
-    """As a mixed-precision loop does it by hand: scaled losses, unscaling, clipping, OneCycleLR, which rewrites betas."""
+    """A mixed-precision loop by hand: scaled losses, unscaling, clipping, and OneCycleLR, which rewrites betas."""
     rows = tiny.windows(4, 32)
     model = lora_model(models("llama"), 0.0).train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -328,7 +328,6 @@ def test_sft_trainer_from_a_path(session, models, tmp_path):
     pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     import trl
-
     from bitpager.hf import SFTTrainer
 
     assert issubclass(SFTTrainer, trl.SFTTrainer)

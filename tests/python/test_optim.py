@@ -648,3 +648,10 @@ def test_residency_does_not_change_results(make_daemon):
             moved = session.memory_stats()["loaded_bytes"]
     assert moved > 0
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("name", ("AdEMAMix8bit", "PagedAdEMAMix", "LAMB32bit", "SGD8bit", "RMSprop"))
+def test_names_that_are_not_there_yet_say_so(name):
+    with pytest.raises(AttributeError, match=f"no {name} yet. It has: Adam, "):
+        getattr(optim, name)
+    assert not hasattr(optim, "Adam16bit")

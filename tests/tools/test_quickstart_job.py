@@ -27,6 +27,7 @@ JOB = {
     "losses": [5.5, 2.7],
     "unigram": 3.1,
     "sha256": "ab" * 32,
+    "perplexity": {"bf16": 12.0, "nf4": 12.1},
 }
 
 
@@ -56,6 +57,7 @@ def test_good_results_hold():
         ("qlora__heldout", [(0, 5.0), (100, 3.6)], "(b) held-out loss"),
         ("full__unigram", 2.6, "unigram entropy"),
         ("again__pages_in", 1.0, "everything resident"),
+        ("again__perplexity", {"bf16": 12.0, "nf4": 12.2}, "perplexity"),
         ("again__losses", [5.5, 2.7000000000000006], "the same losses"),
         ("again__sha256", "ac" * 32, "the same parameters"),
     ],

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "client/wire/status.h"
 #include "tools/cli/reach.h"
@@ -39,6 +40,8 @@ struct DoctorOptions {
   bool json = false;
 };
 [[nodiscard]] int RunDoctor(const Target& target, const DoctorOptions& options);
+// What a model takes in memory, from its config; asks no daemon. Returns only when Python does not start.
+[[nodiscard]] int RunPlan(const std::vector<std::string>& arguments);
 
 // ---- shared by the commands
 // Prints "bitpager: <message>" on stderr, in red where that is wanted.

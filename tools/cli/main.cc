@@ -59,6 +59,8 @@ void AddCommands(CLI::App& app, Options& options) {
   CLI::App& version = *app.add_subcommand("version", "versions of this command and of the daemon");
   CLI::App& doctor = *app.add_subcommand("doctor", "what the machine has, what will be used, what is wrong");
   doctor.add_flag("--json", options.doctor.json, "as JSON");
+  app.add_subcommand("plan", "what a model takes in memory by scheme: plan CONFIG --vram 24G")
+      ->prefix_command();
   for (CLI::App* command : {&status, &limit, &evict, &drain, &version, &doctor})
     AddTarget(*command, options.target);
   for (CLI::App* command : {&status, &version, &doctor}) AddStatusEndpoint(*command, options.target);
@@ -69,6 +71,7 @@ int Run(const CLI::App& app, const Options& options) {
   if (app.got_subcommand("limit")) return RunLimit(options.target, options.limit);
   if (app.got_subcommand("evict")) return RunEvict(options.target, options.evict);
   if (app.got_subcommand("drain")) return RunDrain(options.target);
+  if (app.got_subcommand("plan")) return RunPlan(app.get_subcommand("plan")->remaining());
   if (app.got_subcommand("version")) return RunVersion(options.target);
   return RunDoctor(options.target, options.doctor);
 }

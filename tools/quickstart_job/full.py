@@ -13,6 +13,7 @@ import settings
 import text
 import torch
 from model import ByteModel, Shape
+from quality import perplexities
 from trainer import PageCounter, digest, settle, state_bytes, tell, train
 
 
@@ -48,13 +49,15 @@ def main(socket: str, job: str, base_file: str | None) -> None:
 
     words = text.code()
     outcome = train(model, optimizer, words, settings.FULL_STEPS, after)
+    moved = counter.summary(page_bytes)
     tell(
         "result",
         parameters=sum(p.numel() for p in model.parameters()),
         code_bytes=state_bytes(model.parameters()),
         unigram=text.unigram_entropy(words.heldout),
         sha256=digest(model),
-        **counter.summary(page_bytes),
+        perplexity=None if base_file else perplexities(model, words.heldout, session),
+        **moved,
         **outcome.report(),
     )
 

@@ -68,4 +68,12 @@ def verdict(full: dict, qlora: dict, again: dict, budget_bytes: int) -> list[tup
             f"(a) paged and resident: the same parameters, sha256 {full['sha256'][:16]}...",
         ),
     ]
+    sixteen, four = again["perplexity"]["bf16"], again["perplexity"]["nf4"]
+    checks.append(
+        (
+            four <= settings.MOST_PERPLEXITY * sixteen,
+            f"(a) held-out perplexity: {sixteen:.3f} in bfloat16, {four:.3f} in NF4 with double quantization "
+            f"({100 * (four / sixteen - 1):+.2f}%)",
+        )
+    )
     return checks

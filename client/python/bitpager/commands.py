@@ -24,5 +24,9 @@ def bitpagerd():
 
 
 def bitpager():
-    """The operator's command."""
+    """The operator's command; `bitpager plan` is answered here, for it reads model configs and asks no daemon."""
+    if sys.argv[1:2] == ["plan"]:
+        from .plan import main
+
+        sys.exit(main(sys.argv[2:]))
     _become("bitpager")

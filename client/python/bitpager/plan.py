@@ -109,7 +109,8 @@ class Plan:
                     full = next((s for s in self.schemes if s.trains == "all" and self.verdict(s) == "fits"), None)
                     more = f" Training all parameters fits too, as {full.name}." if full else ""
                     how = "" if wanted == "fits" else " Pages will move between GPU and host, which costs time."
-                    return f"Adapters: {scheme.name}, {print_bytes(scheme.total)} of {print_bytes(self.room)}.{how}{more}"
+                    sizes = f"{print_bytes(scheme.total)} of {print_bytes(self.room)}"
+                    return f"Adapters: {scheme.name}, {sizes}.{how}{more}"
         last = self.schemes[-1]
         missing = last.least - self.room
         half = last.activations // 2
@@ -209,7 +210,8 @@ def _contents(config) -> dict:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read a model config from {path}: {error}. Hint: a folder with config.json.") from error
+        hint = "Hint: a folder with config.json."
+        raise ValueError(f"cannot read a model config from {path}: {error}. {hint}") from error
 
 
 def shape_of(config: dict) -> Shape:

@@ -51,7 +51,7 @@ def is_ours(args) -> bool:
     return name in _CLASSES or name.removeprefix("paged_").startswith(_NOT_YET)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def with_optimizers(trainer: type) -> type:
     """A subclass of `trainer` (transformers.Trainer or one of its kind) of the same name, in which the optim strings
     "paged_adamw_8bit", "adamw_8bit", "lion_8bit" ... make bitpager's optimizers; other strings mean what they did.

@@ -42,3 +42,11 @@ __all__ = [
     "PagedLion8bit",
     "PagedLion32bit",
 ]
+
+_NOT_YET = ("AdEMAMix", "PagedAdEMAMix", "Adagrad", "LAMB", "LARS", "RMSprop", "SGD")
+
+
+def __getattr__(name):
+    if name.removesuffix("8bit").removesuffix("32bit") in _NOT_YET:
+        raise AttributeError(f"bitpager.optim has no {name} yet. It has: {', '.join(sorted(__all__))}.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,6 @@ from .. import dtypes
 from ..functional import packed_bytes
 from ..nn import FourBitParameter, Linear4bit, dequantize_
 from ..quant_state import QuantState
-from ..weight import Weight
 from .config import METHOD
 
 _PACKED_KEYS = [
@@ -73,11 +72,7 @@ class TakePacked(ConversionOps):
             raise ValueError(
                 f"the checkpoint has {full_layer_name} {'without its statistics' if not parts else 'without its codes'}"
             )
-        state = QuantState.from_dict(parts)
-        wanted = torch.Size((layer.out_features, layer.in_features))
-        if state.shape != wanted:
-            raise ValueError(f"{full_layer_name} has shape {tuple(state.shape)}; {tuple(wanted)} is needed")
-        layer.take_(Weight.from_packed(packed.cpu(), state, name=full_layer_name, session=layer.session), packed.dtype)
+        layer.take_packed_(packed, QuantState.from_dict(parts, packed.device), full_layer_name)
         return {"weight": layer.weight}
 
     @property

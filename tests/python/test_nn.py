@@ -182,6 +182,30 @@ def test_save_load_copy_and_pickle_keep_every_bit(default, tmp_path):
     assert torch.equal(torch.load(buffer, weights_only=False)(x), y)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_distributed_checkpoint_finds_every_statistic(default, tmp_path, nested):
+    """It looks a key like base.weight.absmax up attribute by attribute."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.LayerNorm(64))
+        nn.quantize_(model, compress_statistics=nested)
+        return model
+
+    one, two = fresh(0), fresh(1)
+    saved = get_model_state_dict(one)
+    assert set(saved) == set(one.state_dict())
+    dcp.save({"model": saved}, checkpoint_id=tmp_path, no_dist=True)
+    loaded = {"model": get_model_state_dict(two)}
+    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    set_model_state_dict(two, loaded["model"])
+    assert torch.equal(one[0].weight.packed(), two[0].weight.packed())
+    assert torch.equal(one[0].dequantize(), two[0].dequantize())
+    assert not hasattr(one[0].weight, "absmax2") and hasattr(one[0].weight, "nested_absmax") == nested
+
+
 def test_float_state_dicts_are_quantized(default):
     linear = torch.nn.Linear(64, 48)
     expected = nn.Linear4bit.from_linear(linear).dequantize()

@@ -131,7 +131,11 @@ class BitpagerQuantizer(HfQuantizer):
 
     def get_weight_conversions(self):
         """For checkpoints with packed weights."""
-        return [WeightConverter(_PACKED_KEYS, "weight", [TakePacked(self)])] if self.pre_quantized else []
+        if not self.pre_quantized:
+            return []
+        operations = [TakePacked(self)]
+        # By name: their order differs between versions of transformers.
+        return [WeightConverter(source_patterns=_PACKED_KEYS, target_patterns="weight", operations=operations)]
 
     def _process_model_before_weight_loading(self, model, device_map=None, **_):
         config = self.quantization_config

@@ -19,6 +19,7 @@ from ..weight import Weight
 from .local_weight import LocalWeight
 
 _VALUE_GETTERS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _METADATA_METHODS = {
     "dim",
     "size",
@@ -83,6 +84,12 @@ class PagedQuantState(QuantState):
         dtypes.require_device(torch.empty(0, device=device), "the quantization state", self._pages.device.type)
         return self
 
+    def __getattr__(self, name):
+        """The JSON tensor under its name in state dicts, for torch.distributed.checkpoint, which looks keys up so."""
+        if name == f"bitsandbytes__{self.__dict__.get('quant_type')}":
+            return self.as_dict(packed=True)[f"quant_state.{name}"]
+        raise AttributeError(f"PagedQuantState has no attribute {name!r}")
+
     def __deepcopy__(self, memo):
         return self._pages.export()[1]
 
@@ -114,6 +121,14 @@ class FourBitParameter(torch.nn.Parameter):
         """Elements of this dtype that hold the packed bytes and their statistics; see the file's top. numel() before
         quantization."""
         return self.numel() if self.pages is None else -(-self.pages.packed_bytes // self.element_size())
+
+    def __getattr__(self, name):
+        """Statistics under their names in state dicts, for torch.distributed.checkpoint, which looks keys up so."""
+        if name in _STATISTICS and self.__dict__.get("pages") is not None:
+            statistics = self.quant_state.as_dict(packed=True)
+            if name in statistics:
+                return statistics[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def packed(self) -> torch.Tensor:
         """The packed bytes, a copy in the interchange layout."""

@@ -128,7 +128,15 @@ Status Weight::Dequantize(wire::DType dtype, const Place& into, Path path, Path*
   if (Status fine = CheckPlace(into); !fine.ok()) return fine;
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
-  if (path == Path::kLease || (path == Path::kAuto && MayTryLease())) {
+  // The processor cannot read a GPU's frames; its streams lease them by ReadLeased.
+  const bool on_gpu = connection_->device() != nullptr;
+  if (on_gpu && path == Path::kLease) {
+    return {
+        Code::kUnsupported,
+        "a lease of a GPU's pages decodes into memory of that GPU, on a stream. Hint: path request, or an "
+        "output on the GPU"};
+  }
+  if (path == Path::kLease || (path == Path::kAuto && !on_gpu && MayTryLease())) {
     const Status leased = ByLease(dtype, into);
     if (used != nullptr) *used = Path::kLease;
     if (path == Path::kLease || !LeaseRefused(leased)) return leased;

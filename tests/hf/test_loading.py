@@ -157,8 +157,11 @@ def test_only_one_tensor_is_ever_held_as_floats(session, models, monkeypatch):
 def test_offloaded_blocks_are_pages_and_the_rest_is_offloaded(session, models, tmp_path):
     """A small max_memory sends modules to disk; those with quantized layers stay where the model runs."""
     whole = logits(load(models("llama")))
-    model = load(models("llama"), max_memory={"cpu": "90KB"}, offload_folder=str(tmp_path))
-    places = model.hf_device_map
+    for size in range(70, 140, 10):  # how much a module is taken for differs between versions of transformers
+        model = load(models("llama"), max_memory={"cpu": f"{size}KB"}, offload_folder=str(tmp_path))
+        places = getattr(model, "hf_device_map", {})
+        if len(set(places.values())) > 1:
+            break
     assert set(places.values()) == {"cpu", "disk"}, places
     assert all(layer.is_quantized for layer in layers_of(model).values()) and len(layers_of(model)) == 14
     assert torch.equal(logits(model), whole)

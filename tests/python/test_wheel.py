@@ -32,9 +32,9 @@ def test_tag_and_contents(wheel):
         assert archive.testzip() is None
         names = set(archive.namelist())
         modes = {item.filename: item.external_attr >> 16 for item in archive.infolist()}
+        metadata = next(archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for native in ("bitpagerd", "bitpager", "libbitpager.so"):
         assert f"bitpager/_native/{native}" in names
-        metadata = next(archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     assert "Provides-Extra: hf\n" in metadata and 'Requires-Dist: peft>=0.18; extra == "hf"\n' in metadata
     assert modes["bitpager/_native/bitpagerd"] & 0o111 and "bitpager/py.typed" in names
 

@@ -33,6 +33,8 @@ def test_a_model_that_is_set_up_well_passes(session, models, capsys):
     for name in ("layers", "memory", "type", "double quantization", "training", "adapters", "numbers", "optimizer"):
         assert name in names and report[name].passed, name
     assert report["checkpointing"].passed
+    room = bitpager.sizes.print_bytes(session.memory_stats()["resident_bytes"])
+    assert room in report["room"].text and "1,024 tokens" in report["room"].text
     printed = capsys.readouterr().out
     assert printed.strip() == str(report) and printed.count("[pass]") >= 9
 
@@ -52,6 +54,7 @@ def test_mistakes_are_named_with_their_fix(session, models, capsys):
     layers = [m for m in model.modules() if isinstance(m, bitpager.nn.Linear4bit)]
     weights = sum(m.in_features * m.out_features for m in layers)
     blocks = math.ceil(weights / 64)
+    assert "by double quantization" in report["room"].text
     assert line.passed is None and bitpager.sizes.print_bytes(3 * blocks - 4 * math.ceil(blocks / 256)) in line.text
     assert report["optimizer"].passed is None
     with torch.no_grad():

@@ -49,7 +49,7 @@ class Audit:
 
 def audit(model: torch.nn.Module, optimizer=None, print_lines=True) -> Audit:
     """Looks at a quantized model, and the optimizer that is to train it, and prints a line for each of: layers, memory,
-    type, double quantization, compute dtype, training, adapters, checkpointing, numbers, optimizer, torch.
+    type, double quantization, compute dtype, training, adapters, checkpointing, room, numbers, optimizer, torch.
 
     Nothing is changed. Returns the Audit."""
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
@@ -63,6 +63,7 @@ def audit(model: torch.nn.Module, optimizer=None, print_lines=True) -> Audit:
             _training(model),
             _adapters(model),
             _checkpointing(model),
+            _room(model, layers),
         ]
     lines += [_numbers(model), _optimizer(optimizer), _torch()]
     report = Audit(line for line in lines if line is not None)
@@ -117,12 +118,18 @@ def _type(layers) -> Line:
     )
 
 
+def _saved_by_double_quantization(layers) -> int:
+    """Bytes: four a block become one, and four for every 256 blocks."""
+    plain = [layer for layer in layers if not layer.compress_statistics]
+    blocks = sum(math.ceil(layer.in_features * layer.out_features / layer.blocksize) for layer in plain)
+    return 3 * blocks - 4 * math.ceil(blocks / 256) if plain else 0
+
+
 def _double_quantization(layers) -> Line:
     plain = [layer for layer in layers if not layer.compress_statistics]
     if not plain:
         return Line(True, "double quantization", "on")
-    blocks = sum(math.ceil(layer.in_features * layer.out_features / layer.blocksize) for layer in plain)
-    saved = 4 * blocks - blocks - 4 * math.ceil(blocks / 256)
+    saved = _saved_by_double_quantization(layers)
     text = f"off in {len(plain)} layers; it would save {print_bytes(saved)}"
     large = _weights(plain) >= _LARGE
     return Line(False if large else None, "double quantization", text, "double_quant=True" if large else "")
@@ -195,6 +202,23 @@ def _checkpointing(model):
     if model.is_gradient_checkpointing:
         return Line(True, "checkpointing", "activations are recomputed in backward")
     return Line(None, "checkpointing", "off: prepare_model_for_kbit_training(model) turns it on and saves activations")
+
+
+def _room(model, layers) -> Line:
+    """What to do when memory runs out, in bytes, the largest first."""
+    sessions = {layer.weight.pages.session for layer in layers if layer.is_quantized} - {None}
+    leave = sum(session.memory_stats()["resident_bytes"] for session in sessions if not session.closed)
+    found = [
+        (leave, "pages leave (session.make_room, or a smaller bitpager limit)"),
+        (_saved_by_double_quantization(layers), "double quantization"),
+    ]
+    text = getattr(getattr(model, "config", None), "get_text_config", lambda: None)()
+    if text is not None and getattr(text, "vocab_size", None) and getattr(text, "hidden_size", None):
+        # As in bitpager.plan: logits in 16 bits, as float32 and their gradient; one kept input of each layer.
+        token = 10 * text.vocab_size + 2 * text.hidden_size * (getattr(text, "num_hidden_layers", None) or 1)
+        found.append((1024 * token, "every 1,024 tokens less in a batch, about"))
+    said = "; ".join(f"{print_bytes(size)} by {how}" for size, how in sorted(found, reverse=True) if size > 0)
+    return Line(None, "room", f"if memory runs out: {said}")
 
 
 def _numbers(model) -> Line:

@@ -84,12 +84,6 @@ class PagedQuantState(QuantState):
         dtypes.require_device(torch.empty(0, device=device), "the quantization state", self._pages.device.type)
         return self
 
-    def __getattr__(self, name):
-        """The JSON tensor under its name in state dicts, for torch.distributed.checkpoint, which looks keys up so."""
-        if name == f"bitsandbytes__{self.__dict__.get('quant_type')}":
-            return self.as_dict(packed=True)[f"quant_state.{name}"]
-        raise AttributeError(f"PagedQuantState has no attribute {name!r}")
-
     def __deepcopy__(self, memo):
         return self._pages.export()[1]
 

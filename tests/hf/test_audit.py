@@ -76,8 +76,7 @@ def test_stock_adapters_are_noticed(session, models):
 @pytest.mark.parametrize("changes", ({}, {"tie_word_embeddings": True}, {"head_dim": 32}))
 def test_plans_count_what_the_model_has(name, changes):
     config = tiny.config(name, **changes)
-    with torch.device("meta"):
-        model = tiny.CLASSES[name].from_config(config)
+    model = tiny.CLASSES[name].from_config(config)
     shape = shape_of(config.to_dict())
     assert shape.parameters == model.num_parameters()
     linears = [m for n, m in model.named_modules() if type(m) is torch.nn.Linear and n != "lm_head"]
@@ -90,9 +89,8 @@ def test_other_architectures_are_counted_by_transformers(name):
     config = tiny.config(name)
     counted = plan(config).parameters
     kind = {"t5": transformers.AutoModelForSeq2SeqLM, "gpt2": transformers.AutoModelForCausalLM}
-    with torch.device("meta"):
-        model = kind.get(name, transformers.AutoModelForMaskedLM).from_config(config)
-    assert counted in (model.num_parameters(), sum(p.numel() for p in model.parameters()))
+    model = kind.get(name, transformers.AutoModelForCausalLM).from_config(config)
+    assert counted == model.num_parameters()
 
 
 def test_plan_equals_what_loading_takes(session, models):

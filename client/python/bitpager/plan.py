@@ -262,6 +262,7 @@ def _by_transformers(config: dict) -> Shape:
     made = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.device("meta"):
         model = _make_model(transformers, made)
+    model.tie_weights()  # some versions leave that out on the meta device
     head = model.get_output_embeddings()
     linears = [
         (module.in_features, module.out_features, 1)

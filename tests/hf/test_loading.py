@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pathlib
 
 import bitpager
@@ -170,6 +171,69 @@ def test_offloaded_blocks_are_pages_and_the_rest_is_offloaded(session, models, t
     model = load(models("llama"), device_map=chosen, offload_folder=str(tmp_path))
     assert all(layer.is_quantized for layer in layers_of(model).values())
     assert torch.equal(logits(model), whole)
+
+
+def test_packed_tensors_are_read_one_by_one(session, models, tmp_path, monkeypatch):
+    """When one is taken over, at most the next tensors of the same layer have been read."""
+    from transformers import core_model_loading
+
+    load(models("llama")).save_pretrained(tmp_path)
+    read, ahead = 0, []
+    copy_tensor, take = core_model_loading._materialize_copy, Linear4bit.take_packed_
+
+    def reading(*arguments, **keywords):
+        nonlocal read
+        read += 1
+        return copy_tensor(*arguments, **keywords)
+
+    def taking(self, *arguments, **keywords):
+        ahead.append(read)
+        return take(self, *arguments, **keywords)
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", reading)
+    monkeypatch.setattr(Linear4bit, "take_packed_", taking)
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert len(ahead) == 14 and ahead[0] <= 12 and all(two - one <= 12 for one, two in zip(ahead, ahead[1:]))
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("device_map", ("auto", {"": "cpu"}, None))
+@pytest.mark.parametrize("packed", (False, True))
+def test_nothing_is_reserved_in_torch_for_what_goes_into_pages(
+    session, models, tmp_path, monkeypatch, device_map, packed
+):
+    """Before it reads weights, transformers reserves GPU memory for their sizes: those in pages must count nothing.
+    When it gives modules their places, they must count."""
+    from transformers import modeling_utils
+    from transformers.integrations import accelerate as places
+
+    folder = models("llama")
+    if packed:
+        load(folder).save_pretrained(tmp_path)
+        folder = tmp_path
+    seen = {}
+    warm_up, modules = modeling_utils.caching_allocator_warmup, places.compute_module_sizes
+
+    def reserving(model, expanded, quantizer):
+        count = modeling_utils.get_total_byte_count(model, dict.fromkeys(expanded, "gpu"), quantizer)
+        seen["reserved"] = count["gpu"]
+        return warm_up(model, expanded, quantizer)
+
+    def placing(model, quantizer=None, *arguments, **keywords):
+        sizes = modules(model, quantizer, *arguments, **keywords)
+        seen.setdefault("placed", sizes[0][""])
+        return sizes
+
+    monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", reserving)
+    monkeypatch.setattr(places, "compute_module_sizes", placing)
+    said = {} if packed else {"quantization_config": BitpagerConfig()}
+    model = tiny.CLASSES["llama"].from_pretrained(folder, device_map=device_map, dtype=torch.bfloat16, **said)
+    rest = sum(2 * p.numel() for p in model.parameters() if not isinstance(p, bitpager.nn.FourBitParameter))
+    buffers = 64 * 256
+    assert rest <= seen["reserved"] <= rest + buffers
+    if device_map == "auto":
+        in_pages = sum(p.nelement() for p in model.parameters() if isinstance(p, bitpager.nn.FourBitParameter))
+        assert rest + 0.9 * in_pages <= seen["placed"] <= rest + 1.1 * in_pages + buffers
 
 
 def test_without_the_plug_in_loading_fails_loudly(session, models, tmp_path, run_python):

@@ -7,6 +7,7 @@ packed one is taken over bit for bit. Saving exports packed tensors under bitsan
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 
 import torch
@@ -32,6 +33,7 @@ _PACKED_KEYS = [
     "weight",
 ]
 _AWAY = ("cpu", "disk")
+_ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers': read each tensor when its turn comes
 
 
 class Quantize(ConversionOps):
@@ -89,6 +91,8 @@ class BitpagerQuantizer(HfQuantizer):
     def __init__(self, quantization_config, **keywords):
         super().__init__(copy.deepcopy(quantization_config), **keywords)  # what is noted in it is one model's
         self._model = None
+        self._is_placed = False  # the device map stands
+        self._has_set_one_by_one = False
 
     def is_serializable(self, *_, **__) -> bool:
         """True: packed layers save and load."""
@@ -104,10 +108,15 @@ class BitpagerQuantizer(HfQuantizer):
         """True: layers leave the graph for their product."""
         return True
 
-    @property
-    def quantized_element_size(self):
-        """Bytes of a weight that is still to be quantized; packed ones count by their own size."""
-        return None if self.pre_quantized else self.quantization_config.bits_per_weight / 8
+    def param_element_size(self, model, param_name, param) -> float:
+        """Bytes of an element of a placeholder: as quantized, while modules are given places by them. Nothing for
+        layers in pages afterwards: what transformers then reserves by these sizes would stay with torch, beside the
+        pages."""
+        if not self.param_needs_quantization(model, param_name):
+            return param.element_size()
+        if self._is_placed:
+            return 0
+        return param.element_size() if self.pre_quantized else self.quantization_config.bits_per_weight / 8
 
     def param_needs_quantization(self, model, param_name, **_) -> bool:
         """True for the weights of the layers that were swapped."""
@@ -123,7 +132,11 @@ class BitpagerQuantizer(HfQuantizer):
     def validate_environment(self, *_, device_map=None, **__) -> None:
         """Called again with the device map that transformers has worked out, which is the one that it goes on with."""
         if self._model is not None and isinstance(device_map, dict):
-            keep_pages_home(self._model, device_map)
+            self._place(self._model, device_map)
+
+    def _place(self, model, device_map: dict) -> None:
+        keep_pages_home(model, device_map)
+        self._is_placed = True
 
     def get_quantize_ops(self):
         """For weights that come as floats."""
@@ -157,7 +170,11 @@ class BitpagerQuantizer(HfQuantizer):
             model.set_submodule(name, self._swapped(module))
         self._model = model
         if isinstance(device_map, dict):
-            keep_pages_home(model, device_map)
+            self._place(model, device_map)
+        if not os.environ.get(_ONE_BY_ONE):
+            # Else threads read ahead, in the worst case the whole checkpoint, onto the device where pages need room.
+            os.environ[_ONE_BY_ONE] = "1"
+            self._has_set_one_by_one = True
         return model
 
     def _swapped(self, module):
@@ -183,6 +200,9 @@ class BitpagerQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **_):
         self._model = None
+        if self._has_set_one_by_one:
+            del os.environ[_ONE_BY_ONE]
+            self._has_set_one_by_one = False
         for name, layer in list(model.named_modules()):
             if isinstance(layer, Linear4bit) and not layer.is_quantized:
                 self._keep_plain(model, name, layer)

@@ -204,6 +204,7 @@ DeviceInfo CudaDevice::Info() const {
   info.pins_host = false;  // the driver pins by itself: RLIMIT_MEMLOCK does not count it
   info.launch_pages = kLaunchPages;
   info.rings_progress = false;
+  info.imports_handles = true;
   info.exports = !options_.managed;
   info.simd = listing_.architecture;
   const HostFrames::Counts counts = host_.counts();

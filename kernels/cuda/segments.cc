@@ -144,6 +144,7 @@ wire::Result<DeviceSegment> Segments::Allocate(std::uint32_t frames, std::uint64
     return s;
   }
   const std::uint32_t id = next_++;
+  mapped_bytes_ += segment.bytes;
   const DeviceSegment out{id, reinterpret_cast<std::byte*>(segment.at), frames, segment.fd.get(), 0};
   segments_.emplace(id, std::move(segment));
   return out;
@@ -153,6 +154,7 @@ void Segments::Free(std::uint32_t id) {
   const auto found = segments_.find(id);
   if (found == segments_.end()) return;
   Unmap(found->second);
+  mapped_bytes_ -= found->second.bytes;
   segments_.erase(found);
 }
 

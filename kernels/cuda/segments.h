@@ -32,6 +32,7 @@ class Segments {
   [[nodiscard]] wire::Result<DeviceSegment> Allocate(std::uint32_t frames, std::uint64_t page_bytes,
                                                      std::uint32_t domain);
   void Free(std::uint32_t id);
+  [[nodiscard]] std::uint64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
   struct Segment {
@@ -52,6 +53,7 @@ class Segments {
   const Options options_;
   std::map<std::uint32_t, Segment> segments_;
   std::multimap<std::uint64_t, CUdeviceptr> addresses_;  // reserved ranges in no use, by size
+  std::uint64_t mapped_bytes_ = 0;  // of all segments
   std::uint32_t next_ = 1;
 };
 

@@ -31,6 +31,7 @@ void ObservePages(const paging::JobUsage& usage, std::uint64_t page, JobSnapshot
   out.pages = usage.pages;
   out.resident_bytes = usage.resident_frames * page;
   out.host_bytes = usage.host_frames * page;
+  out.disk_bytes = usage.disk_frames * page;
   out.leased_bytes = usage.leased_frames * page;
   out.dirty_bytes = usage.dirty_pages * page;
   for (std::size_t kind = 0; kind < 2; ++kind) {
@@ -84,6 +85,8 @@ DeviceSnapshot ObserveDevice(const Core& core) {
   out.used_bytes = out.used_frames * page;
   out.host_budget_bytes = core.settings.host_budget_bytes;
   out.host_committed_bytes = core.pager.used_host_frames() * page + core.registry.buffer_bytes();
+  out.disk_budget_bytes = core.settings.pager.disk_frames * page;
+  out.disk_committed_bytes = core.pager.used_disk_frames() * page;
   return out;
 }
 

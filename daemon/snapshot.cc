@@ -48,6 +48,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("pages", s.pages);
   visit("resident_bytes", s.resident_bytes);
   visit("host_bytes", s.host_bytes);
+  visit("disk_bytes", s.disk_bytes);
   visit("leased_bytes", s.leased_bytes);
   visit("dirty_bytes", s.dirty_bytes);
   visit("buffer_bytes", s.buffer_bytes);
@@ -88,6 +89,8 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("free_frames", s.free_frames);
   visit("host_budget_bytes", s.host_budget_bytes);
   visit("host_committed_bytes", s.host_committed_bytes);
+  visit("disk_budget_bytes", s.disk_budget_bytes);
+  visit("disk_committed_bytes", s.disk_committed_bytes);
   visit("open", s.open);
   visit("ipc_survives", s.ipc_survives);
   visit("ipc_problem", s.ipc_problem);

@@ -40,6 +40,7 @@ struct JobSnapshot {
   std::uint64_t pages = 0;
   std::uint64_t resident_bytes = 0;
   std::uint64_t host_bytes = 0;  // committed
+  std::uint64_t disk_bytes = 0;  // likewise
   std::uint64_t leased_bytes = 0;
   std::uint64_t dirty_bytes = 0;
   std::uint64_t buffer_bytes = 0;                      // slabs that the daemon made for it
@@ -78,6 +79,8 @@ struct DeviceSnapshot {
   std::uint64_t free_frames = 0;
   std::uint64_t host_budget_bytes = 0;
   std::uint64_t host_committed_bytes = 0;
+  std::uint64_t disk_budget_bytes = 0;  // 0: no disk tier
+  std::uint64_t disk_committed_bytes = 0;
   bool open = true;          // false: no client came for it yet
   std::string ipc_survives;  // whether memory lent by handle outlives its lender: IpcSurvivalName
   std::string ipc_problem;   // why that is not known

@@ -135,9 +135,9 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
   Job& job = *extent.job;
   job.victims[extent.pool].Compact();
   if (extent.spec.evictable) {
-    host.Give(extent.host);
+    TierOf(extent.spec).Give(extent.host);
     pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
-    job.host_frames -= extent.spec.pages;
+    (extent.spec.on_disk ? job.disk_frames : job.host_frames) -= extent.spec.pages;
   }
   std::erase(job.extents, &extent);
   extents.erase(extent.id.value);

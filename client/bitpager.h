@@ -108,7 +108,7 @@ typedef struct bp_usage {
   uint32_t reserved;
   uint64_t resident_bytes, host_bytes, state_bytes, weight_bytes, resident_state_bytes, resident_weight_bytes,
       leased_bytes, loaded_bytes, stored_bytes, dropped_bytes, pages, share_bytes, stall_ns, steps,
-      nonfinite_blocks, device_budget_bytes, buffer_bytes;
+      nonfinite_blocks, device_budget_bytes, buffer_bytes, disk_bytes, disk_budget_bytes;
 } bp_usage;
 BP_API int bp_get_usage(bp_session* session, bp_usage* out);
 /* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there;
@@ -255,8 +255,12 @@ typedef struct bp_weight_options {
   int32_t nested;     /* double quantization */
   uint64_t elements;
   const char* name;
+  int32_t on_disk; /* 1: where its pages are not on the device they lie on the daemon's disk, not in host
+                      memory */
+  uint32_t reserved;
 } bp_weight_options;
 
+/* BP_UNSUPPORTED: on_disk, and the daemon keeps no pages on disk. */
 BP_API int bp_weight_create(bp_session* session, const bp_weight_options* options, uint64_t* weight);
 BP_API int bp_weight_drop(bp_session* session, uint64_t weight);
 /* From `src` (any memory of this process), or from a buffer when src is NULL. */

@@ -101,6 +101,8 @@ int bp_get_usage(bp_session* session, bp_usage* out) {
     filled.nonfinite_blocks = usage->nonfinite_blocks;
     filled.device_budget_bytes = usage->device_budget_bytes;
     filled.buffer_bytes = usage->buffer_bytes;
+    filled.disk_bytes = usage->disk_bytes;
+    filled.disk_budget_bytes = usage->disk_budget_bytes;
     return CopyOut(filled, out, "bp_usage");
   });
 }

@@ -163,6 +163,8 @@ Result<Usage> Session::GetUsage() {
   usage.nonfinite_blocks = value(V::kNonFiniteBlocks);
   usage.device_budget_bytes = value(V::kDeviceBudgetBytes);
   usage.buffer_bytes = value(V::kBufferBytes);
+  usage.disk_bytes = value(V::kDiskBytes);
+  usage.disk_budget_bytes = value(V::kDiskBudgetBytes);
   return usage;
 }
 

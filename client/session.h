@@ -48,6 +48,8 @@ struct Usage {
   std::uint64_t nonfinite_blocks = 0;
   std::uint64_t device_budget_bytes = 0;
   std::uint64_t buffer_bytes = 0;
+  std::uint64_t disk_bytes = 0;
+  std::uint64_t disk_budget_bytes = 0;  // of the daemon; 0: it keeps no pages on disk
 };
 
 class Session {

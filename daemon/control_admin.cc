@@ -36,6 +36,8 @@ Status Control::Usage(Call& call) {
   set(UsageValue::kNonFiniteBlocks, job.counters.nonfinite_blocks);
   set(UsageValue::kDeviceBudgetBytes, core_.pager.config().device_frames * page);
   set(UsageValue::kBufferBytes, job.buffer_bytes);
+  set(UsageValue::kDiskBytes, usage->disk_frames * page);
+  set(UsageValue::kDiskBudgetBytes, core_.settings.pager.disk_frames * page);
   return {};
 }
 

@@ -69,8 +69,12 @@ wire::Result<std::unique_ptr<Dispatcher>> Dispatcher::Make(const Settings& setti
   }
   std::unique_ptr<Dispatcher> made(
       new Dispatcher(settings, device, clock, std::move(*bell), std::move(epoll)));
-  Status started = made->core_.mover.Start();
+  Status started = made->core_.mover.Start(settings.disk_folder);
   if (!started.ok()) return started;
+  const int disk_bell = made->core_.mover.disk_bell();
+  if (disk_bell >= 0 && !AddToEpoll(made->epoll_.get(), disk_bell)) {
+    return Status(Code::kOutOfMemory, "cannot watch the disk. Hint: raise ulimit -n.");
+  }
   return made;
 }
 
@@ -126,7 +130,8 @@ int Dispatcher::ReapSessions() {
 }
 
 void Dispatcher::CheckDevice() {
-  const Status fault = core_.device.TakeFault();
+  Status fault = core_.device.TakeFault();
+  if (fault.ok()) fault = core_.mover.disk_fault();
   if (fault.ok()) return;
   faulted_ = true;
   tasks_.FailAll({Code::kDeviceFault, fault.message()});

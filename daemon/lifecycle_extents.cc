@@ -153,6 +153,11 @@ wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::Crea
   if (body.type > wire::QuantType::kFP4 || body.nested > 1 || !wire::IsTerminated(body.name)) {
     return Status(Code::kInvalidArgument, "a weight is NF4 or FP4, nested or not, with a terminated name.");
   }
+  if (body.on_disk > 1) return Status(Code::kInvalidArgument, "a weight lies on disk (1) or not (0).");
+  if (body.on_disk == 1 && core_.settings.pager.disk_frames == 0) {
+    return Status(Code::kUnsupported,
+                  "this daemon keeps no pages on disk. Hint: bitpagerd --disk-folder PATH.");
+  }
   if (body.elements == 0 || body.elements > (std::uint64_t{1} << 48)) {
     return Status(Code::kInvalidArgument,
                   "a weight has 1 to 2^48 elements, not " + std::to_string(body.elements) + ".");
@@ -171,6 +176,7 @@ wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::Crea
   paging::ExtentSpec spec;
   spec.kind = wire::ExtentKind::kQuantizedWeight;
   spec.domain = core_.registry.FindJob(session.identity().job)->domain;
+  spec.on_disk = body.on_disk == 1;
   return Admit(session, std::move(extent), spec, "a quantized weight");
 }
 
@@ -180,7 +186,7 @@ wire::Result<Extent*> Lifecycle::Admit(Session& session, Extent extent, const pa
   paging::ExtentSpec spec = spec_in;
   spec.job = job.id;
   spec.pages = extent.pages;
-  if (spec.evictable) {
+  if (spec.evictable && !spec.on_disk) {
     Status room = CheckHostRoom(job, extent.pages * core_.page_bytes(), what);
     if (!room.ok()) return room;
   }
@@ -191,7 +197,7 @@ wire::Result<Extent*> Lifecycle::Admit(Session& session, Extent extent, const pa
   extent.owner = session.identity().id;
   Extent& added = core_.registry.AddExtent(std::move(extent));
   session.AddExtent(&added);
-  if (spec.evictable) core_.mover.ExpectHost(added.id, added.pages);
+  if (spec.evictable && !spec.on_disk) core_.mover.ExpectHost(added.id, added.pages);
   return &added;
 }
 

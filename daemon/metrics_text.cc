@@ -92,6 +92,7 @@ void AddState(JobSnapshot& to, const JobSnapshot& more) {
   for (std::size_t kind = 0; kind < 2; ++kind) {
     to.resident_by_kind[kind] += more.resident_by_kind[kind];
     to.host_by_kind[kind] += more.host_by_kind[kind];
+    to.disk_by_kind[kind] += more.disk_by_kind[kind];
   }
   to.dirty_bytes += more.dirty_bytes;
   to.leased_bytes += more.leased_bytes;
@@ -250,9 +251,8 @@ void Exposition::WriteTiers() {
           [](const J& j) -> const std::array<std::uint64_t, 2>& { return j.resident_by_kind; });
   OfKinds("host_bytes", "Host memory committed to a job's pages.",
           [](const J& j) -> const std::array<std::uint64_t, 2>& { return j.host_by_kind; });
-  static constexpr std::array<std::uint64_t, 2> kNone = {0, 0};
-  OfKinds("disk_bytes", "Bytes of pages on disk: 0, there is no disk tier yet.",
-          [](const J&) -> const std::array<std::uint64_t, 2>& { return kNone; });
+  OfKinds("disk_bytes", "Disk committed to a job's pages: 0 where the daemon has no folder for them.",
+          [](const J& j) -> const std::array<std::uint64_t, 2>& { return j.disk_by_kind; });
 }
 
 void Exposition::WriteJobs() {

@@ -12,6 +12,10 @@ constexpr int kPoisonByte = 0xA5;
 // Host memory given back at once: little enough that a store behind it waits a few ms at most.
 constexpr std::uint64_t kGiveBackBytes = 16U << 20;
 
+// Pages that move between the device and the disk at once: enough for two transfers and the copies behind
+// them.
+constexpr std::uint64_t kDiskSlots = 8;
+
 // The next action continues the copy that ends at (`device`, `host`).
 bool Continues(const std::byte* device_end, const std::byte* host_end, const std::byte* device,
                const std::byte* host) {
@@ -26,12 +30,12 @@ Mover::~Mover() {
   for (const auto& [number, segment] : segments_) device_.FreeSegment(segment.memory.id);
 }
 
-wire::Status Mover::Start() {
+wire::Status Mover::Start(const std::string& disk_folder) {
   wire::Result<kernels::HostRegion> region =
       device_.ReserveHost(pager_.config().host_frames * pager_.config().page_bytes);
   if (!region.ok()) return region.status();
   host_ = *region;
-  return {};
+  return pager_.config().disk_frames == 0 ? wire::Status() : disk_.Start(disk_folder, kDiskSlots);
 }
 
 int Mover::Apply(const paging::Actions& actions) {
@@ -44,7 +48,9 @@ int Mover::Apply(const paging::Actions& actions) {
     segments_.erase(found);
   }
   const int refused = AllocateSegments(actions.new_segments);
-  for (const paging::HostRun& run : actions.free_host) GiveBackLater(run);
+  for (const paging::HostRun& run : actions.free_host) {
+    if (!OnDisk(run.first)) GiveBackLater(run);  // room on disk stays set aside
+  }
   Poison(actions.poison);
   Store(actions.stores);
   Load(actions.loads);
@@ -87,6 +93,12 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
     for (const paging::StoreAction& store : stores) KeepHost(store.host_frame);
   }
   for (std::size_t i = 0; i < stores.size();) {
+    if (OnDisk(stores[i].host_frame)) {
+      disk_.Store(stores[i].page, stores[i].host_frame - pager_.config().host_frames,
+                  AddressOf(stores[i].frame));
+      ++i;
+      continue;
+    }
     const std::byte* from = AddressOf(stores[i].frame);
     std::byte* to = HostAddress(stores[i].host_frame);
     Copy copy;
@@ -96,7 +108,7 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
       bytes += page;
       ++i;
     } while (
-        i < stores.size() && stores[i].group == stores[i - 1].group &&
+        i < stores.size() && !OnDisk(stores[i].host_frame) && stores[i].group == stores[i - 1].group &&
         Continues(from + bytes, to + bytes, AddressOf(stores[i].frame), HostAddress(stores[i].host_frame)));
     copy.bytes = bytes;
     copy.event = device_.Copy(kernels::Queue::kStore, to, from, bytes);
@@ -119,6 +131,11 @@ void Mover::Load(const std::vector<paging::LoadAction>& loads) {
       continue;
     }
     std::byte* to = AddressOf(loads[i].frame);
+    if (OnDisk(loads[i].host_frame)) {
+      disk_.Load(loads[i].page, loads[i].host_frame - pager_.config().host_frames, to);
+      ++i;
+      continue;
+    }
     const std::byte* from = HostAddress(loads[i].host_frame);
     std::uint64_t bytes = 0;
     do {
@@ -126,7 +143,8 @@ void Mover::Load(const std::vector<paging::LoadAction>& loads) {
       bytes += page;
       ++i;
     } while (
-        i < loads.size() && !loads[i].zero && loads[i].group == loads[i - 1].group &&
+        i < loads.size() && !loads[i].zero && !OnDisk(loads[i].host_frame) &&
+        loads[i].group == loads[i - 1].group &&
         Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
     copy.bytes = bytes;
     copy.event = device_.Copy(kernels::Queue::kLoad, to, from, bytes);
@@ -156,7 +174,7 @@ int Mover::Poll() {
     return true;
   };
   copies_.erase(std::remove_if(copies_.begin(), copies_.end(), done), copies_.end());
-  return reported + GiveBackHost();
+  return reported + disk_.Poll() + GiveBackHost();
 }
 
 void Mover::ExpectHost(wire::ExtentId extent, std::uint64_t pages) {

@@ -6,11 +6,13 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "client/wire/status.h"
 #include "daemon/clock.h"
+#include "daemon/disk_moves.h"
 #include "daemon/link_meter.h"
 #include "kernels/device.h"
 #include "paging/pager.h"
@@ -20,13 +22,18 @@ namespace bitpager::daemon {
 class Mover {
  public:
   Mover(kernels::Device& device, paging::Pager& pager, const Clock& clock)
-      : device_(device), pager_(pager), clock_(clock), in_host_memory_(device.Info().in_host_memory) {}
+      : device_(device),
+        pager_(pager),
+        clock_(clock),
+        disk_(device, pager),
+        in_host_memory_(device.Info().in_host_memory) {}
   ~Mover();
   Mover(const Mover&) = delete;
   Mover& operator=(const Mover&) = delete;
 
-  // Reserves host memory for every frame of the host budget; committed when first written.
-  [[nodiscard]] wire::Status Start();
+  // Reserves host memory for every frame of the host budget, committed when first written; and, where there
+  // are disk frames, their file in `disk_folder`.
+  [[nodiscard]] wire::Status Start(const std::string& disk_folder);
 
   // Issues segments, poison, stores and loads of `actions`. Runs are the caller's. Returns how many segments
   // the device refused: the pager knows, and must decide anew.
@@ -43,11 +50,15 @@ class Mover {
   [[nodiscard]] const kernels::DeviceSegment* ExportedBy(std::uint64_t mapping,
                                                          paging::DomainId domain) const;
   // Pages are on their way between the tiers.
-  [[nodiscard]] bool copying() const { return !copies_.empty(); }
   // What the copies of each direction have achieved.
   [[nodiscard]] const LinkMeter& to_device() const { return to_device_; }
   [[nodiscard]] const LinkMeter& to_host() const { return to_host_; }
-  [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
+  [[nodiscard]] bool copying() const { return !copies_.empty() || !disk_.idle(); }
+  [[nodiscard]] bool idle() const { return !copying() && giving_back_.empty() && GivenBack(); }
+  // Rings when the disk has done something; -1: there is no disk tier.
+  [[nodiscard]] int disk_bell() const { return disk_.bell(); }
+  // What the disk could not do; sticky.
+  [[nodiscard]] wire::Status disk_fault() const { return disk_.fault(); }
 
   // The extent's host frames were committed: they will be used.
   void ExpectHost(wire::ExtentId extent, std::uint64_t pages);
@@ -75,6 +86,7 @@ class Mover {
   void Poison(const std::vector<paging::FrameRef>& frames);
   void Store(const std::vector<paging::StoreAction>& stores);
   void Load(const std::vector<paging::LoadAction>& loads);
+  [[nodiscard]] bool OnDisk(std::uint64_t frame) const { return frame >= pager_.config().host_frames; }
   [[nodiscard]] std::byte* HostAddress(std::uint64_t frame) const {
     return host_.base + frame * pager_.config().page_bytes;
   }
@@ -84,6 +96,7 @@ class Mover {
   const Clock& clock_;
   LinkMeter to_device_;
   LinkMeter to_host_;
+  DiskMoves disk_;
   const bool in_host_memory_;  // device frames are host memory
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number

@@ -10,6 +10,7 @@
 
 #include "client/wire/messages.h"
 #include "client/wire/text.h"
+#include "daemon/disk_file.h"
 #include "daemon/listener.h"
 #include "daemon/observe.h"
 #include "daemon/user_namespace.h"
@@ -117,6 +118,26 @@ Result<std::vector<DeviceListing>> Chosen(const Config& config) {
                                      ". Hint: bitpager doctor lists the devices; --device cpu needs none.");
 }
 
+// Bytes on disk of each of `sharers` devices; 0 without a disk tier.
+Result<std::uint64_t> DiskBudget(const Config& config, unsigned sharers) {
+  constexpr double kShare = 25;
+  if (config.disk_folder.empty()) {
+    if (config.disk_budget == SizeSetting{}) return std::uint64_t{0};
+    return Status(Code::kInvalidArgument,
+                  "memory.disk_budget is set, and no folder. Hint: --disk-folder PATH");
+  }
+  const Result<std::uint64_t> room = DiskFile::RoomOf(config.disk_folder);
+  if (!room.ok()) return room.status();
+  const bool exact = config.disk_budget.kind == SizeSetting::Kind::kBytes;
+  const double percent =
+      config.disk_budget.kind == SizeSetting::Kind::kPercent ? config.disk_budget.percent : kShare;
+  const auto share = static_cast<std::uint64_t>(static_cast<double>(*room) * (percent / 100));
+  const std::uint64_t bytes = (exact ? config.disk_budget.bytes : share) / sharers;
+  if (bytes >= config.page_bytes) return bytes;
+  return Status(Code::kBudgetExceeded, "a disk budget of " + FormatBytes(bytes) + " holds no page of " +
+                                           FormatBytes(config.page_bytes) + ". Hint: raise --disk-budget");
+}
+
 Result<Shard::Parts> OpenShard(const Config& config, const MachineFacts& machine, const Clock& clock,
                                const DeviceListing& listing, unsigned sharers) {
   kernels::DeviceOptions options = DeviceOptionsOf(config, machine);
@@ -131,13 +152,19 @@ Result<Shard::Parts> OpenShard(const Config& config, const MachineFacts& machine
   const Result<Budgets> budgets = ResolveBudgets(
       config, machine, {info.in_host_memory, info.pins_host, info.free_bytes, info.total_bytes, sharers});
   if (!budgets.ok()) return budgets.status();
-  Result<std::unique_ptr<Dispatcher>> made =
-      Dispatcher::Make(SettingsOf(config, *budgets, info), *parts.device, clock);
+  const Result<std::uint64_t> disk_bytes = DiskBudget(config, sharers);
+  if (!disk_bytes.ok()) return disk_bytes.status();
+  Settings settings = SettingsOf(config, *budgets, info);
+  settings.disk_folder = config.disk_folder;
+  settings.pager.disk_frames = *disk_bytes / config.page_bytes;
+  Result<std::unique_ptr<Dispatcher>> made = Dispatcher::Make(settings, *parts.device, clock);
   if (!made.ok()) return made.status();
   parts.dispatcher = std::move(*made);
   spdlog::info("{} ({}, {}): device budget {}, host budget {} (of {}: {}), page {}", info.uuid, info.name,
                info.simd, FormatBytes(budgets->device_bytes), FormatBytes(budgets->host_bytes),
                budgets->room_source, FormatBytes(budgets->room_bytes), FormatBytes(config.page_bytes));
+  if (*disk_bytes > 0)
+    spdlog::info("{}: {} on disk in {}", info.uuid, FormatBytes(*disk_bytes), config.disk_folder);
   return parts;
 }
 

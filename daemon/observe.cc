@@ -77,12 +77,14 @@ void ObservePages(const paging::JobUsage& usage, std::uint64_t page, JobSnapshot
   out.pages = usage.pages;
   out.resident_bytes = usage.resident_frames * page;
   out.host_bytes = usage.host_frames * page;
+  out.disk_bytes = usage.disk_frames * page;
   out.leased_bytes = usage.leased_frames * page;
   out.dirty_bytes = usage.dirty_pages * page;
   for (std::size_t kind = 0; kind < 2; ++kind) {
     out.bytes_by_kind[kind] = usage.pages_by_kind[kind] * page;
     out.resident_by_kind[kind] = usage.resident_by_kind[kind] * page;
     out.host_by_kind[kind] = usage.host_by_kind[kind] * page;
+    out.disk_by_kind[kind] = usage.disk_by_kind[kind] * page;
   }
   out.share_bytes = usage.share_frames * page;
   out.loaded_bytes = usage.loaded_pages * page;
@@ -162,6 +164,8 @@ DeviceSnapshot ObserveDevice(const Core& core) {
   out.used_bytes = out.used_frames * page;
   out.host_budget_bytes = core.settings.host_budget_bytes;
   out.host_committed_bytes = usage.host_frames * page + core.registry.buffer_bytes();
+  out.disk_budget_bytes = core.settings.pager.disk_frames * page;
+  out.disk_committed_bytes = usage.disk_frames * page;
   out.memory_total_bytes = memory.total_bytes;
   out.memory_free_bytes = memory.free_bytes;
   out.own_bytes = memory.own_bytes;

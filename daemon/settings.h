@@ -19,6 +19,7 @@ struct Settings {
   std::uint32_t max_sessions = 256;
   std::uint32_t max_sessions_of_user = 256;  // of each uid but root and owner_uid
   std::uint64_t host_budget_bytes = 0;
+  std::string disk_folder;  // of the file for pager.disk_frames
   // Memory that pages leave free for others, where it is the device's own; elsewhere only its nearness is
   // told.
   std::uint64_t free_watermark_bytes = 0;

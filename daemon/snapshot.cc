@@ -111,6 +111,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("pages", s.pages);
   visit("resident_bytes", s.resident_bytes);
   visit("host_bytes", s.host_bytes);
+  visit("disk_bytes", s.disk_bytes);
   visit("leased_bytes", s.leased_bytes);
   visit("dirty_bytes", s.dirty_bytes);
   visit("buffer_bytes", s.buffer_bytes);
@@ -126,6 +127,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("extents", s.extents);
   visit("ending", s.ending);
   visit("host_by_kind", s.host_by_kind);
+  visit("disk_by_kind", s.disk_by_kind);
   visit("evictions_by_reason", s.evictions_by_reason);
   visit("moved_by_reason", s.moved_by_reason);
   visit("saved_bytes", s.saved_bytes);
@@ -160,6 +162,8 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("free_frames", s.free_frames);
   visit("host_budget_bytes", s.host_budget_bytes);
   visit("host_committed_bytes", s.host_committed_bytes);
+  visit("disk_budget_bytes", s.disk_budget_bytes);
+  visit("disk_committed_bytes", s.disk_committed_bytes);
   visit("open", s.open);
   visit("gpu", s.gpu);
   visit("memory_total_bytes", s.memory_total_bytes);

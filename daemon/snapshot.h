@@ -86,6 +86,7 @@ struct JobSnapshot {
   std::uint64_t pages = 0;
   std::uint64_t resident_bytes = 0;
   std::uint64_t host_bytes = 0;  // committed
+  std::uint64_t disk_bytes = 0;  // likewise
   std::uint64_t leased_bytes = 0;
   std::uint64_t dirty_bytes = 0;
   std::uint64_t buffer_bytes = 0;                      // slabs that the daemon made for it
@@ -101,6 +102,7 @@ struct JobSnapshot {
   std::vector<ExtentSnapshot> extents;
   bool ending = false;                             // nothing is left of it but frames on their way out
   std::array<std::uint64_t, 2> host_by_kind = {};  // indexed by wire::ExtentKind: committed
+  std::array<std::uint64_t, 2> disk_by_kind = {};  // likewise
   paging::ByReason evictions_by_reason = {};       // pages that left the device
   MovedSnapshot moved_by_reason;
   SavedSnapshot saved_bytes;
@@ -148,6 +150,8 @@ struct DeviceSnapshot {
   std::uint64_t free_frames = 0;
   std::uint64_t host_budget_bytes = 0;
   std::uint64_t host_committed_bytes = 0;
+  std::uint64_t disk_budget_bytes = 0;  // 0: no disk tier
+  std::uint64_t disk_committed_bytes = 0;
   bool open = true;                      // false: no client came for it yet
   std::string gpu;                       // the driver's index, "0"; "cpu" for the CPU device
   std::uint64_t memory_total_bytes = 0;  // as the driver, or the system, says

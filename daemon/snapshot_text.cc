@@ -77,6 +77,10 @@ std::string Tiers(const Snapshot& s, TextStyle style) {
     if (!d.name.empty()) out += "  (" + Visible(d.name) + ")";
     out += "\n";
   }
+  for (const DeviceSnapshot& d : s.devices) {
+    if (d.disk_budget_bytes > 0)
+      out += line("disk", d.disk_committed_bytes, d.disk_budget_bytes, "committed") + "\n";
+  }
   return out + line("host", s.host_committed_bytes, s.host_budget_bytes, "committed") + "\n\n";
 }
 

@@ -5,8 +5,8 @@
 
 namespace bitpager::paging {
 
-HostFrames::HostFrames(std::uint64_t frames) : total_(frames), free_(frames) {
-  if (frames > 0) runs_.emplace(0, frames);
+HostFrames::HostFrames(std::uint64_t frames, std::uint64_t first) : total_(frames), free_(frames) {
+  if (frames > 0) runs_.emplace(first, frames);
 }
 
 std::map<std::uint64_t, std::uint64_t>::iterator HostFrames::Choose(std::uint64_t count) {

@@ -1,4 +1,4 @@
-// The host frames of one pager: which numbers are free. Dispatcher thread.
+// The frames of one tier below the device, host memory or disk: which numbers are free. Dispatcher thread.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ namespace bitpager::paging {
 // move in one copy.
 class HostFrames {
  public:
-  explicit HostFrames(std::uint64_t frames);
+  // Numbers [first, first + frames).
+  explicit HostFrames(std::uint64_t frames, std::uint64_t first = 0);
   // `count` <= free() frames: the smallest free run that holds them all, or else the longest runs.
   [[nodiscard]] std::vector<HostRun> Take(std::uint64_t count);
   void Give(const std::vector<HostRun>& runs);

@@ -88,9 +88,11 @@ struct Job {
   Reason evict_reason = Reason::kCommand;
 
   std::uint64_t host_frames = 0;
+  std::uint64_t disk_frames = 0;
   std::uint64_t frames_by_kind[2] = {0, 0};
   std::uint64_t pages_by_kind[2] = {0, 0};
   std::uint64_t host_by_kind[2] = {0, 0};
+  std::uint64_t disk_by_kind[2] = {0, 0};
   Traffic traffic;
 
   // Frames that it has or will have once every claim and every eviction under way is settled.

@@ -30,7 +30,10 @@ bool Actions::empty() const {
 }
 
 Pager::Impl::Impl(const PagerConfig& c)
-    : config(c), frames(std::max(1U, c.segment_frames), c.poison), host(c.host_frames) {
+    : config(c),
+      frames(std::max(1U, c.segment_frames), c.poison),
+      host(c.host_frames),
+      disk(c.disk_frames, c.host_frames) {
   config.segment_frames = std::max(1U, c.segment_frames);
   config.window_pages = std::max(1U, c.window_pages);
   config.windows_in_flight = std::max(1U, c.windows_in_flight);
@@ -183,6 +186,10 @@ std::uint64_t Pager::LeastDeviceFrames() const {
 
 std::uint64_t Pager::used_host_frames() const {
   return impl_->host.total() - impl_->host.free();
+}
+
+std::uint64_t Pager::used_disk_frames() const {
+  return impl_->disk.total() - impl_->disk.free();
 }
 const PagerConfig& Pager::config() const {
   return impl_->config;

@@ -36,6 +36,7 @@ struct PagerConfig {
   std::uint64_t page_bytes = 2U << 20;
   std::uint64_t device_frames = 0;      // device budget
   std::uint64_t host_frames = 0;        // host budget: committed at admission, one frame for each page
+  std::uint64_t disk_frames = 0;        // likewise of extents whose copies lie on disk
   std::uint32_t segment_frames = 1;     // frames in a segment
   std::uint32_t window_pages = 8;       // pages that one run touches at most
   std::uint32_t windows_in_flight = 3;  // load, step, write-back
@@ -48,7 +49,7 @@ struct PagerConfig {
   bool poison = false;  // ask for given-up frames to be poisoned
 };
 
-// Host frames [first, first + count).
+// Host frames [first, first + count); those from PagerConfig::host_frames on are frames on disk.
 struct HostRun {
   std::uint64_t first = 0;
   std::uint64_t count = 0;
@@ -68,6 +69,7 @@ struct ExtentSpec {
   std::uint64_t pages = 0;
   bool evictable = true;  // false: device frames are committed at admission
   DomainId domain = kPrivateDomain;
+  bool on_disk = false;  // evictable ones: pages that are not on the device lie on disk, not in host memory
 };
 
 enum class Access : std::uint8_t {
@@ -164,10 +166,12 @@ struct JobUsage {
   std::uint64_t resident_frames = 0;  // device frames held, Loading and Evicting included
   std::uint64_t leased_frames = 0;
   std::uint64_t host_frames = 0;  // committed
+  std::uint64_t disk_frames = 0;  // committed on disk
   std::uint64_t dirty_pages = 0;
   std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
   std::uint64_t pages_by_kind[2] = {0, 0};
   std::uint64_t host_by_kind[2] = {0, 0};
+  std::uint64_t disk_by_kind[2] = {0, 0};
   Traffic traffic;                 // since the job came
   std::uint64_t loaded_pages = 0;  // copies to the device since the job came
   std::uint64_t stored_pages = 0;  // copies to the host
@@ -203,6 +207,7 @@ struct DeviceUsage {
   std::uint64_t leased_frames = 0;
   std::uint64_t dirty_pages = 0;
   std::uint64_t host_frames = 0;  // committed
+  std::uint64_t disk_frames = 0;  // likewise, on disk
   Traffic traffic;                // of jobs that are gone too
 };
 
@@ -302,6 +307,7 @@ class Pager {
   // The least budget: one window of every job, and what never leaves.
   [[nodiscard]] std::uint64_t LeastDeviceFrames() const;
   [[nodiscard]] std::uint64_t used_host_frames() const;
+  [[nodiscard]] std::uint64_t used_disk_frames() const;
   [[nodiscard]] const PagerConfig& config() const;
   // Aborts, naming the broken invariant.
   void CheckInvariants() const;

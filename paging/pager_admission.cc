@@ -126,6 +126,9 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uin
   if (spec.pages == 0 || spec.pages > std::numeric_limits<std::uint32_t>::max()) {
     return {Code::kInvalidArgument, "an extent has at least one and less than 2^32 pages"};
   }
+  if (spec.on_disk && !spec.evictable) {
+    return {Code::kInvalidArgument, "pages that stay on the device lie on no disk"};
+  }
   const JobSpec& limits = job->spec;
   if (!spec.evictable) {
     const std::uint64_t least =
@@ -136,16 +139,18 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uin
                                       " that stay on the device exceed its quota by " +
                                       Bytes(wanted - limits.device_quota_frames)};
   }
-  if (limits.host_quota_frames != 0 && job->host_frames + spec.pages > limits.host_quota_frames) {
+  if (!spec.on_disk && limits.host_quota_frames != 0 &&
+      job->host_frames + spec.pages > limits.host_quota_frames) {
     return {Code::kQuotaExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
                                       " exceed its host quota by " +
                                       Bytes(job->host_frames + spec.pages - limits.host_quota_frames)};
   }
-  const std::uint64_t free = host.free() + freed;
+  const std::uint64_t free = TierOf(spec).free() + freed;
   if (spec.pages > free) {
-    return {Code::kBudgetExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
-                                       " exceed the host budget; missing " + Bytes(spec.pages - free) +
-                                       ": raise the host budget"};
+    const std::string budget = spec.on_disk ? "disk budget" : "host budget";
+    return {Code::kBudgetExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) + " exceed the " +
+                                       budget + "; missing " + Bytes(spec.pages - free) + ": raise the " +
+                                       budget};
   }
   return {};
 }
@@ -165,13 +170,23 @@ void Pager::Impl::CountPages(Extent& extent, bool add) {
 }
 
 void Pager::Impl::PlaceOnHost(Extent& extent) {
-  extent.host = host.Take(extent.spec.pages);
+  extent.host = TierOf(extent.spec).Take(extent.spec.pages);
   std::uint64_t index = 0;
   for (const HostRun run : extent.host) {
     for (std::uint64_t i = 0; i < run.count; ++i) extent.pages[index++].host_frame = run.first + i;
   }
-  extent.job->host_frames += extent.spec.pages;
-  extent.job->host_by_kind[static_cast<int>(extent.spec.kind)] += extent.spec.pages;
+  CountCommitted(extent, true);
+}
+
+// Adds (or takes away) what the extent's pages take of their tier in its job's counts.
+void Pager::Impl::CountCommitted(Extent& extent, bool add) {
+  Job& job = *extent.job;
+  const auto kind = static_cast<std::size_t>(extent.spec.kind);
+  const auto change = [&](std::uint64_t& count) {
+    count = add ? count + extent.spec.pages : count - extent.spec.pages;
+  };
+  change(extent.spec.on_disk ? job.disk_frames : job.host_frames);
+  change(extent.spec.on_disk ? job.disk_by_kind[kind] : job.host_by_kind[kind]);
 }
 
 // Ok leaves the extent's pages counted.
@@ -203,7 +218,8 @@ Status Pager::Impl::CheckReplace(wire::ExtentId old, const ExtentSpec& spec) {
         return p.holds == 0 && (p.state == PageState::kHostOnly || p.state == PageState::kResident);
       });
   CountPages(*extent, false);
-  const std::uint64_t freed = at_once && extent->spec.evictable ? extent->spec.pages : 0;
+  const bool same_tier = !extent->spec.on_disk && !spec.on_disk;
+  const std::uint64_t freed = at_once && same_tier && extent->spec.evictable ? extent->spec.pages : 0;
   job->host_frames -= freed;
   Status status = CheckExtent(spec, job, freed);
   if (status.ok()) {

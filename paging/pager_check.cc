@@ -107,6 +107,8 @@ void Pager::Impl::CheckJobs() const {
     Require(dirty == job->dirty && open == job->claims, "a job counts its dirty pages and claims");
     Require(leased == job->leased && late == job->overdue, "a job counts its leased pages");
     Require(job->host_by_kind[0] + job->host_by_kind[1] == job->host_frames, "a job counts its host frames");
+    Require(job->disk_by_kind[0] + job->disk_by_kind[1] == job->disk_frames,
+            "a job counts its frames on disk");
     std::uint64_t holds = 0;
     for (const Request* request : job->queue) {
       Require(request == job->queue.front() || request->windows.empty(),
@@ -142,17 +144,19 @@ void Pager::Impl::CheckTraffic() const {
 }
 
 void Pager::Impl::CheckHost() const {
-  std::vector<bool> taken(host.total(), false);
-  std::uint64_t count = 0;
+  std::vector<bool> taken(host.total() + disk.total(), false);
+  std::uint64_t count[2] = {0, 0};
   for (const auto& [id, extent] : extents) {
     if (!extent->spec.evictable) continue;
     for (const Page& page : extent->pages) {
-      Require(page.host_frame < host.total() && !taken[page.host_frame], "every host frame has one owner");
+      Require(page.host_frame < taken.size() && !taken[page.host_frame], "every host frame has one owner");
+      Require(extent->spec.on_disk == (page.host_frame >= host.total()), "a page lies in its extent's tier");
       taken[page.host_frame] = true;
-      ++count;
+      ++count[extent->spec.on_disk ? 1 : 0];
     }
   }
-  Require(count == host.total() - host.free(), "the host frames add up");
+  Require(count[0] == host.total() - host.free(), "the host frames add up");
+  Require(count[1] == disk.total() - disk.free(), "the frames on disk add up");
 }
 
 void Pager::Impl::CheckInvariants() const {

@@ -135,10 +135,9 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
   Job& job = *extent.job;
   job.victims[extent.pool].Compact();
   if (extent.spec.evictable) {
-    host.Give(extent.host);
+    TierOf(extent.spec).Give(extent.host);
     pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
-    job.host_frames -= extent.spec.pages;
-    job.host_by_kind[static_cast<int>(extent.spec.kind)] -= extent.spec.pages;
+    CountCommitted(extent, false);
   }
   std::erase(job.extents, &extent);
   extents.erase(extent.id.value);

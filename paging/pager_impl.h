@@ -46,6 +46,9 @@ struct Pager::Impl {
   wire::Status CheckReplace(wire::ExtentId old, const ExtentSpec& spec);
   void CountPages(Extent& extent, bool add);
   void PlaceOnHost(Extent& extent);
+  static void CountCommitted(Extent& extent, bool add);
+  [[nodiscard]] HostFrames& TierOf(const ExtentSpec& spec) { return spec.on_disk ? disk : host; }
+  [[nodiscard]] const HostFrames& TierOf(const ExtentSpec& spec) const { return spec.on_disk ? disk : host; }
   [[nodiscard]] bool Servable(const Request& request) const;
   [[nodiscard]] std::uint64_t EvictableFrames() const;  // of the budget, less what stays
   void RecomputeShares();
@@ -166,6 +169,7 @@ struct Pager::Impl {
   PagerConfig config;
   FramePools frames;
   HostFrames host;
+  HostFrames disk;                                     // its numbers follow those of `host`
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs;  // in order of id: decisions must not depend on hashing
   std::unordered_map<std::uint64_t, std::unique_ptr<Extent>> extents;
   std::unordered_map<std::uint64_t, std::unique_ptr<Request>> requests;

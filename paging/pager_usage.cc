@@ -57,11 +57,13 @@ JobUsage Pager::Impl::UsageOf(const Job& job) const {
   usage.resident_frames = job.frames + job.fixed_frames;
   usage.leased_frames = job.leased;
   usage.host_frames = job.host_frames;
+  usage.disk_frames = job.disk_frames;
   usage.dirty_pages = job.dirty + job.fixed_dirty;
   for (int kind = 0; kind < 2; ++kind) {
     usage.resident_by_kind[kind] = job.frames_by_kind[kind];
     usage.pages_by_kind[kind] = job.pages_by_kind[kind];
     usage.host_by_kind[kind] = job.host_by_kind[kind];
+    usage.disk_by_kind[kind] = job.disk_by_kind[kind];
   }
   usage.traffic = job.traffic;
   usage.loaded_pages = SumOf(job.traffic.to_device);
@@ -75,6 +77,7 @@ DeviceUsage Pager::Impl::Usage() const {
   DeviceUsage usage;
   usage.used_frames = frames.used_frames();
   usage.host_frames = host.total() - host.free();
+  usage.disk_frames = disk.total() - disk.free();
   usage.traffic = traffic;
   for (const auto& [id, job] : jobs) {
     usage.leased_frames += job->leased;

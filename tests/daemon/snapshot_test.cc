@@ -24,6 +24,10 @@ DeviceSnapshot FullDevice() {
   d.used_frames = d.free_frames = 256;
   d.host_budget_bytes = 1ULL << 40;
   d.host_committed_bytes = 1ULL << 39;
+  d.disk_budget_bytes = 1ULL << 41;
+  d.disk_committed_bytes = 1ULL << 38;
+  d.disk_budget_bytes = 1ULL << 41;
+  d.disk_committed_bytes = 1ULL << 38;
   d.gpu = "cpu";
   d.memory_total_bytes = 64ULL << 30;
   d.memory_free_bytes = 3ULL << 30;

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 import bitpager
 import pytest
@@ -171,6 +173,41 @@ def test_offloaded_blocks_are_pages_and_the_rest_is_offloaded(session, models, t
     model = load(models("llama"), device_map=chosen, offload_folder=str(tmp_path))
     assert all(layer.is_quantized for layer in layers_of(model).values())
     assert torch.equal(logits(model), whole)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_blocks_offloaded_to_disk_lie_on_the_daemons_disk(make_daemon, session, models, tmp_path, packed):
+    """device_map's "disk", where the daemon has one: no host memory for those weights, the same numbers."""
+    whole = load(models("llama"))
+    numbers = logits(whole)
+    source, options = models("llama"), {"quantization_config": BitpagerConfig()}
+    if packed:
+        whole.save_pretrained(tmp_path / "packed")
+        source, options = tmp_path / "packed", {}
+    disk = pathlib.Path(tempfile.mkdtemp(prefix=".disk-", dir=pathlib.Path(__file__).resolve().parents[2] / "build"))
+    try:
+        flags = ("--page-size", "16KiB", "--device-budget", "1MiB", "--host-budget", "64MiB", "--disk-budget", "64MiB")
+        daemon = make_daemon(*flags, "--disk-folder", str(disk))
+        bitpager.disconnect()
+        other = bitpager.connect(socket=daemon.socket, job="hf", linger=0)
+        names = ("embed_tokens", "norm", "rotary_emb")
+        chosen = {"model.layers": "disk", "lm_head": "cpu", **{f"model.{name}": "cpu" for name in names}}
+        options |= {"device_map": chosen, "offload_folder": str(tmp_path)}
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, **options).eval()
+        assert {layer.weight.pages.offload for layer in layers_of(model).values()} == {"disk"}
+        stats = other.memory_stats()
+        assert stats["disk_bytes"] == stats["weight_bytes"] > 0
+        assert torch.equal(logits(model), numbers)
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
+
+
+def test_without_a_disk_the_offloaded_blocks_say_that_they_lie_in_host_memory(session, models, tmp_path):
+    chosen = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    chosen["model.rotary_emb"] = "cpu"
+    with pytest.warns(UserWarning, match="--disk-folder"):
+        model = load(models("llama"), device_map=chosen, offload_folder=str(tmp_path))
+    assert {layer.weight.pages.offload for layer in layers_of(model).values()} == {None}
 
 
 def test_packed_tensors_are_read_one_by_one(session, models, tmp_path, monkeypatch):

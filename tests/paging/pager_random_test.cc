@@ -12,7 +12,8 @@ struct Machine {
   Policy policy;
   int domains;
   int refusals;
-  bool overlaps = false;  // an accelerator's way of paging
+  bool overlaps = false;          // an accelerator's way of paging
+  std::uint64_t disk_frames = 0;  // every fourth size of extent lies on disk
 };
 
 class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>> {
@@ -27,6 +28,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     PagerConfig config;
     config.device_frames = s.frames;
     config.host_frames = 400;
+    config.disk_frames = s.disk_frames;
     config.segment_frames = s.segment_frames;
     config.window_pages = s.window;
     config.loads_over_resident = s.overlaps;
@@ -54,6 +56,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
                           static_cast<DomainId>(Below(static_cast<std::uint64_t>(machine.domains)))};
     ExtentSpec small = spec;
     if (!small.evictable) small.pages = 1 + Below(2);
+    small.on_disk = machine.disk_frames > 0 && small.evictable && small.pages % 4 == 0;
     if (auto id = d.pager.AddExtent(small); id.ok()) {
       d.Adopt(*id, small);
       extents.push_back({*id, job, small.pages});
@@ -178,6 +181,7 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
   while (!d.revoked.empty()) ReleaseOne();
   d.Settle();
   EXPECT_EQ(d.pager.used_host_frames(), 0U);
+  EXPECT_EQ(d.pager.used_disk_frames(), 0U);
   for (std::uint64_t job = 1; job <= kJobs; ++job) EXPECT_FALSE(d.pager.Usage({job}));
 }
 
@@ -192,6 +196,8 @@ constexpr Machine kMachines[] = {
     {"RefusingFrames", 1, 40, 4, Policy::kScanAware, 2, 9},
     {"Accelerator", 8, 96, 4, Policy::kScanAware, 2, 0, true},
     {"RefusingAccelerator", 4, 96, 4, Policy::kScanAware, 2, 9, true},
+    {"Disk", 1, 48, 4, Policy::kScanAware, 2, 0, false, 150},
+    {"DiskAccelerator", 8, 96, 4, Policy::kScanAware, 2, 0, true, 150},
     {"TinyAccelerator", 1, 20, 4, Policy::kScanAware, 1, 0, true},
 };
 

@@ -101,6 +101,8 @@ USAGE_FIELDS = (
     "nonfinite_blocks",
     "device_budget_bytes",
     "buffer_bytes",
+    "disk_bytes",
+    "disk_budget_bytes",
 )
 
 
@@ -212,6 +214,8 @@ class WeightOptions(Structure):
         ("nested", c_int32),
         ("elements", c_uint64),
         ("name", c_char_p),
+        ("on_disk", c_int32),
+        ("reserved", c_uint32),
     ]
 
 

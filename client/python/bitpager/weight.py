@@ -23,7 +23,9 @@ class Weight:
 
     shape: of the tensor; dtype: what dequantize() returns by default, and the dtype recorded for interchange;
     quant_type: "nf4" or "fp4"; blocksize: 32, 64 ... 4096; nested: double quantization; name: shown to operators;
-    session: None for the default one. Raises QuotaError or BudgetError with the bytes that are missing.
+    session: None for the default one; offload: "disk" for pages that lie on the daemon's disk instead of in host memory
+    while they are not on the device (UnsupportedError where the daemon has no folder for them). Raises QuotaError or
+    BudgetError with the bytes that are missing.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class Weight:
         nested=True,
         name=None,
         session=None,
+        offload=None,
     ):
+        if offload not in (None, "disk"):
+            raise ValueError(f'offload must be None or "disk"; got {offload!r}')
         if quant_type not in QUANT_TYPES:
             raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
         if blocksize not in BLOCKSIZES_4BIT:
@@ -50,12 +55,14 @@ class Weight:
         self.nested = bool(nested)
         self.name = name or f"weight-{next(_names)}"
         self.session = session or default_session()
+        self.offload = offload
         options = _lib.sized(_lib.WeightOptions)
         options.quant_type = _lib.QUANT_TYPES[quant_type]
         options.blocksize = blocksize
         options.nested = int(self.nested)
         options.elements = self.elements
         options.name = self.name.encode()
+        options.on_disk = int(offload == "disk")
         handle = ctypes.c_uint64()
         _lib.check(_lib.lib().bp_weight_create(self.session.handle, ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle.value

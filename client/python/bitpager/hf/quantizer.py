@@ -21,6 +21,7 @@ from .. import dtypes
 from ..functional import packed_bytes
 from ..nn import FourBitParameter, Linear4bit, dequantize_
 from ..quant_state import QuantState
+from ..session import session_for
 from .config import METHOD
 
 _PACKED_KEYS = [
@@ -240,14 +241,33 @@ def keep_pages_home(model, device_map: dict) -> None:
     """Gives modules that hold quantized layers the device where the model runs, in place of "cpu" or "disk".
 
     Offloading moves a module's tensors there and back around each forward. Pages do this by themselves, as far as their
-    budget asks for it, so the layers that use them stay where they compute. Other modules are offloaded as said."""
+    budget asks for it, so the layers that use them stay where they compute; those of "disk" modules lie on the daemon's
+    disk while they are not on the device, where it has one. Other modules are offloaded as said."""
     home = next((place for place in device_map.values() if place not in _AWAY), "cpu")
-    quantized = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    quantized = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    to_disk = []
     for key, place in device_map.items():
         if place in _AWAY and place != home:
             inside = key + "." if key else ""
-            if any((name + ".").startswith(inside) or key.startswith(name + ".") for name in quantized):
+            held = [n for n in quantized if (n + ".").startswith(inside) or key.startswith(n + ".")]
+            if held:
                 device_map[key] = home
+            if place == "disk":
+                to_disk += [quantized[name] for name in held]
+    if to_disk and _has_disk(to_disk[0].session or session_for(torch.device(home))):
+        for layer in to_disk:
+            layer.offload = "disk"
+
+
+def _has_disk(session) -> bool:
+    if session.memory_stats()["disk_budget_bytes"]:
+        return True
+    warnings.warn(
+        "modules were to be offloaded to disk, but this daemon keeps no pages there: their quantized weights lie in "
+        "host memory while they are not on the device. Hint: bitpagerd --disk-folder PATH.",
+        stacklevel=2,
+    )
+    return False
 
 
 def _as_linear(module) -> torch.nn.Linear:

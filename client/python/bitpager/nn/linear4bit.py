@@ -67,6 +67,7 @@ class Linear4bit(torch.nn.Linear):
     input). compress_statistics: double quantization. quant_type: "nf4" or "fp4". quant_storage: dtype that packed bytes
     are saved as. blocksize: elements that share one absmax. session: None for the default one of the weight's device.
     in_process: on a GPU, the weight is kept by this process as ordinary CUDA tensors; no daemon is needed.
+    offload: as Weight's, for pages.
 
     Weights given as floats (constructor, load_state_dict) are quantized by quantize_() or at the first forward; packed
     ones are taken over by load_state_dict bit for bit. weight.shape is then that of the packed bytes,
@@ -88,6 +89,7 @@ class Linear4bit(torch.nn.Linear):
         blocksize=64,
         session=None,
         in_process=False,
+        offload=None,
     ):
         if quant_type not in QUANT_TYPES:
             raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
@@ -99,6 +101,7 @@ class Linear4bit(torch.nn.Linear):
         self.blocksize = blocksize
         self.session = session
         self.in_process = in_process
+        self.offload = offload
         self.weight = FourBitParameter(self.weight.data, quant_storage=quant_storage)
 
     @classmethod
@@ -199,6 +202,7 @@ class Linear4bit(torch.nn.Linear):
             nested=self.compress_statistics,
             name=name,
             session=self.session,
+            offload=self.offload,
         )
         return self._take(pages)
 
@@ -212,7 +216,7 @@ class Linear4bit(torch.nn.Linear):
         if device.type == "cuda":
             packed, state = packed.to(device), state.to(device)
         self.quant_storage = packed.dtype
-        return self._take(pages_of(packed, state, name, self.session, self.in_process))
+        return self._take(pages_of(packed, state, name, self.session, self.in_process, self.offload))
 
     def _take(self, pages) -> Linear4bit:
         self.quant_type = pages.quant_type

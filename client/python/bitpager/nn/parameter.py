@@ -230,12 +230,12 @@ def _restore(packed, state, name, session, local) -> FourBitParameter:
     return FourBitParameter(pages=pages, quant_storage=packed.dtype)
 
 
-def pages_of(packed, state, name=None, session=None, local=False):
+def pages_of(packed, state, name=None, session=None, local=False, offload=None):
     """A weight with these bytes and statistics where `packed` is: in the pages of `session` (None: the default one of
-    that device) or, with `local` and on a GPU, in this process."""
+    that device), offloaded as Weight says, or, with `local` and on a GPU, in this process."""
     if local and packed.is_cuda:
         return LocalWeight(packed, state.to(packed.device), name)
-    return Weight.from_packed(packed, state, name=name, session=session or session_for(packed.device))
+    return Weight.from_packed(packed, state, name=name, session=session or session_for(packed.device), offload=offload)
 
 
 def _unpickle(packed, state, name, local=False) -> FourBitParameter:

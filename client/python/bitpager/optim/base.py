@@ -212,6 +212,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """Gives the pages back. The next step starts from fresh states."""
         self._streams.forget()
         self._registry.drop()
+        self._notes = nonfinite.GradientNotes()
         self._pending.clear()
         self._loaded_bits.clear()
         self.state.clear()
@@ -438,6 +439,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """Makes `loaded` (parameter -> LoadedState, or a bare step) the optimizer's state, to be uploaded later."""
         self._streams.forget()
         self._registry.drop()
+        self._notes = nonfinite.GradientNotes()
         self._pending = {p: state for p, state in loaded.items() if isinstance(state, interchange.LoadedState)}
         self._loaded_bits = {p: state.bits for p, state in self._pending.items() if p.numel()}
         self.state = defaultdict(dict)

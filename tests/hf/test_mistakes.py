@@ -150,7 +150,8 @@ def test_double_quantization_is_missed_in_large_models_alone(session, models, mo
     assert line.passed is False and print_bytes(saved) in line.text and line.fix == "double_quant=True"
     twice = load(models("llama"))
     assert room.packed_bytes_of(room.layers_of(model)) - room.packed_bytes_of(room.layers_of(twice)) == pytest.approx(
-        saved, abs=14 * 8  # an offset and a group's rest for each layer
+        saved,
+        abs=14 * 8,  # an offset and a group's rest for each layer
     )
 
 
@@ -182,14 +183,17 @@ def gpu(tmp_path, driver=None, node="nvidia0"):
     return tmp_path
 
 
-@pytest.mark.parametrize("cuda, driver, node, words, fix", (
-    (None, "580.65.06", "nvidia0", "has no CUDA, and this machine has a GPU", "download.pytorch.org/whl/cu"),
-    (None, None, "dxg", "has no CUDA, and this machine has a GPU", "pip install torch"),
-    ("13.0", "570.12", "nvidia0", "the driver is 570.12, CUDA 13 needs 580", "release 580 or newer"),
-    ("12.8", "470.1.2", "nvidia1", "the driver is 470.1.2, CUDA 12 needs 525", "release 580 or newer"),
-    ("12.8", "580.65.06", "nvidia0", "does not start here, under driver 580.65.06", "CUDA_VISIBLE_DEVICES"),
-    ("12.8", None, "nvidia0", "of unknown release", "nvidia-smi"),
-))
+@pytest.mark.parametrize(
+    "cuda, driver, node, words, fix",
+    (
+        (None, "580.65.06", "nvidia0", "has no CUDA, and this machine has a GPU", "download.pytorch.org/whl/cu"),
+        (None, None, "dxg", "has no CUDA, and this machine has a GPU", "pip install torch"),
+        ("13.0", "570.12", "nvidia0", "the driver is 570.12, CUDA 13 needs 580", "release 580 or newer"),
+        ("12.8", "470.1.2", "nvidia1", "the driver is 470.1.2, CUDA 12 needs 525", "release 580 or newer"),
+        ("12.8", "580.65.06", "nvidia0", "does not start here, under driver 580.65.06", "CUDA_VISIBLE_DEVICES"),
+        ("12.8", None, "nvidia0", "of unknown release", "nvidia-smi"),
+    ),
+)
 def test_a_gpu_that_torch_cannot_use(monkeypatch, tmp_path, cuda, driver, node, words, fix):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -205,12 +209,15 @@ def test_no_gpu_is_nothing_to_mend(monkeypatch, tmp_path):
     assert machine.gpu_verdict(tmp_path / "nothing").passed is None
 
 
-@pytest.mark.parametrize("capability, driver, words, fix", (
-    ((7, 0), "580.1", "is too old", "7.5 or newer"),
-    ((9, 0), "550.54.15", "kernels say no", "580 or newer; this one is 550.54.15"),
-    ((9, 0), "580.1", "kernels say no", "bitpager doctor"),
-    ((9, 0), None, None, ""),
-))
+@pytest.mark.parametrize(
+    "capability, driver, words, fix",
+    (
+        ((7, 0), "580.1", "is too old", "7.5 or newer"),
+        ((9, 0), "550.54.15", "kernels say no", "580 or newer; this one is 550.54.15"),
+        ((9, 0), "580.1", "kernels say no", "bitpager doctor"),
+        ((9, 0), None, None, ""),
+    ),
+)
 def test_a_gpu_that_torch_uses(monkeypatch, tmp_path, capability, driver, words, fix):
     from bitpager import cuda_local
 

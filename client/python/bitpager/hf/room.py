@@ -53,7 +53,7 @@ def bytes_of_tokens(model, tokens: int) -> int:
 
 
 def advice(model: torch.nn.Module) -> str:
-    """"1.2 GiB by ...; 300.0 MiB by ...": the largest first; "" when nothing is known to help."""
+    """ "1.2 GiB by ...; 300.0 MiB by ...": the largest first; "" when nothing is known to help."""
     layers = layers_of(model)
     sessions = {layer.weight.pages.session for layer in layers if layer.is_quantized} - {None}
     leave = sum(session.memory_stats()["resident_bytes"] for session in sessions if not session.closed)

@@ -134,10 +134,17 @@ def _expect(page, block, compiled, namespace) -> None:
     raise AssertionError(f"{page.path.name}:{block.line}: nothing was raised")
 
 
+# A plain wait returns 0 whatever became of the jobs.
+_SHELL = """set -euo pipefail
+wait() { local job; for job in $(jobs -p); do builtin wait "$job" || exit 1; done; }
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+"""
+
+
 def run_shell(page: Page, block: Block, code: str, cwd, environment) -> str:
     """What the block prints; lines that install packages are left out. Background jobs end with the block."""
     lines = [line for line in code.splitlines() if not installs(line)]
-    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + "\n".join(lines) + "\n"
+    script = _SHELL + "\n".join(lines) + "\n"
     done = subprocess.run(["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{page.path.name}:{block.line}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout

@@ -80,7 +80,9 @@ def shell(shared_daemon, tmp_path):
     (folder / "client").symlink_to(ROOT / "client")
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     environment.update(BITPAGER_SOCKET=shared_daemon.socket, OWN_SOCKET=str(own), NO_COLOR="1", OMP_NUM_THREADS="1")
-    return folder, environment
+    yield folder, environment
+    if own.exists():
+        subprocess.run([native("bitpager"), "drain", "--socket", str(own)], check=True)
 
 
 def write_program(path, text):

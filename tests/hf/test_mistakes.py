@@ -228,6 +228,7 @@ def test_a_gpu_that_torch_uses(monkeypatch, tmp_path, capability, driver, words,
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "GPU")
     monkeypatch.setattr(cuda_local, "current_on", refuse)
@@ -236,6 +237,7 @@ def test_a_gpu_that_torch_uses(monkeypatch, tmp_path, capability, driver, words,
 
 
 def test_a_gpu_out_of_torchs_reach_is_said_when_loading_and_by_the_audit(session, models, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     blind = machine.Verdict(False, "torch has no CUDA, and this machine has a GPU", "install torch for CUDA")
     for name in ("bitpager.machine", "bitpager.hf.quantizer"):
         monkeypatch.setattr(sys.modules[name], "gpu_verdict", lambda: blind)

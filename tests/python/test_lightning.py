@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import pathlib
 import warnings
 
 import bitpager
 import pytest
 import torch
-from conftest import PACKAGE
 
 lightning = pytest.importorskip("lightning", reason="lightning is not installed")
-torch.set_num_threads(1)
-
-_spec = importlib.util.spec_from_file_location("lightning_example", PACKAGE / "examples" / "lightning_module.py")
+EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "client" / "python" / "examples" / "lightning_module.py"
+_spec = importlib.util.spec_from_file_location("lightning_example", EXAMPLE)
 example = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(example)
 
@@ -29,11 +28,14 @@ def default(daemon):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """Lightning recommends more workers, and a logger."""
+    """Lightning recommends more workers, and a logger; threads would only wait for each other."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         yield
+    torch.set_num_threads(threads)
 
 
 def fit(model, folder, steps, resume=None, batches=64, **changes):

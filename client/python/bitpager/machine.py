@@ -28,7 +28,8 @@ class Verdict:
 
 
 def gpu_verdict(root="/") -> Verdict:
-    """Looks at torch, the driver and every GPU that torch sees. root: of the file system, for tests."""
+    """Looks at torch, the driver and every GPU that torch sees, and tries our kernels on the current one: elsewhere
+    that would take memory for nothing. root: of the file system, for tests."""
     root = pathlib.Path(root)
     if torch.cuda.is_available():
         return _of_usable(root)
@@ -91,10 +92,9 @@ def _of_usable(root) -> Verdict:
         found.append(f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]})")
         if capability < _LEAST_CAPABILITY:
             problems.append((f"{found[-1]} is too old", "a GPU of compute capability 7.5 or newer"))
-            continue
-        problem = _kernels_problem(index)
-        if problem:
-            problems.append((problem, _fix_of_kernels(root)))
+    problem = "" if problems else _kernels_problem(torch.cuda.current_device())
+    if problem:
+        problems.append((problem, _fix_of_kernels(root)))
     text = f"torch {torch.__version__} on {', '.join(found)}"
     if not problems:
         return Verdict(True, text)

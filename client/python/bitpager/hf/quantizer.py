@@ -272,6 +272,8 @@ class BitpagerQuantizer(HfQuantizer):
 
 
 def _warn_of_gpu() -> None:
+    if torch.cuda.is_available():
+        return  # what is wrong with it is raised where it is used
     found = gpu_verdict()
     if found.passed is False:
         warnings.warn(f"{found}. The model is loaded nevertheless.", stacklevel=3)

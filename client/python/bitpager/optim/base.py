@@ -400,7 +400,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """A step on a stream left blocks out."""
         noted = self._notes.broken(finished.step)
         names = [self._describe(p) for p in noted]
-        where = f"in {nonfinite.shown(names)}"
+        where = f"noted first in {nonfinite.shown(names)}"
         if not names:
             parameter = self._registry.parameter_at(arena, finished.first_nonfinite_tensor)
             names = ["a parameter" if parameter is None else self._describe(parameter)]
@@ -409,10 +409,11 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _report_nonfinite(self, requests, blocks) -> None:
         stepped = [p for r in requests.values() for p in r.parameters]
-        broken = self._notes.broken(self._step_count) or nonfinite.broken_now(stepped)
-        names = [self._describe(p) for p in broken]
+        noted = self._notes.broken(self._step_count)
+        names = [self._describe(p) for p in noted or nonfinite.broken_now(stepped)]
         if names or blocks:
-            self._tell_nonfinite(self._step_count, blocks, names, f"in {nonfinite.shown(names)}", 5)
+            where = f"{'noted first ' if noted else ''}in {nonfinite.shown(names)}"
+            self._tell_nonfinite(self._step_count, blocks, names, where, 5)
 
     def _tell_nonfinite(self, step, blocks, names, where, depth) -> None:
         message = nonfinite.message(step, blocks, where, bool(self._names))

@@ -29,7 +29,9 @@ class GradientNotes:
         """Notes the present gradients as those of `step`. One pass over them where they are; nothing is waited for."""
         groups = {}
         for p in parameters:
-            if p.grad is not None and p.grad.layout is torch.strided and p.grad.numel():
+            if p.grad is None or hasattr(p.grad, "to_local"):  # a DTensor: the step will refuse it
+                continue
+            if p.grad.layout is torch.strided and p.grad.numel():
                 groups.setdefault((p.grad.device, p.grad.dtype), []).append(p)
         found = []
         for members in groups.values():

@@ -170,7 +170,7 @@ def session_socket(session):
 
 
 def test_the_whole_path(session, models, tmp_path):
-    """Quantized loading, LoRA, Trainer with checkpointing, save, merge: the loss on real text falls."""
+    """Quantized loading, LoRA, Trainer with checkpointing, resume, save, merge: the loss on real text falls."""
     folder = tmp_path / "base"
     base = tiny.make("llama", torch.float32, hidden_size=96, intermediate_size=256)
     pretrain = arguments(tmp_path / "pre", optim="adamw_8bit", max_steps=60, learning_rate=3e-3, logging_steps=60)
@@ -184,12 +184,17 @@ def test_the_whole_path(session, models, tmp_path):
         learning_rate=5e-3,
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        save_strategy="steps",
+        save_steps=20,
     )
     trainer = Trainer(model, said, train_dataset=tiny.Windows(256), eval_dataset=tiny.Windows(32, skip=40))
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
     assert after < before - 0.1 and math.isfinite(after), (before, after)
+    again = Trainer(lora_model(str(folder)), said, train_dataset=tiny.Windows(256))
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-20"))
+    same(adapters(again.model), adapters(model))
     trainer.save_model(tmp_path / "adapter")
     loaded = bitpager.peft.load_adapter(
         transformers.AutoModelForCausalLM.from_pretrained(str(folder), quantization_config=BitpagerConfig()),

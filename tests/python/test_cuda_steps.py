@@ -335,6 +335,27 @@ def test_later_call_raises_what_a_step_found_and_does_nothing_else(library, sess
     assert library.steps[-1]["step"] == 2
 
 
+def test_what_was_noted_before_clipping_is_named_some_steps_later(library, session):
+    parameters = make_parameters()
+    optimizer = AdamW8bit([(f"layer{i}", p) for i, p in enumerate(parameters)], session=session)
+    for step in range(1, 4):
+        give_gradients(parameters)
+        if step == 2:
+            parameters[2].grad.view(-1)[7] = float("nan")
+        optimizer.note_gradients()
+        if step == 2:
+            for p in parameters:
+                p.grad.fill_(float("nan"))  # as clipping by norm does
+        optimizer.step()
+    library.finished = [nonfinite(library, 2)]
+    with pytest.raises(errors.NonFiniteError, match=r"step 2: 3 blocks .* noted first in layer2\.") as raised:
+        optimizer.step()
+    assert raised.value.tensors == ("layer2",)
+    library.finished = [nonfinite(library, 3)]  # nothing was noted that is broken: what the device says
+    with pytest.raises(errors.NonFiniteError, match="step 3: 3 blocks .* the first in layer1"):
+        optimizer.step()
+
+
 def test_warn_goes_on(library, session):
     parameters = make_parameters()
     optimizer = AdamW8bit(parameters, session=session, on_nonfinite="warn")

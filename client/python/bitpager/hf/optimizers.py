@@ -7,6 +7,7 @@ import functools
 import torch
 
 from .. import errors, optim
+from .room import explained
 
 # Strings of transformers' OptimizerNames that mean bitsandbytes there.
 _CLASSES = {
@@ -56,7 +57,8 @@ def with_optimizers(trainer: type) -> type:
     """A subclass of `trainer` (transformers.Trainer or one of its kind) of the same name, in which the optim strings
     "paged_adamw_8bit", "adamw_8bit", "lion_8bit" ... make bitpager's optimizers; other strings mean what they did.
 
-    As in transformers, embeddings that train keep 32-bit states under an 8-bit optimizer."""
+    As in transformers, embeddings that train keep 32-bit states under an 8-bit optimizer. Errors name parameters as the
+    model does; what torch says when its memory ran out says too what would help, in bytes."""
 
     def get_optimizer_cls_and_kwargs(args, model=None):
         """(class, keywords) of args.optim."""
@@ -68,7 +70,18 @@ def with_optimizers(trainer: type) -> type:
         made = trainer.create_optimizer(self, *arguments, **keywords)
         if fresh and isinstance(made, optim.BlockOptimizer):
             _keep_embeddings_wide(self.model)
+        if isinstance(made, optim.BlockOptimizer):
+            made.name_parameters(self.model.named_parameters())
         return made
+
+    def training_step(self, model, *arguments, **keywords):
+        """As the base's."""
+        with explained(self.model):
+            loss = trainer.training_step(self, model, *arguments, **keywords)
+        made = getattr(self.optimizer, "optimizer", self.optimizer)  # as Accelerate wraps it
+        if isinstance(made, optim.BlockOptimizer) and self.accelerator.sync_gradients:
+            made.note_gradients()  # what comes next clips
+        return loss
 
     return type(
         trainer.__name__,
@@ -76,6 +89,7 @@ def with_optimizers(trainer: type) -> type:
         {
             "get_optimizer_cls_and_kwargs": staticmethod(get_optimizer_cls_and_kwargs),
             "create_optimizer": create_optimizer,
+            "training_step": training_step,
             "__doc__": f"{trainer.__module__}.{trainer.__name__} whose optim strings make bitpager's optimizers.",
             "__module__": __name__,
             "_tag_names": list(getattr(trainer, "_tag_names", [])),

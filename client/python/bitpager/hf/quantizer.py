@@ -17,12 +17,14 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 
-from .. import dtypes
+from .. import dtypes, errors
 from ..functional import packed_bytes
+from ..machine import gpu_verdict
 from ..nn import FourBitParameter, Linear4bit, dequantize_
 from ..quant_state import QuantState
 from ..session import session_for
 from .config import METHOD
+from .room import while_loading
 
 _PACKED_KEYS = [
     "weight.nested_absmax",
@@ -37,6 +39,36 @@ _AWAY = ("cpu", "disk")
 _ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers': read each tensor when its turn comes
 
 
+class _Refusal:
+    """In the place of a tensor that found no room. transformers collects what conversions raise into a report of
+    tracebacks and goes on to the next tensor; what reading this raises comes out of from_pretrained as it is."""
+
+    def __init__(self, error, model):
+        self.__dict__["_error"] = while_loading(error, model)
+
+    def __getattr__(self, name):
+        _read_ahead_again()
+        raise self._error
+
+
+_has_set_one_by_one = False
+
+
+def _read_one_by_one() -> None:
+    """Else threads read ahead, in the worst case the whole checkpoint, onto the device where pages need room."""
+    global _has_set_one_by_one
+    if not os.environ.get(_ONE_BY_ONE):
+        os.environ[_ONE_BY_ONE] = "1"
+        _has_set_one_by_one = True
+
+
+def _read_ahead_again() -> None:
+    global _has_set_one_by_one
+    if _has_set_one_by_one:
+        os.environ.pop(_ONE_BY_ONE, None)
+        _has_set_one_by_one = False
+
+
 class Quantize(ConversionOps):
     """A float weight, in the dtype of the layer that it is for, into pages."""
 
@@ -48,7 +80,10 @@ class Quantize(ConversionOps):
             layer, _ = get_module_from_name(model, name)
             if layer.from_transposed:
                 value = value.T.contiguous()
-            layer.quantize_(value.to(layer.weight.dtype), name=name)
+            try:
+                layer.quantize_(value.to(layer.weight.dtype), name=name)
+            except errors.Error as error:
+                return {name: _Refusal(error, model)}
             result[name] = layer.weight
         return result
 
@@ -75,7 +110,10 @@ class TakePacked(ConversionOps):
             raise ValueError(
                 f"the checkpoint has {full_layer_name} {'without its statistics' if not parts else 'without its codes'}"
             )
-        layer.take_packed_(packed, QuantState.from_dict(parts, packed.device), full_layer_name)
+        try:
+            layer.take_packed_(packed, QuantState.from_dict(parts, packed.device), full_layer_name)
+        except errors.Error as error:
+            return {"weight": _Refusal(error, model)}
         return {"weight": layer.weight}
 
     @property
@@ -93,7 +131,6 @@ class BitpagerQuantizer(HfQuantizer):
         super().__init__(copy.deepcopy(quantization_config), **keywords)  # what is noted in it is one model's
         self._model = None
         self._is_placed = False  # the device map stands
-        self._has_set_one_by_one = False
 
     def is_serializable(self, *_, **__) -> bool:
         """True: packed layers save and load."""
@@ -131,8 +168,11 @@ class BitpagerQuantizer(HfQuantizer):
         return device_map
 
     def validate_environment(self, *_, device_map=None, **__) -> None:
-        """Called again with the device map that transformers has worked out, which is the one that it goes on with."""
-        if self._model is not None and isinstance(device_map, dict):
+        """Warns of a GPU that torch cannot use. Called again with the device map that transformers has worked out,
+        which is the one that it goes on with."""
+        if self._model is None:
+            _warn_of_gpu()
+        elif isinstance(device_map, dict):
             self._place(self._model, device_map)
 
     def _place(self, model, device_map: dict) -> None:
@@ -172,10 +212,7 @@ class BitpagerQuantizer(HfQuantizer):
         self._model = model
         if isinstance(device_map, dict):
             self._place(model, device_map)
-        if not os.environ.get(_ONE_BY_ONE):
-            # Else threads read ahead, in the worst case the whole checkpoint, onto the device where pages need room.
-            os.environ[_ONE_BY_ONE] = "1"
-            self._has_set_one_by_one = True
+        _read_one_by_one()
         return model
 
     def _swapped(self, module):
@@ -201,9 +238,7 @@ class BitpagerQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **_):
         self._model = None
-        if self._has_set_one_by_one:
-            del os.environ[_ONE_BY_ONE]
-            self._has_set_one_by_one = False
+        _read_ahead_again()
         for name, layer in list(model.named_modules()):
             if isinstance(layer, Linear4bit) and not layer.is_quantized:
                 self._keep_plain(model, name, layer)
@@ -235,6 +270,14 @@ class BitpagerQuantizer(HfQuantizer):
         dequantize_(model, dtype)
         model.is_loaded_in_8bit = False
         return model
+
+
+def _warn_of_gpu() -> None:
+    if torch.cuda.is_available():
+        return  # what is wrong with it is raised where it is used
+    found = gpu_verdict()
+    if found.passed is False:
+        warnings.warn(f"{found}. The model is loaded nevertheless.", stacklevel=3)
 
 
 def keep_pages_home(model, device_map: dict) -> None:

@@ -6,4 +6,16 @@ from .linear4bit import Linear4bit, LinearFP4, LinearNF4
 from .parameter import FourBitParameter
 from .swap import dequantize_, quantize_
 
+_NOT_YET = ("Linear8bitLt", "Int8Params", "OutlierAwareLinear", "SwitchBackLinearBnb", "Embedding4bit", "Embedding8bit")
+
+
+def __getattr__(name):
+    if name in _NOT_YET:
+        raise AttributeError(
+            f"bitpager.nn has no {name} yet: 8-bit weights and quantized embeddings are not there, and 4 bits are not "
+            f"taken in their place. It has: {', '.join(__all__)}."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = ["FourBitParameter", "Linear4bit", "LinearFP4", "LinearNF4", "dequantize_", "quantize_"]

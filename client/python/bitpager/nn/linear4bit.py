@@ -8,6 +8,7 @@ forward of few rows on a GPU reads the 4-bit weight directly, by a lease of its 
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Optional
 
 import torch
@@ -36,6 +37,17 @@ def _matrix(pages: Weight, dtype: torch.dtype) -> torch.Tensor:
 def _product(x, bias, pages):
     product = pages.multiply(x, bias)
     return F.linear(x, _matrix(pages, x.dtype), bias) if product is None else product
+
+
+def _warn_of_wide_products(pages, dtype: torch.dtype) -> None:
+    """No compute dtype was given, and the first input is float32 over a weight that came in 16 bits."""
+    if dtype == torch.float32 and pages.dtype != torch.float32:
+        warnings.warn(
+            f"a layer quantized from {dtypes.name_of(pages.dtype)} has no compute_dtype, and its first input is "
+            "float32: its products are computed in float32, which is slow. Hint: "
+            f"compute_dtype={pages.dtype}, in the layer, in quantize_ or in BitpagerConfig.",
+            stacklevel=4,
+        )
 
 
 class _FourBitProduct(torch.autograd.Function):
@@ -245,6 +257,7 @@ class Linear4bit(torch.nn.Linear):
         dtype = self.compute_dtype
         if dtype is None:
             dtype = self.compute_dtype = x.dtype
+            _warn_of_wide_products(pages, dtype)
         bias, given = parameters["bias"], x.dtype
         if bias is not None and bias.dtype != dtype:
             bias = bias.to(dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import dtypes
+from .. import dtypes, errors
 from ..functional import get_4bit_type, packed_bytes
 from ..quant_state import QuantState
 from ..session import session_for
@@ -158,6 +158,14 @@ class FourBitParameter(torch.nn.Parameter):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         with torch._C.DisableTorchFunctionSubclass():
+            if _is_paged(args[0] if args else None) and _asks_for_gradients(func, name, args, kwargs):
+                raise errors.UnsupportedError(
+                    "a 4-bit weight in pages does not train. Hint: adapters do, over the frozen weight: "
+                    "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)); or load without quantization and train "
+                    "with 8-bit states.",
+                    45,
+                    "UNSUPPORTED",
+                )
             if not _touches_pages(args, kwargs) or _is_metadata(func, name):
                 return func(*args, **kwargs)
             if name == "numel":
@@ -177,6 +185,14 @@ def _placeholder(elements: int, dtype: torch.dtype, device=None) -> torch.Tensor
     one = torch.zeros(1, dtype=dtype, device=device)
     rows = packed_bytes(elements, dtype) // one.element_size()
     return torch.empty(0, dtype=dtype, device=device).set_(one.untyped_storage(), 0, (rows, 1), (0, 1))
+
+
+def _asks_for_gradients(func, name: str, args, kwargs) -> bool:
+    """weight.requires_grad_() and weight.requires_grad = True."""
+    if name == "requires_grad_":
+        return bool(args[1] if len(args) > 1 else kwargs.get("requires_grad", True))
+    is_flag = name == "__set__" and getattr(getattr(func, "__self__", None), "__name__", "") == "requires_grad"
+    return is_flag and bool(args[1])
 
 
 def _is_metadata(func, name: str) -> bool:

@@ -12,10 +12,10 @@ import torch
 
 from .. import _lib, errors
 from ..session import default_session, device_uuid, session_for
-from . import interchange
+from . import interchange, nonfinite
 from .overrides import GlobalOptimManager
 from .packed import StreamSteps
-from .registry import Registry, gradient_of, nonfinite_names, refuse_gradient
+from .registry import Registry, gradient_of, refuse_gradient
 from .request import GRAD_CODES, Request, settings_of
 
 try:  # torch.compile must not trace into ctypes
@@ -27,7 +27,6 @@ except ImportError:  # pragma: no cover - the name is torch's own and may move
 
 
 _ON_NONFINITE = ("raise", "warn", "propagate")
-_NAMES_SHOWN = 8
 _counters = defaultdict(itertools.count)
 
 
@@ -66,6 +65,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         self.name = name or f"{kind}-{next(_counters[kind])}"
         self._registry = Registry(self.rule, evictable, self.name, self._describe, self._report_late)
         self._streams = StreamSteps()
+        self._notes = nonfinite.GradientNotes()
 
     # ---- what torch.optim.Optimizer and its users expect ----
 
@@ -190,6 +190,20 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._flush()
         return self
 
+    def name_parameters(self, named_parameters) -> None:
+        """Takes (name, parameter) pairs, as model.named_parameters() gives, for messages. Names given before stay."""
+        mine = {p for group in self.param_groups for p in group["params"]}
+        for name, parameter in named_parameters:
+            if parameter in mine:
+                self._names.setdefault(parameter, name)
+
+    @torch.no_grad()
+    def note_gradients(self) -> None:
+        """Remembers how the gradients of the coming step are now, before something spreads NaN over all of them, as
+        clipping by norm does: NonFiniteError then names those that had it first. Call it before clipping. One pass over
+        the gradients; nothing is waited for."""
+        self._notes.take(self._step_count + 1, (p for group in self.param_groups for p in group["params"]))
+
     def extents(self):
         """Handles of the optimizer's arenas, for session.prefetch(optimizer)."""
         return self._registry.extents()
@@ -198,6 +212,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """Gives the pages back. The next step starts from fresh states."""
         self._streams.forget()
         self._registry.drop()
+        self._notes = nonfinite.GradientNotes()
         self._pending.clear()
         self._loaded_bits.clear()
         self.state.clear()
@@ -383,32 +398,28 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _report_late(self, arena, finished) -> None:
         """A step on a stream left blocks out."""
-        parameter = self._registry.parameter_at(arena, finished.first_nonfinite_tensor)
-        name = "a parameter" if parameter is None else self._describe(parameter)
-        message = (
-            f"step {finished.step}: {finished.nonfinite_blocks} blocks hold NaN or inf gradients, the first in {name}. "
-            "These blocks were left untouched; all other blocks are updated. Hint: check the loss, lower the learning "
-            'rate or clip gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
-        )
-        if self.on_nonfinite == "warn":
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
-        elif self.on_nonfinite == "raise":
-            raise errors.NonFiniteError(message, tensors=[name], blocks=finished.nonfinite_blocks)
+        noted = self._notes.broken(finished.step)
+        names = [self._describe(p) for p in noted]
+        where = f"noted first in {nonfinite.shown(names)}"
+        if not names:
+            parameter = self._registry.parameter_at(arena, finished.first_nonfinite_tensor)
+            names = ["a parameter" if parameter is None else self._describe(parameter)]
+            where = f"the first in {names[0]}"
+        self._tell_nonfinite(finished.step, finished.nonfinite_blocks, names, where, 6)
 
     def _report_nonfinite(self, requests, blocks) -> None:
-        names = nonfinite_names([p for r in requests.values() for p in r.parameters], self._describe)
-        if not names and not blocks:
-            return
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        shown = ", ".join(names[:_NAMES_SHOWN]) + more
-        message = (
-            f"step {self._step_count}: {blocks or 'some'} blocks hold NaN or inf gradients, in {shown}. These blocks "
-            "were left untouched; all other blocks are already updated. Hint: check the loss, lower the learning rate "
-            'or clip gradients; on_nonfinite="warn" goes on, "propagate" lets the values through.'
-        )
+        stepped = [p for r in requests.values() for p in r.parameters]
+        noted = self._notes.broken(self._step_count)
+        names = [self._describe(p) for p in noted or nonfinite.broken_now(stepped)]
+        if names or blocks:
+            where = f"{'noted first ' if noted else ''}in {nonfinite.shown(names)}"
+            self._tell_nonfinite(self._step_count, blocks, names, where, 5)
+
+    def _tell_nonfinite(self, step, blocks, names, where, depth) -> None:
+        message = nonfinite.message(step, blocks, where, bool(self._names))
         if self.on_nonfinite == "warn":
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-        else:
+            warnings.warn(message, RuntimeWarning, stacklevel=depth)
+        elif self.on_nonfinite == "raise":
             raise errors.NonFiniteError(message, tensors=names, blocks=blocks)
 
     def _entry(self, parameter, light) -> dict:
@@ -429,6 +440,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         """Makes `loaded` (parameter -> LoadedState, or a bare step) the optimizer's state, to be uploaded later."""
         self._streams.forget()
         self._registry.drop()
+        self._notes = nonfinite.GradientNotes()
         self._pending = {p: state for p, state in loaded.items() if isinstance(state, interchange.LoadedState)}
         self._loaded_bits = {p: state.bits for p, state in self._pending.items() if p.numel()}
         self.state = defaultdict(dict)

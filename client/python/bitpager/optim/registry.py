@@ -196,8 +196,3 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     if grad.is_neg() or not dtypes.same_order(grad, parameter):
         return torch.empty_like(parameter, dtype=grad.dtype, requires_grad=False).copy_(grad)
     return grad
-
-
-def nonfinite_names(parameters, describe):
-    """Names of the parameters whose gradients hold NaN or inf."""
-    return [describe(p) for p in parameters if p.grad is not None and not bool(torch.isfinite(p.grad).all())]

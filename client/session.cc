@@ -195,6 +195,8 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
     {
       const Result<Connection::Lock> lock = connection_->Enter();
       if (!lock.ok()) return lock.status();
+      // What the daemon revokes may be this process's own.
+      connection_->LetGoOfRevoked();
       const Result<Reply> reply = connection_->Ask(wire::MessageType::kMakeRoom, body);
       if (!reply.ok()) return reply.status();
       const auto& values = reply->body.values;

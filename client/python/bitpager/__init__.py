@@ -10,6 +10,7 @@ Without a running daemon the first use starts a private one, which ends with its
 from __future__ import annotations
 
 from . import functional, nn, optim
+from .allocator import AllocatorGuard, guard_allocator
 from .errors import (
     AlreadyExistsError,
     BudgetError,
@@ -53,6 +54,7 @@ def __getattr__(name):
 
 
 __all__ = [
+    "AllocatorGuard",
     "AlreadyExistsError",
     "BudgetError",
     "BusyError",
@@ -82,6 +84,7 @@ __all__ = [
     "default_session",
     "disconnect",
     "functional",
+    "guard_allocator",
     "memory_stats",
     "memory_summary",
     "nn",

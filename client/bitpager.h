@@ -314,7 +314,8 @@ typedef enum bp_phase {
   BP_PHASE_IDLE = 0,
   BP_PHASE_FORWARD = 1,
   BP_PHASE_BACKWARD = 2,
-  BP_PHASE_STEP = 3
+  BP_PHASE_STEP = 3,
+  BP_PHASE_LEAVE = 4 /* forward, and optimizer states that are on the device leave it */
 } bp_phase;
 /* Makes pages resident as far as the job's share has room; returns at once. */
 BP_API int bp_prefetch(bp_session* session, uint64_t extent);

@@ -36,6 +36,7 @@ from .errors import (
     VersionError,
 )
 from .quant_state import QuantState
+from .retry import guard
 from .session import Session, connect, default_session, disconnect, memory_stats, memory_summary
 from .weight import Weight
 
@@ -84,6 +85,7 @@ __all__ = [
     "default_session",
     "disconnect",
     "functional",
+    "guard",
     "guard_allocator",
     "memory_stats",
     "memory_summary",

@@ -146,7 +146,8 @@ class Session:
                 self._hint(_lib.lib().bp_prefetch, extent)
 
     def hint_phase(self, phase: str) -> None:
-        """Says what the process does from now on: "idle", "forward", "backward" or "step"."""
+        """Says what the process does from now on: "idle", "forward", "backward" (optimizer states come back as far as
+        there is room), "step", or "leave": forward, and states that are on the device leave it."""
         if phase not in _lib.PHASES:
             raise ValueError(f"phase must be one of {', '.join(_lib.PHASES)}; got {phase!r}")
         self._hint(_lib.lib().bp_phase_hint, _lib.PHASES[phase])

@@ -9,7 +9,7 @@ Without a running daemon the first use starts a private one, which ends with its
 
 from __future__ import annotations
 
-from . import functional, nn, optim
+from . import functional, hints, nn, optim
 from .allocator import AllocatorGuard, guard_allocator
 from .errors import (
     AlreadyExistsError,
@@ -87,6 +87,7 @@ __all__ = [
     "functional",
     "guard",
     "guard_allocator",
+    "hints",
     "memory_stats",
     "memory_summary",
     "nn",

@@ -85,6 +85,8 @@ class Device {
   void Attach(void* session, MakeRoom make_room, const bp_guard_options& options) {
     const std::lock_guard<std::mutex> lock(mutex_);
     options_ = options;
+    if (sessions_.empty()) expected_ = 0;
+    last_request_ms_ = quiet_until_ms_ = 0;  // this one's pages have not been asked for
     sessions_.push_back({session, make_room});
     attached_ = true;
   }
@@ -120,7 +122,7 @@ class Device {
     ++counts_.looks;
     const std::uint64_t now = NowMs();
     if (now < quiet_until_ms_) return;
-    const std::uint64_t reserve = std::max(Reserve(total_bytes), expected_);
+    const std::uint64_t reserve = std::max(Reserve(total_bytes), std::min(expected_, total_bytes / 2));
     if (last_request_ms_ == 0 || now - last_request_ms_ > options_.rest_ms) wanted_ = reserve;
     // A quarter of slack, so that one small segment more is not one request more.
     if (total_bytes != 0 && free_bytes >= reserve - reserve / 4) return;

@@ -150,7 +150,10 @@ def guard_new_session(session) -> None:
     if os.environ.get(SWITCH, "1").strip().lower() in ("0", "no", "off", "false"):
         _log.info("allocator guard: switched off by %s; %s", SWITCH, _WATERMARK)
         return
-    guard_allocator(session)
+    try:
+        guard_allocator(session)
+    except Exception as error:  # the session is worth having without it
+        _log.warning("allocator guard: not there, for %s: %s; %s", type(error).__name__, error, _WATERMARK)
 
 
 def _require_torch(torch) -> None:

@@ -78,6 +78,7 @@ def settle(session):
     torch.cuda.synchronize()
     session.release_gradients()
     torch.cuda.empty_cache()
+    time.sleep(0.3)
 
 
 def run(session, rows, ballast=None, steps=STEPS, give_back=False):

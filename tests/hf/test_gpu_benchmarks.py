@@ -68,6 +68,31 @@ def test_sections_run_to_their_end(bench, group, name):
         assert report.rows[1].ours == 0, "the parameters differ"
 
 
+class Stream:
+    """Stands for a GPU's; the processor does everything in order."""
+
+    def wait_stream(self, other):
+        assert isinstance(other, Stream)
+
+
+def test_steps_inside_backward(bench, monkeypatch):
+    import contextlib
+
+    import gpu_llama
+    import gpu_train
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    place = gpu_llama.place_of(bench)
+    with gpu_train._full(place, gpu_llama.TINY, "inside", None) as (found, model, ids):
+        before = [p.detach().clone() for p in model.parameters()]
+        ms, pages_in, pages_out = gpu_train._inside(place, found, model, ids, 2)
+        assert ms > 0 and all(p.grad is None for p in model.parameters())
+        assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before) if p.dim() > 1)
+
+
 def test_two_jobs_at_once(tmp_path):
     """In a process of its own, as it forks."""
     source = f"""

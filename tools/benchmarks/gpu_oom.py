@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ GIB = 1 << 30
 DEVICE_BYTES, HOST_BYTES = 4 * GIB, 6 * GIB
 PEER = "bitsandbytes PagedAdamW8bit"
 SHORT_OF = 0.75  # of the states' bytes
+SETTLE_S = 0.3
 
 
 @dataclass
@@ -67,7 +69,6 @@ def _ballast(place: Place, peak: int, states: float):
     """Leaves less than an iteration's peak free, beside what the process holds by now."""
     if place.tiny:
         return torch.empty(1, dtype=torch.uint8)
-    place.free()
     free = torch.cuda.mem_get_info()[0]
     needed = peak - torch.cuda.memory_reserved()
     size = int(free - needed + SHORT_OF * states)
@@ -78,8 +79,21 @@ def _ballast(place: Place, peak: int, states: float):
     return torch.empty(size, dtype=torch.uint8, device=place.device)
 
 
-def _train(place: Place, shape, optimizer_of, repeats: int, give_back: bool, peak=None, states=0.0, guard=None) -> Run:
-    """peak: of the same run without shortage; None: this is that run."""
+def _settled(place: Place, session) -> None:
+    """What was freed is free: the daemon's mappings of gradients would keep it."""
+    place.synchronize()
+    if session is not None:
+        session.synchronize()
+        session.release_gradients()
+    place.free()
+    if not place.tiny:
+        time.sleep(SETTLE_S)
+
+
+def _train(
+    place: Place, shape, optimizer_of, repeats: int, give_back: bool, peak=None, states=0.0, session=None
+) -> Run:
+    """peak: of the same run without shortage; None: this is that run. session: ours; None: the peer's run."""
     torch.manual_seed(0)
     model = model_of(shape, place.device)
     model.gradient_checkpointing_disable()
@@ -89,13 +103,14 @@ def _train(place: Place, shape, optimizer_of, repeats: int, give_back: bool, pea
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    place.synchronize()
+    _settled(place, session)
     ballast = None if peak is None else _ballast(place, peak, states)
     if not place.tiny:
         torch.cuda.reset_peak_memory_stats()
-    before = guard().get("requests", 0) if guard else 0
+    guard = None if session is None else session._allocator_guard
+    before = 0 if guard is None else guard.stats().get("requests", 0)
     ms = iterate(place, _iteration(place, model, optimizer, shape, give_back), repeats)
-    requests = guard().get("requests", 0) - before if guard else 0
+    requests = 0 if guard is None else guard.stats().get("requests", 0) - before
     run = Run(ms, _reserved(place), _digest(model), requests)
     del model, optimizer, ballast
     place.free()
@@ -107,16 +122,14 @@ def _ours(place: Place, shape, repeats: int, give_back: bool, name: str, peak=No
 
     with place.session(name, DEVICE_BYTES, HOST_BYTES) as found:
         session = found.session
-        guard = session._allocator_guard
-        if guard is None and not place.tiny:
+        if session._allocator_guard is None and not place.tiny:
             raise RuntimeError("the allocator does not ask for room here: " + str(bitpager.guard_allocator(session)))
 
         def optimizer_of(parameters):
             return bitpager.optim.PagedAdamW8bit(list(parameters), lr=1e-5, session=session)
 
         before = session.memory_stats()["stored_bytes"]
-        stats = guard.stats if guard is not None else None
-        run = _train(place, shape, optimizer_of, repeats, give_back, peak, states, stats)
+        run = _train(place, shape, optimizer_of, repeats, give_back, peak, states, session)
         session.synchronize()
         run.evicted = session.memory_stats()["stored_bytes"] - before
         return run

@@ -226,12 +226,14 @@ def _qlora_peer(bench: Bench, place: Place, shape, repeats: int):
 
 
 class _Buckets:
-    """What Bucketed steps: the parameters of each decoder layer, and the rest."""
+    """What Bucketed steps: the embedding's, each decoder layer's and the head's parameters, in forward's order."""
 
     def __init__(self, model):
-        layers = [list(layer.parameters()) for layer in model.model.layers]
-        inside = {id(p) for bucket in layers for p in bucket}
-        self.buckets = [[p for p in model.parameters() if id(p) not in inside], *layers]
+        inner = model.model
+        layers = [list(layer.parameters()) for layer in inner.layers]
+        self.buckets = [[inner.embed_tokens.weight], *layers, [inner.norm.weight, model.lm_head.weight]]
+        if sum(map(len, self.buckets)) != len(list(model.parameters())):
+            raise RuntimeError("the model has other parameters than are known here")
 
 
 @contextmanager

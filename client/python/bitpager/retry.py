@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import random
@@ -194,13 +195,17 @@ class Guard:
         """Frees what the step that failed took, and asks the daemon for what it needed, more at each attempt."""
         before = _reserved(failure.device)
         self._gradients.drop(saved["parameters"])
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, BlockOptimizer):
+                optimizer._streams.forget()  # it may hold the gradients that the failed step would have sent
         gc.collect()
         torch.clear_autocast_cache()
         sessions = self._sessions()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize(failure.device)
             for session in sessions:
-                session.release_gradients()  # what the daemon maps stays taken when torch frees it
+                with contextlib.suppress(errors.Error):  # making room tells
+                    session.release_gradients()  # what the daemon maps stays taken when torch frees it
             torch.cuda.empty_cache()
         freed = max(0, before - _reserved(failure.device))
         wanted = freed + (failure.bytes + failure.bytes // 4 << attempt) + SLACK_BYTES
@@ -356,7 +361,10 @@ class _Gradients:
             return grad.detach().clone()
         kept = self._kept.get(parameter)
         if kept is None or kept.shape != grad.shape or kept.dtype != grad.dtype or kept.stride() != grad.stride():
-            kept = torch.empty_like(grad, device="cpu", pin_memory=True)
+            try:
+                kept = torch.empty_like(grad, device="cpu", pin_memory=True)
+            except RuntimeError:  # no more can be pinned: the copy then waits
+                kept = torch.empty_like(grad, device="cpu")
             self._kept[parameter] = kept
         return kept.copy_(grad, non_blocking=True)
 

@@ -111,7 +111,7 @@ def _train(
     before = 0 if guard is None else guard.stats().get("requests", 0)
     ms = iterate(place, _iteration(place, model, optimizer, shape, give_back), repeats)
     requests = 0 if guard is None else guard.stats().get("requests", 0) - before
-    run = Run(ms, _reserved(place), _digest(model), requests)
+    run = Run(ms, _reserved(place), "" if session is None else _digest(model), requests)
     del model, optimizer, ballast
     place.free()
     return run
@@ -220,9 +220,9 @@ def _run_out(place: Place) -> None:
 
 # name, section, seconds that it may take, and with --quick
 SECTIONS = [
-    ("spike, kept", spike(False), 90, 25),
-    ("spike, given back", spike(True), 90, 25),
-    ("guard", guarded, 40, 15),
+    ("spike, kept", spike(False), 90, 35),
+    ("spike, given back", spike(True), 90, 35),
+    ("guard", guarded, 40, 25),
 ]
 
 

@@ -332,11 +332,11 @@ def _slowdown(report: Report, shape, work: str, ms: float, base, pages_in: float
 
 # name, section, seconds that it may take, and with --quick
 SECTIONS = [
-    ("QLoRA", qlora, 150, 35),
-    ("full training", full_training, 180, 45),
-    ("two jobs on one base", pair, 150, 30),
-    ("memory", memory, 120, 30),
-    ("loading", loading, 150, 30),
+    ("QLoRA", qlora, 150, 50),
+    ("full training", full_training, 180, 50),
+    ("two jobs on one base", pair, 150, 55),
+    ("memory", memory, 120, 35),
+    ("loading", loading, 150, 45),
 ]
 
 

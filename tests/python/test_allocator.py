@@ -265,3 +265,55 @@ def test_without_a_gpu_one_line_says_so(session, caplog):
 def test_the_source_is_in_the_package():
     assert allocator._SOURCE.is_file() and shutil.which("g++")
     assert os.path.dirname(bitpager.__file__) == str(allocator._SOURCE.parent)
+
+
+def guard_of(built, session, ordinal):
+    """As guard_allocator() makes it, with the library's own bp_make_room and the fake's GPU."""
+    library, fake = built
+    fake.fake_device(ordinal)
+    fake.fake_memory(10 * MIB, 80 * GIB, 0)
+    options = allocator._Options(GIB, 1000, 60_000, 0)
+    make_room = ctypes.cast(allocator._lib.lib().bp_make_room, ctypes.c_void_p)
+    assert library.bp_guard_attach(ordinal, session.handle, make_room, ctypes.byref(options)) == 0
+    session._allocator_guard = bitpager.AllocatorGuard("for the test", library, ordinal, session)
+    return session._allocator_guard
+
+
+def test_a_real_session_answers_and_is_left_alone_once_closed(built, fake, make_daemon):
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB")
+    ordinal = next(_ordinals)
+    with bitpager.connect(socket=daemon.socket, job="allocator", linger=0, default=False) as session:
+        guard = guard_of(built, session, ordinal)
+        assert fake.fake_segment(MIB) == 0
+        stats = guard.stats()
+        # The CPU device's free memory is the machine's, whatever the fake's.
+        assert (stats["requests"], stats["refused"], stats["failed"]) == (1, 0, 0), stats
+        guard.expect("3GiB")
+        assert fake.fake_segment(MIB) == 0
+        assert guard.stats()["largest_bytes"] == 3 * GIB
+    assert not guard.active
+    assert fake.fake_segment(MIB) == 0
+    assert guard.stats()["requests"] == 2
+    guard.close()
+
+
+def test_a_lost_daemon_harms_no_allocation(built, fake, make_daemon):
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB")
+    ordinal = next(_ordinals)
+    session = bitpager.connect(socket=daemon.socket, job="allocator", linger=0, default=False)
+    guard = guard_of(built, session, ordinal)
+    daemon.kill()
+    assert fake.fake_segment(MIB) == 0
+    assert guard.stats()["failed"] == 1
+    session.close()
+
+
+def test_a_forked_child_allocates_without_asking(built, fake, make_daemon):
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB")
+    with bitpager.connect(socket=daemon.socket, job="allocator", linger=0, default=False) as session:
+        guard_of(built, session, next(_ordinals))
+        child = os.fork()
+        if child == 0:
+            os._exit(fake.fake_segment(MIB))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        session.noop()

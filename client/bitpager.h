@@ -191,12 +191,11 @@ BP_API int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* te
 /* ---- requests on a GPU's stream: for sessions whose device_kind is "cuda" ----
  * Addresses are of the session's GPU, in any allocation that can be shared with another process (cudaMalloc,
  * PyTorch's allocator with or without expandable segments); `stream` is a CUstream / cudaStream_t, NULL the
- * default one. The device is the calling thread's current one. A request runs behind what the stream holds,
- * and what the stream gets afterwards runs behind the request; the call does not wait (but where
- * bp_session_info.synchronous is 1). On any error nothing was submitted, save BP_DEVICE_FAULT of a broken
- * context. BP_UNSUPPORTED: the stream captures a graph; BP_INTERRUPTED: a signal came while waiting for room,
- * call again.
- * What a request found is told later: by bp_poll_results. */
+ * default one. The device is the calling thread's current one; a thread that has none gets the session's. A
+ * request runs behind what the stream holds, and what the stream gets afterwards runs behind the request; the
+ * call does not wait (but where bp_session_info.synchronous is 1). On any error nothing was submitted, save
+ * BP_DEVICE_FAULT of a broken context. BP_UNSUPPORTED: the stream captures a graph; BP_INTERRUPTED: a signal
+ * came while waiting for room, call again. What a request found is told later: by bp_poll_results. */
 typedef struct bp_stream_step_options {
   uint32_t struct_bytes;
   int32_t propagate_nonfinite; /* as in bp_step_options */
@@ -319,7 +318,8 @@ typedef enum bp_phase {
   BP_PHASE_IDLE = 0,
   BP_PHASE_FORWARD = 1,
   BP_PHASE_BACKWARD = 2,
-  BP_PHASE_STEP = 3
+  BP_PHASE_STEP = 3,
+  BP_PHASE_LEAVE = 4 /* forward, and optimizer states that are on the device leave it */
 } bp_phase;
 /* Makes pages resident as far as the job's share has room; returns at once. */
 BP_API int bp_prefetch(bp_session* session, uint64_t extent);

@@ -149,7 +149,7 @@ int bp_prefetch(bp_session* session, uint64_t extent) {
 
 int bp_phase_hint(bp_session* session, int phase) {
   return WithSession(session, [&](client::Session& s) -> Status {
-    if (phase < BP_PHASE_IDLE || phase > BP_PHASE_STEP) {
+    if (phase < BP_PHASE_IDLE || phase > BP_PHASE_LEAVE) {
       return InvalidArgument("phase " + std::to_string(phase) + " is no bp_phase");
     }
     return s.HintPhase(static_cast<wire::Phase>(phase));

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -70,9 +71,11 @@ struct Functions {
   int (*device_attribute)(int*, int, int);
   int (*context_get)(Context*);
   int (*context_device)(int*);
+  int (*context_set)(Context);
   int (*context_push)(Context);
   int (*context_pop)(Context*);
   int (*context_synchronize)();
+  int (*primary_retain)(Context*, int);
   int (*pointer_attribute)(void*, int, DeviceAddress);
   int (*address_range)(DeviceAddress*, std::size_t*, DeviceAddress);
   int (*ipc_handle)(void*, DeviceAddress);
@@ -111,9 +114,11 @@ constexpr Symbol kNames[] = {
     {"cuDeviceGetAttribute", "cuDeviceGetAttribute"},
     {"cuCtxGetCurrent", "cuCtxGetCurrent"},
     {"cuCtxGetDevice", "cuCtxGetDevice"},
+    {"cuCtxSetCurrent", "cuCtxSetCurrent"},
     {"cuCtxPushCurrent", "cuCtxPushCurrent_v2"},
     {"cuCtxPopCurrent", "cuCtxPopCurrent_v2"},
     {"cuCtxSynchronize", "cuCtxSynchronize"},
+    {"cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRetain"},
     {"cuPointerGetAttribute", "cuPointerGetAttribute"},
     {"cuMemGetAddressRange", "cuMemGetAddressRange_v2"},
     {"cuIpcGetMemHandle", "cuIpcGetMemHandle"},
@@ -204,6 +209,23 @@ class SystemDriver final : public CudaDriver {
                                                 "). Hint: select the device first, e.g. cudaSetDevice");
     }
     return ordinal;
+  }
+
+  // Retained once for each device and never released: the runtime keeps it for the process's life too.
+  Status UsePrimaryContext(int ordinal) override {
+    Context context = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      Context& kept = primary_[ordinal];
+      if (kept == nullptr) {
+        if (const int code = call_.primary_retain(&kept, ordinal); code != kSuccess) {
+          kept = nullptr;
+          return Error("cuDevicePrimaryCtxRetain", code);
+        }
+      }
+      context = kept;
+    }
+    return StatusOf("cuCtxSetCurrent", call_.context_set(context));
   }
 
   bool HasStreamWords(int ordinal) override {
@@ -399,6 +421,7 @@ class SystemDriver final : public CudaDriver {
   const Functions call_;
   std::mutex mutex_;
   std::vector<Registered> registered_;  // guarded by mutex_
+  std::map<int, Context> primary_;      // by ordinal; guarded by mutex_
 };
 
 }  // namespace

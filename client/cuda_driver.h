@@ -51,6 +51,8 @@ class CudaDriver {
   [[nodiscard]] virtual wire::Result<std::string> Uuid(int ordinal) = 0;
   // Of the calling thread's current context. kInvalidArgument: there is none.
   [[nodiscard]] virtual wire::Result<int> CurrentDevice() = 0;
+  // Makes the device's primary context, which the CUDA runtime uses too, the calling thread's current one.
+  [[nodiscard]] virtual wire::Status UsePrimaryContext(int ordinal) = 0;
   // Streams of the device can write and wait for 64-bit words.
   [[nodiscard]] virtual bool HasStreamWords(int ordinal) = 0;
 

@@ -40,6 +40,10 @@ Status DeviceImports::BeginRequest(std::uint64_t oldest_open, std::uint64_t newe
       if (entries_[i].last_used + kUnseenRequests < request_) Retire(i, newest);
     }
   }
+  return GiveBack(oldest_open);
+}
+
+Status DeviceImports::GiveBack(std::uint64_t oldest_open) {
   while (!retired_.empty() && retired_.front().after < oldest_open) {
     const std::uint64_t buffer = retired_.front().buffer;
     retired_.erase(retired_.begin());

@@ -34,9 +34,11 @@ class DeviceImports {
   // another GPU's; kUnsupported: memory that cannot be passed on; kOutOfRange: more than the allocation has,
   // or more pieces than one message takes.
   wire::Status Resolve(DeviceAddress at, std::uint64_t bytes, Use use, wire::Slice& out);
-  // Gives back everything that only gradients used. `newest`: the newest ticket; what it may still read goes
-  // when it is complete.
+  // What only gradients used is to be given back. `newest`: the newest ticket; what it may still read goes
+  // when it is complete, with GiveBack or the next request.
   void RetireGradients(std::uint64_t newest);
+  // Gives back what is to be and no open ticket reads.
+  wire::Status GiveBack(std::uint64_t oldest_open);
 
   [[nodiscard]] std::size_t size() const { return entries_.size(); }
   // Registrations so far: grows when memory is seen for the first time.

@@ -35,6 +35,11 @@ Status DeviceSession::Begin(StreamHandle stream) {
   return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1);
 }
 
+Status DeviceSession::ReleaseGradients() {
+  imports_.RetireGradients(timeline_.next_ticket() - 1);
+  return imports_.GiveBack(timeline_.oldest_open_stream());
+}
+
 Result<std::unique_ptr<StreamUses>> DeviceSession::UsesOf(const Lease& lease) {
   wire::LeaseSlot& slot = view_.leases()[lease.slot];
   const Result<DeviceAddress> ended = gate_.WordOnDevice(slot.ended);

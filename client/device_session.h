@@ -65,7 +65,9 @@ class DeviceSession {
   [[nodiscard]] wire::Result<std::unique_ptr<StreamUses>> UsesOf(const Lease& lease);
   [[nodiscard]] FrameMaps& maps() { return maps_; }
 
-  void RetireGradients() { imports_.RetireGradients(timeline_.next_ticket() - 1); }
+  // Ends the daemon's mappings of what only gradients used: now, or for what an open ticket reads, at a later
+  // call or request.
+  [[nodiscard]] wire::Status ReleaseGradients();
   // Waits for every open stream ticket as long as the daemon lives, then takes the words back from CUDA.
   void Close();
 

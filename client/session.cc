@@ -197,6 +197,12 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
     {
       const Result<Connection::Lock> lock = connection_->Enter();
       if (!lock.ok()) return lock.status();
+      // What the daemon revokes may be this process's own, and what its mappings of gradients hold stays
+      // taken when the process frees it.
+      connection_->LetGoOfRevoked();
+      if (connection_->device() != nullptr) {
+        if (Status released = connection_->device()->ReleaseGradients(); !released.ok()) return released;
+      }
       const Result<Reply> reply = connection_->Ask(wire::MessageType::kMakeRoom, body);
       if (!reply.ok()) return reply.status();
       const auto& values = reply->body.values;
@@ -221,8 +227,7 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
 Status Session::ReleaseGradients() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
-  if (connection_->device() != nullptr) connection_->device()->RetireGradients();
-  return {};
+  return connection_->device() == nullptr ? Status() : connection_->device()->ReleaseGradients();
 }
 
 Status Session::Prefetch(std::uint64_t extent) {
@@ -234,8 +239,8 @@ Status Session::Prefetch(std::uint64_t extent) {
 }
 
 Status Session::HintPhase(wire::Phase phase) {
-  if (static_cast<std::uint32_t>(phase) > static_cast<std::uint32_t>(wire::Phase::kStep)) {
-    return {Code::kInvalidArgument, "phase is none of idle, forward, backward, step"};
+  if (static_cast<std::uint32_t>(phase) > static_cast<std::uint32_t>(wire::Phase::kLeave)) {
+    return {Code::kInvalidArgument, "phase is none of idle, forward, backward, step, leave"};
   }
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();

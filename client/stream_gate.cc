@@ -11,8 +11,10 @@ using wire::Status;
 
 Status StreamGate::Check(StreamHandle stream) {
   const Result<int> current = driver_.CurrentDevice();
-  if (!current.ok()) return current.status();
-  if (*current != ordinal_) {
+  if (!current.ok()) {
+    if (current.status().code() != Code::kInvalidArgument) return current.status();
+    if (Status used = driver_.UsePrimaryContext(ordinal_); !used.ok()) return used;
+  } else if (*current != ordinal_) {
     return {Code::kInvalidArgument,
             "device " + std::to_string(*current) + " is current, this session is for " + uuid_ +
                 ", which is device " + std::to_string(ordinal_) + " here. Hint: with torch.cuda.device(...)"};

@@ -18,8 +18,9 @@ class StreamGate {
   StreamGate(CudaDriver& driver, int ordinal, std::string uuid, wire::SegmentView view)
       : driver_(driver), ordinal_(ordinal), uuid_(std::move(uuid)), view_(view) {}
 
-  // Whether a request may be made on `stream` now. kInvalidArgument: another device is current, or none;
-  // kUnsupported: the stream captures a graph. Nothing was enqueued.
+  // Whether a request may be made on `stream` now. A thread without a current context, as threads of
+  // PyTorch's autograd can be, gets the device's. kInvalidArgument: another device is current; kUnsupported:
+  // the stream captures a graph. Nothing was enqueued.
   [[nodiscard]] wire::Status Check(StreamHandle stream);
   // Enqueues: `ready` becomes `ticket` behind what the stream holds, and behind the last ticket when that
   // was another stream's, so that `ready` only grows. Makes the words known to CUDA the first time.

@@ -126,9 +126,10 @@ Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
 }
 
 Status Tasks::SetPhase(Session& session, const wire::PhaseBody& body) {
-  if (body.phase > wire::Phase::kStep) return {Code::kInvalidArgument, "unknown phase."};
+  if (body.phase > wire::Phase::kLeave) return {Code::kInvalidArgument, "unknown phase."};
   Job* job = core_.registry.FindJob(session.identity().job);
   job->phase = body.phase;
+  if (body.phase == wire::Phase::kLeave) SendArenasAway(*job);
   // States are wanted at the step: as far as there is room, they come back while backward still computes.
   if (body.phase == wire::Phase::kBackward || body.phase == wire::Phase::kStep) PrefetchArenas(*job);
   return {};
@@ -143,6 +144,14 @@ void Tasks::PrefetchArenas(const Job& job) {
   if (spec.ranges.empty()) return;
   // A hint: what cannot be prefetched now is loaded by the step.
   static_cast<void>(core_.pager.Submit(spec).ok());
+  touched_ = true;
+}
+
+void Tasks::SendArenasAway(const Job& job) {
+  for (const wire::ExtentId id : job.extents) {
+    if (core_.registry.FindExtent(id)->arena() != nullptr)
+      core_.pager.EvictExtent(id, paging::Reason::kCommand);
+  }
   touched_ = true;
 }
 

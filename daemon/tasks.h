@@ -52,6 +52,7 @@ class Tasks {
   [[nodiscard]] wire::Status Prefetch(Session& session, const wire::PrefetchBody& body);
   [[nodiscard]] wire::Status SetPhase(Session& session, const wire::PhaseBody& body);
   void PrefetchArenas(const Job& job);
+  void SendArenasAway(const Job& job);
 
   void LaunchAll(std::span<const paging::RunAction> runs);
   void Launch(std::span<const paging::RunAction> runs);

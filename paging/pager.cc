@@ -130,6 +130,9 @@ void Pager::GiveBackUnused() {
 void Pager::Evict(wire::JobId id, std::uint64_t frames, Reason reason) {
   impl_->Evict(id, frames, reason);
 }
+void Pager::EvictExtent(wire::ExtentId id, Reason reason) {
+  impl_->EvictExtent(id, reason);
+}
 void Pager::Pump(Actions& out) {
   impl_->Pump(out);
 }

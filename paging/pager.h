@@ -272,6 +272,9 @@ class Pager {
   // nothing pins them; leases are revoked when nothing else is left.
   void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
 
+  // Pages of the extent that nothing pins now leave.
+  void EvictExtent(wire::ExtentId id, Reason reason);
+
   // Gives back wholly free segments that no page of any job could need; by the next Pump.
   void GiveBackUnused();
 

@@ -208,4 +208,12 @@ void Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
   job->evict_reason = reason;
 }
 
+void Pager::Impl::EvictExtent(wire::ExtentId id, Reason reason) {
+  Extent* extent = FindExtent(id);
+  if (extent == nullptr) return;
+  for (Page& page : extent->pages) {
+    if (page.listed) StartEvict(page, reason);
+  }
+}
+
 }  // namespace bitpager::paging

@@ -134,6 +134,7 @@ struct Pager::Impl {
   wire::Status Lease(wire::ExtentId id);
   void LeaseReleased(wire::ExtentId id);
   void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+  void EvictExtent(wire::ExtentId id, Reason reason);
 
   // ---- pager_overdue.cc
   void LeaseOverdue(wire::ExtentId id);

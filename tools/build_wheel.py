@@ -211,7 +211,8 @@ def write_wheel(out: pathlib.Path, tag: str, entries: dict, table: dict) -> path
 
 def package_entries() -> dict:
     """The Python files."""
-    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".typed") and "_native" not in path.parts]
+    kinds = (".py", ".typed", ".cc")
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in kinds and "_native" not in path.parts]
     return {f"bitpager/{path.relative_to(PACKAGE).as_posix()}": (path.read_bytes(), False) for path in files}
 
 

@@ -112,7 +112,8 @@ struct PrefetchBody {
   std::uint64_t pages = 0;
 };
 
-enum class Phase : std::uint32_t { kIdle = 0, kForward = 1, kBackward = 2, kStep = 3 };
+// kLeave: forward, and optimizer states that are on the device leave it.
+enum class Phase : std::uint32_t { kIdle = 0, kForward = 1, kBackward = 2, kStep = 3, kLeave = 4 };
 struct PhaseBody {
   Phase phase = Phase::kIdle;
   std::uint32_t reserved = 0;

@@ -91,6 +91,36 @@ bool FakeCuda::registered() {
   return host_ != nullptr;
 }
 
+void FakeCuda::ForgetContexts() {
+  const std::lock_guard lock(mutex_);
+  contexts_.emplace();
+}
+
+Result<int> FakeCuda::CurrentDevice() {
+  const std::lock_guard lock(mutex_);
+  if (!contexts_) return current.load();
+  const auto found = contexts_->find(std::this_thread::get_id());
+  if (found == contexts_->end()) return Status(Code::kInvalidArgument, "no current context");
+  return found->second;
+}
+
+Status FakeCuda::UsePrimaryContext(int ordinal) {
+  const std::lock_guard lock(mutex_);
+  if (contexts_) (*contexts_)[std::this_thread::get_id()] = ordinal;
+  return {};
+}
+
+Status FakeCuda::NeedContext() {
+  const std::lock_guard lock(mutex_);
+  if (!contexts_ || contexts_->count(std::this_thread::get_id()) != 0) return {};
+  return {Code::kDeviceFault, "CUDA_ERROR_INVALID_CONTEXT"};
+}
+
+Result<bool> FakeCuda::IsCapturing(StreamHandle) {
+  if (Status has = NeedContext(); !has.ok()) return has;
+  return capturing.load();
+}
+
 const FakeCuda::Memory* FakeCuda::At(DeviceAddress at) const {
   auto after = memory_.upper_bound(at);
   if (after == memory_.begin()) return nullptr;
@@ -138,6 +168,7 @@ void FakeCuda::UnmapShared(const client::DeviceRange&) {
 }
 
 Result<DeviceAddress> FakeCuda::RegisterHost(void* at, std::uint64_t bytes) {
+  if (Status has = NeedContext(); !has.ok()) return has;
   const std::lock_guard lock(mutex_);
   host_ = at;
   host_bytes_ = bytes;
@@ -166,6 +197,7 @@ std::atomic<std::uint64_t>* FakeCuda::Word(DeviceAddress word) {
 }
 
 Status FakeCuda::WriteWord(StreamHandle stream, DeviceAddress word, std::uint64_t value) {
+  if (Status has = NeedContext(); !has.ok()) return has;
   ++enqueued;
   Enqueue(stream, [at = Word(word), value] {
     at->store(value, std::memory_order_release);
@@ -175,6 +207,7 @@ Status FakeCuda::WriteWord(StreamHandle stream, DeviceAddress word, std::uint64_
 }
 
 Status FakeCuda::WaitWord(StreamHandle stream, DeviceAddress word, std::uint64_t value) {
+  if (Status has = NeedContext(); !has.ok()) return has;
   if (refuse_waits) return {Code::kDeviceFault, "the context is broken"};
   ++enqueued;
   Enqueue(stream, [at = Word(word), value] {
@@ -185,6 +218,7 @@ Status FakeCuda::WaitWord(StreamHandle stream, DeviceAddress word, std::uint64_t
 }
 
 Status FakeCuda::Synchronize(StreamHandle stream) {
+  if (Status has = NeedContext(); !has.ok()) return has;
   ++synchronized;
   return Drained(stream, 10'000) ? Status() : Status(Code::kDeviceFault, "the stream hangs");
 }

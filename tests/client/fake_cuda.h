@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -39,6 +40,8 @@ class FakeCuda final : public client::CudaDriver {
   [[nodiscard]] bool Drained(client::StreamHandle stream, int limit_ms);
   std::atomic<bool> capturing{false};
   std::atomic<int> current{0};  // device
+  // From now on every thread needs a context of its own: calls of one that has none fail.
+  void ForgetContexts();
   std::atomic<bool> stream_words{true};
   std::atomic<bool> refuse_waits{false};
   std::atomic<int> enqueued{0};  // writes and waits
@@ -52,7 +55,8 @@ class FakeCuda final : public client::CudaDriver {
   wire::Result<std::string> Uuid(int ordinal) override {
     return std::string(ordinal == 0 ? kFakeUuid : kOtherUuid);
   }
-  wire::Result<int> CurrentDevice() override { return current.load(); }
+  wire::Result<int> CurrentDevice() override;
+  wire::Status UsePrimaryContext(int ordinal) override;
   bool HasStreamWords(int) override { return stream_words; }
   wire::Result<client::DeviceAllocation> Describe(client::DeviceAddress at) override;
   std::uint64_t AllocationId(client::DeviceAddress at, bool ipc_capable) override;
@@ -69,7 +73,7 @@ class FakeCuda final : public client::CudaDriver {
   std::uint64_t StreamId(client::StreamHandle stream) override {
     return reinterpret_cast<std::uint64_t>(stream);
   }
-  wire::Result<bool> IsCapturing(client::StreamHandle) override { return capturing.load(); }
+  wire::Result<bool> IsCapturing(client::StreamHandle) override;
   wire::Status Synchronize(client::StreamHandle stream) override;
 
  private:
@@ -80,6 +84,7 @@ class FakeCuda final : public client::CudaDriver {
   // True when it is done.
   using Work = std::function<bool()>;
 
+  [[nodiscard]] wire::Status NeedContext();
   void Run();
   void Enqueue(client::StreamHandle stream, Work work);
   [[nodiscard]] const Memory* At(client::DeviceAddress at) const;  // under mutex_
@@ -88,6 +93,7 @@ class FakeCuda final : public client::CudaDriver {
   std::mutex mutex_;
   std::map<client::DeviceAddress, Memory> memory_;            // guarded by mutex_
   std::map<client::StreamHandle, std::deque<Work>> streams_;  // guarded by mutex_
+  std::optional<std::map<std::thread::id, int>> contexts_;    // device by thread; guarded by mutex_
   std::uint64_t last_id_ = 0;
   client::DeviceAddress next_shared_ = 0;  // guarded by mutex_
   void* host_ = nullptr;

@@ -225,7 +225,9 @@ TEST_F(Imports, GivesBackGradientsOnRequest) {
   imports_.RetireGradients(7);
   Begin(7, 7);
   EXPECT_EQ(source_.live.count(gradient.buffer), 1U) << "ticket 7 is open";
-  Begin(8, 7);
+  ASSERT_TRUE(imports_.GiveBack(7).ok());
+  EXPECT_EQ(source_.live.count(gradient.buffer), 1U) << "ticket 7 is open";
+  ASSERT_TRUE(imports_.GiveBack(8).ok()) << "no request needs to follow";
   EXPECT_EQ(source_.live.count(gradient.buffer), 0U);
   EXPECT_EQ(source_.live.count(parameter.buffer), 1U);
 }

@@ -520,6 +520,32 @@ TEST_F(Streams, WeightsAreQuantizedAndReadOnStreams) {
   EXPECT_EQ(body.out.offset, 0U);
 }
 
+// PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.
+TEST_F(Streams, ThreadWithoutAContextGetsTheDevices) {
+  Connect(GpuScript());
+  WeightOptions options;
+  options.elements = 4096;
+  const Result<std::unique_ptr<Weight>> weight = Weight::Create(*session_, options);
+  ASSERT_TRUE(weight.ok()) << weight.status().message();
+  ASSERT_TRUE((*weight)->QuantizeOnStream(wire::DType::kBF16, At(kParams), Stream(3)).ok());
+  cuda_.ForgetContexts();
+  std::thread([&] {
+    const Result<std::uint64_t> read =
+        (*weight)->DequantizeOnStream(wire::DType::kF32, At(kGrads), 0, 4096, Stream(4));
+    EXPECT_TRUE(read.ok()) << read.status().message();
+  }).join();
+  std::thread([&] { MustStep(1, Stream(5)); }).join();
+  EXPECT_TRUE(Synchronized());
+}
+
+TEST_F(Streams, ThreadWithoutAContextWaitsWhereStreamsCannot) {
+  cuda_.stream_words = false;
+  Connect(GpuScript());
+  cuda_.ForgetContexts();
+  std::thread([&] { MustStep(1); }).join();
+  EXPECT_EQ(cuda_.synchronized, 1);
+}
+
 TEST_F(Streams, UnknownDeviceIsRefusedWithThoseThatThereAre) {
   Script script = GpuScript();
   script.device = "cuda GPU-99999999-9999-9999-9999-999999999999";

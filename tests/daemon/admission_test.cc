@@ -289,10 +289,10 @@ TEST_F(Admission, HintsCheckEachField) {
   Expect(Code::kOutOfRange, Op::kPrefetch, wire::PrefetchBody{trainer_.extent(), 1'000, 0});
   Expect(Code::kOutOfRange, Op::kPrefetch, wire::PrefetchBody{trainer_.extent(), 0, ~0ULL});
   Expect(Code::kOutOfRange, Op::kPrefetch, wire::PrefetchBody{trainer_.extent(), ~0ULL, 2});
-  for (std::uint32_t phase = 0; phase <= 3; ++phase) {
+  for (std::uint32_t phase = 0; phase <= 4; ++phase) {
     Expect(Code::kOk, Op::kPhase, wire::PhaseBody{static_cast<wire::Phase>(phase), 0});
   }
-  Expect(Code::kInvalidArgument, Op::kPhase, wire::PhaseBody{static_cast<wire::Phase>(4), 0});
+  Expect(Code::kInvalidArgument, Op::kPhase, wire::PhaseBody{static_cast<wire::Phase>(5), 0});
   Expect(Code::kNotFound, Op::kLease, wire::LeaseBody{0});
   Expect(Code::kInvalidArgument, Op::kLease, wire::LeaseBody{trainer_.extent()});
 }
@@ -313,6 +313,27 @@ TEST_F(Admission, PrefetchMakesResident) {
   Expect(Code::kOk, Op::kPrefetch, wire::PrefetchBody{trainer_.extent(), 0, 0});
   daemon_.Settle();
   EXPECT_GT(daemon_.core().pager.Usage({1})->resident_by_kind[0], 0U);
+}
+
+TEST_F(Admission, StatesLeaveInAPhaseThatSaysSoAndReturnInBackward) {
+  ExpectStep(Code::kOk, [&](auto& b) {  // gives pages a content, on zero gradients
+    b.entries = 1;
+    trainer_.entry(0).grad = read_only_.Place();
+    trainer_.entry(0).param = memory_.Place();
+    trainer_.group() = {0, 0, 0, 0, 0};
+  });
+  const auto resident = [&] {
+    daemon_.Settle();
+    return daemon_.core().pager.Usage({1})->resident_by_kind[0];
+  };
+  const std::uint64_t all = resident();
+  EXPECT_GT(all, 0U);
+  Expect(Code::kOk, Op::kPhase, wire::PhaseBody{wire::Phase::kForward, 0});
+  EXPECT_EQ(resident(), all);
+  Expect(Code::kOk, Op::kPhase, wire::PhaseBody{wire::Phase::kLeave, 0});
+  EXPECT_EQ(resident(), 0U);
+  Expect(Code::kOk, Op::kPhase, wire::PhaseBody{wire::Phase::kBackward, 0});
+  EXPECT_EQ(resident(), all);
 }
 
 TEST_F(Admission, ArenasAndWeightsCheckEachField) {

@@ -78,7 +78,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
   }
   void ChangeSomething() {
     const std::uint64_t job = 1 + Below(kJobs);
-    switch (Below(10)) {
+    switch (Below(11)) {
       case 0:
         if (!extents.empty()) {
           const std::size_t i = Below(extents.size());
@@ -113,6 +113,9 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
         break;
       case 9:
         d.pager.GiveBackUnused();
+        break;
+      case 10:
+        if (!extents.empty()) d.pager.EvictExtent(extents[Below(extents.size())].id, Reason::kCommand);
         break;
     }
   }

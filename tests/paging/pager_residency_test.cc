@@ -24,6 +24,25 @@ TEST(Pager, PrefetchFillsFreeFrames) {
   EXPECT_EQ(d.loaded, loaded);
 }
 
+TEST(Pager, OneExtentsPagesLeaveAndAnothersStay) {
+  Driver d(SmallPages(80, 4));
+  const auto job = d.Job(1);
+  const auto states = d.Extent(job, 30);
+  const auto weight = d.Extent(job, 20, true, 0, wire::ExtentKind::kQuantizedWeight);
+  d.Run(job, {{states, 0, 30}, {weight, 0, 20}});
+  EXPECT_EQ(d.FramesOf(1), 50U);
+  d.pager.EvictExtent(states, Reason::kCommand);
+  d.Settle();
+  EXPECT_EQ(d.FramesOf(1), 20U);
+  // In the middle of a run: what it holds stays.
+  d.Ask(job, {{states, 0, 30}});
+  d.Pump();
+  d.pager.EvictExtent(states, Reason::kCommand);
+  d.Settle();
+  d.pager.CheckInvariants();
+  d.pager.EvictExtent(wire::ExtentId{99}, Reason::kCommand);
+}
+
 TEST(Pager, PrefetchStaysWithinTheShare) {
   Driver d(SmallPages(80, 4));
   const auto job = d.Job(1);

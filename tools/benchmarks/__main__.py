@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 GROUPS = ("cpu", "latency", "paging")
-GPU_GROUPS = ("gpu-step", "gpu-paged", "gpu-quant")
+GPU_GROUPS = ("gpu-step", "gpu-paged", "gpu-quant", "gpu-train", "gpu-oom")
 
 
 def parse() -> argparse.Namespace:
@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers", help="folder with bitsandbytes")
     parser.add_argument("--quick", action="store_true", help="GPU groups: fewer repeats")
     parser.add_argument("--mps", action="store_true", help="GPU groups: under an MPS daemon of this run's own")
+    parser.add_argument("--tiny-cpu", action="store_true", help=argparse.SUPPRESS)  # see gpu_machine.Bench
     return parser.parse_args()
 
 
@@ -56,7 +57,7 @@ def run_gpu_group(group: str, arguments: argparse.Namespace, logs: Path, before:
         if arguments.json:
             write_json(arguments.json, before + rows)
 
-    bench = gpu_run.bench_of(arguments.bin, logs, arguments.peers, arguments.quick, arguments.mps)
+    bench = gpu_run.bench_of(arguments.bin, logs, arguments.peers, arguments.quick, arguments.mps, arguments.tiny_cpu)
     rows = gpu_run.run(group, bench, keep)
     print_table(group, rows)
     return rows

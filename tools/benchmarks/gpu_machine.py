@@ -32,6 +32,7 @@ class Bench:
     peers: Path
     quick: bool = False
     mps: bool = False
+    tiny_cpu: bool = False  # gpu-train and gpu-oom on the processor, with models of no size: shows that they run
     known: dict = field(default_factory=dict)
 
     def ms_of(self, moved_bytes: float, ceiling: str) -> float | None:

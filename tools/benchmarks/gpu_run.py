@@ -1,4 +1,4 @@
-"""Entry of the GPU groups: gpu-step, gpu-paged, gpu-quant."""
+"""Entry of the GPU groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpu_mps import mps
 from gpu_sections import run_sections
 from rows import Row
 
-GROUPS = ("gpu-step", "gpu-paged", "gpu-quant")
+GROUPS = ("gpu-step", "gpu-paged", "gpu-quant", "gpu-train", "gpu-oom")
 
 
 def run(group: str, bench: Bench, keep: Callable[[list[Row]], None]) -> list[Row]:
@@ -28,5 +28,5 @@ def run(group: str, bench: Bench, keep: Callable[[list[Row]], None]) -> list[Row
         return [row]
 
 
-def bench_of(programs: Path, logs: Path, peers: Path, quick: bool, under_mps: bool) -> Bench:
-    return Bench(programs.resolve(), logs, peers.resolve(), quick, under_mps)
+def bench_of(programs: Path, logs: Path, peers: Path, quick: bool, under_mps: bool, tiny_cpu: bool = False) -> Bench:
+    return Bench(programs.resolve(), logs, peers.resolve(), quick, under_mps, tiny_cpu)

@@ -9,7 +9,8 @@ Without a running daemon the first use starts a private one, which ends with its
 
 from __future__ import annotations
 
-from . import functional, nn, optim
+from . import functional, hints, nn, optim
+from .allocator import AllocatorGuard, guard_allocator
 from .errors import (
     AlreadyExistsError,
     BudgetError,
@@ -35,6 +36,7 @@ from .errors import (
     VersionError,
 )
 from .quant_state import QuantState
+from .retry import guard
 from .session import Session, connect, default_session, disconnect, memory_stats, memory_summary
 from .weight import Weight
 
@@ -53,6 +55,7 @@ def __getattr__(name):
 
 
 __all__ = [
+    "AllocatorGuard",
     "AlreadyExistsError",
     "BudgetError",
     "BusyError",
@@ -82,6 +85,9 @@ __all__ = [
     "default_session",
     "disconnect",
     "functional",
+    "guard",
+    "guard_allocator",
+    "hints",
     "memory_stats",
     "memory_summary",
     "nn",

@@ -45,7 +45,7 @@ F32, F16, BF16, U8 = 0, 1, 2, 3
 ADAM, LION = 0, 1
 QUANT_TYPES = {"nf4": 0, "fp4": 1}
 PATHS = {"auto": 0, "request": 1, "lease": 2}
-PHASES = {"idle": 0, "forward": 1, "backward": 2, "step": 3}
+PHASES = {"idle": 0, "forward": 1, "backward": 2, "step": 3, "leave": 4}
 
 
 class ConnectOptions(Structure):

@@ -16,6 +16,7 @@ import warnings
 import weakref
 
 from . import _lib, errors
+from .allocator import guard_new_session
 from .sizes import parse_bytes, print_bytes
 
 _default = None
@@ -37,6 +38,7 @@ class Session:
         self._storages_lock = threading.Lock()
         self._arenas = weakref.WeakValueDictionary()  # extent -> Arena, to tell whose step failed
         self._finished = _lib.sized(_lib.Finished)
+        self._allocator_guard = None  # allocator.AllocatorGuard, of a GPU
         info = self.info()
         self.device_kind = info["device_kind"]
         self.device_uuid = info["device_uuid"]
@@ -65,6 +67,8 @@ class Session:
         """Detaches. The job's pages are dropped, or kept for its linger time. Does nothing the second time."""
         handle, self._handle = self._handle, None
         if handle is not None and self._pid == os.getpid():
+            if self._allocator_guard is not None:
+                self._allocator_guard.close()
             self._storages.clear()
             _lib.lib().bp_disconnect(handle)
 
@@ -142,7 +146,8 @@ class Session:
                 self._hint(_lib.lib().bp_prefetch, extent)
 
     def hint_phase(self, phase: str) -> None:
-        """Says what the process does from now on: "idle", "forward", "backward" or "step"."""
+        """Says what the process does from now on: "idle", "forward", "backward" (optimizer states come back as far as
+        there is room), "step", or "leave": forward, and states that are on the device leave it."""
         if phase not in _lib.PHASES:
             raise ValueError(f"phase must be one of {', '.join(_lib.PHASES)}; got {phase!r}")
         self._hint(_lib.lib().bp_phase_hint, _lib.PHASES[phase])
@@ -273,6 +278,8 @@ def connect(
             RuntimeWarning,
             stacklevel=2,
         )
+    if session.device_kind == "cuda":
+        guard_new_session(session)
     if default:
         _offer_default(session)
     return session

@@ -61,6 +61,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._loaded_bits = {}  # parameter -> width of the state that was loaded for it
         self._pending = {}  # parameter -> LoadedState, until its arena exists
         self._step_count = 0
+        self.parts_sent = 0  # parts of steps, one for each arena, that were on their way: never to be sent again
         self.on_nonfinite = on_nonfinite
         self.name = name or f"{kind}-{next(_counters[kind])}"
         self._registry = Registry(self.rule, evictable, self.name, self._describe, self._report_late)
@@ -322,11 +323,11 @@ class BlockOptimizer(torch.optim.Optimizer):
             self._admit()
         manager = GlobalOptimManager.get_instance()
         plain = [settings_of(group, None) for group in self.param_groups]
-        requests = {}
+        requests, empty = {}, []
         for group_index, index, p in stepped:
             slot = slots.get(p)
             if slot is None:  # without elements
-                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+                empty.append(self.state[p])
                 continue
             self._registry.locate(p, slot)
             override = manager.settings_of(p, (group_index, index))
@@ -335,6 +336,8 @@ class BlockOptimizer(torch.optim.Optimizer):
             if request is None:
                 request = requests[slot.arena] = Request(len(self.param_groups))
             request.add(slot, p, gradient_of(p), self.state[p], settings, group_index, bool(override))
+        for state in empty:
+            state["step"] = state.get("step", 0) + 1
         return requests
 
     def _submit(self, requests) -> None:
@@ -360,6 +363,7 @@ class BlockOptimizer(torch.optim.Optimizer):
                         raise
                     interrupt = error  # the library has not seen the step yet
                     code, result = self._step_arena(arena, request)
+                self.parts_sent += 1
                 if code == _lib.NON_FINITE:
                     skipped_blocks += result.nonfinite_blocks
                 if code == _lib.INTERRUPTED:
@@ -372,9 +376,11 @@ class BlockOptimizer(torch.optim.Optimizer):
                     raise
                 interrupt = error
                 _lib.settle(arena.session.handle)
-            except errors.DaemonLostError:
-                raise
-            except errors.Error:
+            except Exception as error:
+                refused = isinstance(error, errors.Error) and not isinstance(error, errors.DaemonLostError)
+                if arena.submitted and not refused:
+                    self.parts_sent += 1  # perhaps
+                    raise
                 request.count(-1)
                 self._step_count -= 0 if position or on_gpu else 1
                 raise
@@ -395,6 +401,8 @@ class BlockOptimizer(torch.optim.Optimizer):
         except BaseException:
             self._step_count -= not self._streams.sent
             raise
+        finally:
+            self.parts_sent += self._streams.sent
 
     def _report_late(self, arena, finished) -> None:
         """A step on a stream left blocks out."""

@@ -1,0 +1,286 @@
+"""Memory that runs short on a GPU: the allocator gets what pages hold, guard() retries, numbers stay what they are.
+
+A ballast tensor makes the shortage. The models are linear layers alone, whose every operation is deterministic."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+
+import bitpager
+import gpu_daemon
+import gpu_training
+import pytest
+import torch
+from bitpager import allocator
+
+DEVICE = gpu_training.DEVICE
+MIB = 1 << 20
+GIB = 1 << 30
+HIDDEN = 4096
+LAYERS = 24  # 400 million parameters: 800 MiB of 8-bit AdamW states
+STATES = LAYERS * HIDDEN * HIDDEN * 2
+ROWS = 12 * 1024  # of a spike: 96 MiB each activation in bf16, 48 of them
+STEPS = 4
+
+
+@pytest.fixture
+def roomy(make_daemon):
+    """A daemon that keeps all states on the device while there is room."""
+    return make_daemon("--device-budget", "2GiB", "--host-budget", "2GiB", "--free-watermark", "64MiB")
+
+
+@pytest.fixture
+def job(roomy):
+    with gpu_daemon.connect(roomy, "oom") as session:
+        assert session._allocator_guard is not None and session._allocator_guard.active, (
+            f"no callback here: {bitpager.guard_allocator(session)}"
+        )
+        yield session
+
+
+class Training:
+    """Layers whose activations take `rows` * HIDDEN * 2 bytes each, twice that with the nonlinearity."""
+
+    def __init__(self, session, seed=1):
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        layers = []
+        for _ in range(LAYERS):
+            layer = torch.nn.Linear(HIDDEN, HIDDEN, bias=False, device="meta")
+            weight = torch.randn(HIDDEN, HIDDEN, generator=generator, device=DEVICE) * HIDDEN**-0.5
+            layer.weight = torch.nn.Parameter(weight.to(torch.bfloat16))
+            layers += [layer, torch.nn.ReLU()]
+        self.model = torch.nn.Sequential(*layers)
+        self.optimizer = bitpager.optim.PagedAdamW8bit(self.model.parameters(), lr=1e-3, session=session)
+
+    def step(self, rows, dropout=0.0):
+        x = torch.randn(rows, HIDDEN, device=DEVICE, dtype=torch.bfloat16)
+        y = torch.nn.functional.dropout(self.model(x), dropout)
+        y.float().square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def digest(self):
+        torch.cuda.synchronize()
+        return gpu_training.digest(self.model.parameters())
+
+    def end(self):
+        self.optimizer.drop()
+        self.model = self.optimizer = None
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def settle(session):
+    """What is free afterwards is free: the daemon's mappings of gradients are gone too."""
+    session.synchronize()
+    torch.cuda.synchronize()
+    session.release_gradients()
+    torch.cuda.empty_cache()
+    time.sleep(0.3)
+
+
+def run(session, rows, ballast=None, steps=STEPS, give_back=False):
+    """(digest, peak bytes of torch's). ballast: makes the shortage once the states are on the device."""
+    training = Training(session)
+    torch.manual_seed(7)
+    training.step(16)
+    settle(session)
+    held = ballast() if ballast else None
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps):
+        training.step(rows)
+        if give_back:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    session.synchronize()
+    peak = torch.cuda.max_memory_reserved()
+    digest = training.digest()
+    del held
+    training.end()
+    return digest, peak
+
+
+def leaving(size):
+    """A ballast that leaves `size` bytes free."""
+
+    def make():
+        free = torch.cuda.mem_get_info()[0]
+        if free < size:
+            pytest.skip(f"only {free / GIB:.1f} GiB are free")
+        return torch.empty(int(free - size), dtype=torch.uint8, device=DEVICE)
+
+    return make
+
+
+@pytest.mark.parametrize("give_back", [False, True], ids=["cached", "given back"])
+def test_a_spike_above_the_free_memory_finishes_with_the_same_numbers(job, give_back):
+    """Activations need 300 MiB more than is free: what the states hold."""
+    expected, peak = run(job, ROWS, give_back=give_back)
+    begun = job._allocator_guard.stats()
+
+    def ballast():
+        return leaving(peak - torch.cuda.memory_reserved() - 300 * MIB)()
+
+    stored = job.memory_stats()["stored_bytes"]
+    digest, _ = run(job, ROWS, ballast, give_back=give_back)
+    ended = job._allocator_guard.stats()
+    assert digest == expected
+    assert ended["requests"] > begun["requests"], "there was room: this shows nothing"
+    assert job.memory_stats()["stored_bytes"] > stored
+    assert ended["requests"] - begun["requests"] < 40 and ended["failed"] == begun["failed"], ended
+
+
+def test_an_allocation_far_above_the_free_memory(job):
+    """With the callback, and, as what was shown must be its work, without it."""
+    for active in (True, False):
+        training = Training(job)
+        training.step(16)
+        settle(job)
+        held = leaving(128 * MIB)()
+        guard = bitpager.guard_allocator(job, reserve=400 * MIB)
+        assert guard.active
+        if active:
+            spike = torch.ones(360 * MIB, dtype=torch.uint8, device=DEVICE)
+            assert int(spike[-1]) == 1
+            del spike
+        else:
+            guard.close()
+            with pytest.raises(torch.OutOfMemoryError):
+                torch.ones(360 * MIB, dtype=torch.uint8, device=DEVICE)
+        del held
+        training.end()
+
+
+def test_guard_retries_what_really_ran_out(job):
+    """One allocation larger than the reserve, with dropout's random numbers before it."""
+
+    def train(make_ballast):
+        training = Training(job)
+        torch.manual_seed(3)
+        spikes = []
+
+        def step(spike):
+            x = torch.randn(64, HIDDEN, device=DEVICE, dtype=torch.bfloat16)
+            y = torch.nn.functional.dropout(training.model(x), 0.2)
+            y.float().square().mean().backward()
+            if spike:
+                big = torch.zeros(spike, dtype=torch.uint8, device=DEVICE)
+                spikes.append(int(big[0]))
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+
+        guarded = bitpager.guard(step, training.model, training.optimizer)
+        guarded(0)
+        job.synchronize()
+        torch.cuda.synchronize()  # gradients' memory stays in torch's cache, for those of the next steps
+        held = make_ballast() if make_ballast else None
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for spike in (0, 350 * MIB, 0, 0):
+                guarded(spike if make_ballast else 0)
+        job.synchronize()
+        digest, draw = training.digest(), torch.rand(4, device=DEVICE)
+        del held
+        training.end()
+        return digest, draw, guarded.guard.retried, [str(w.message) for w in said]
+
+    digest, draw, retried, _ = train(None)
+    assert retried == 0
+    job._allocator_guard.close()  # or the callback's reserve would do
+    again, redraw, retried, said = train(leaving(160 * MIB))
+    assert retried == 1, said
+    assert again == digest and torch.equal(draw, redraw)
+    assert any("undid it" in text for text in said), said
+
+
+def test_guard_says_what_would_help_when_nothing_does(job):
+    training = Training(job)
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+
+    def step():
+        torch.empty(total, dtype=torch.uint8, device=DEVICE)
+
+    guarded = bitpager.guard(step, training.model, training.optimizer, retries=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(torch.OutOfMemoryError, match="What would help") as caught:
+            guarded()
+    assert "GiB this process's tensors" in str(caught.value) or "MiB this process's tensors" in str(caught.value)
+    training.step(16)  # goes on
+    job.synchronize()
+    training.end()
+
+
+def test_autograds_threads_read_weights_by_request(make_daemon):
+    """Backward runs in a thread of its own, in which nothing has used CUDA before."""
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "1GiB", "--window-pages", "2")
+    with gpu_daemon.connect(daemon, "threads") as session:
+        layers = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            linear = torch.nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16)
+            layers.append(bitpager.nn.Linear4bit.from_linear(linear.to(DEVICE), session=session))
+        x = torch.randn(64, 2048, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        found, failures = [], []
+
+        def work():
+            try:
+                out = torch.empty(2048, 2048, device=DEVICE, dtype=torch.bfloat16)
+                found.append(layers[0].weight.pages.dequantize(path="request", out=out))
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not failures, failures
+        assert torch.equal(found[0], layers[0].weight.pages.dequantize(path="request"))
+        y = x
+        for layer in layers:
+            y = layer(y)
+        y.float().sum().backward()
+        assert bool(x.grad.isfinite().all())
+
+
+def test_hints_let_states_leave_and_return(job):
+    training = Training(job)
+    training.step(16)
+    job.synchronize()
+    resident = job.memory_stats()["resident_state_bytes"]
+    assert resident > STATES // 2
+    seen = []
+    hooks = bitpager.hints.attach(training.model, training.optimizer, leave=True)
+
+    def look(*_):
+        until = time.monotonic() + 2
+        seen.append(resident)
+        while seen[-1] >= resident and time.monotonic() < until:
+            seen[-1] = job.memory_stats()["resident_state_bytes"]
+
+    training.model.register_forward_hook(look)
+    for _ in range(3):
+        training.step(ROWS)
+        job.synchronize()
+    hooks.detach()
+    assert min(seen) < resident, "nothing left in forward"
+    assert job.memory_stats()["resident_state_bytes"] > STATES // 2
+    training.end()
+
+
+def test_the_library_is_compiled_for_this_torch(tmp_path):
+    path = allocator.build(
+        allocator.pathlib.Path(torch.__file__).parent, torch.__version__, allocator._cxx11(torch), tmp_path
+    )
+    assert path.is_file()
+
+
+def test_closing_a_session_takes_it_away_from_the_allocator(roomy):
+    for _ in range(3):
+        with gpu_daemon.connect(roomy, "closing") as session:
+            assert session._allocator_guard.active
+        held = leaving(80 * MIB)()
+        more = torch.empty(32 * MIB, dtype=torch.uint8, device=DEVICE)  # asks nobody
+        del held, more
+        torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ ALLOWED = {
     "paging": ("client/wire",),
     "daemon": ("client/wire", "quant", "optim8bit", "kernels", "paging"),
     "client": ("client/wire", "quant", "kernels/local.h"),
+    "client/torch": ("client", "client/wire"),
 }
 FREE = ("tests", "tools")  # may include anything of the project
 CUDA_FOLDER = "kernels/cuda"

@@ -2,11 +2,15 @@
 // it. The fd may be closed afterwards. Move-only, any thread.
 #pragma once
 
-#include <boost/interprocess/mapped_region.hpp>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "client/wire/status.h"
+
+namespace boost::interprocess {
+class mapped_region;
+}
 
 namespace bitpager::wire {
 
@@ -14,15 +18,23 @@ enum class MapMode : std::uint8_t { kReadOnly, kReadWrite };
 
 class Mapping {
  public:
-  Mapping() = default;
+  Mapping();
+  ~Mapping();
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
   // Maps the first `bytes` of `fd`. kProtocol: the file is shorter. kOutOfMemory: no address space or memory.
   [[nodiscard]] static Result<Mapping> Map(int fd, std::uint64_t bytes, MapMode mode);
 
-  [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(region_.get_address()); }
-  [[nodiscard]] std::uint64_t bytes() const { return region_.get_size(); }
+  [[nodiscard]] std::byte* base() const { return base_; }
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
 
  private:
-  boost::interprocess::mapped_region region_;
+  explicit Mapping(std::unique_ptr<boost::interprocess::mapped_region> region);
+
+  // Behind a pointer, so that users of the client's headers need no Boost.
+  std::unique_ptr<boost::interprocess::mapped_region> region_;
+  std::byte* base_ = nullptr;
+  std::uint64_t bytes_ = 0;
 };
 
 // The seals of a memory file (fcntl F_GET_SEALS); 0 where there are none.

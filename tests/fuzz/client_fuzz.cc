@@ -1,6 +1,7 @@
 // Fuzzes the client's side: completions, cursors and lease slots of the shared segment overwritten, and
 // replies of garbage on the socket. The client says that the session is over, or goes on; it never crashes,
 // waits for ever or keeps an fd. One thread.
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>

@@ -23,7 +23,7 @@ def tree(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
 
-    for folder in ("client/wire", "client", "quant", "optim8bit", "kernels", "paging", "daemon"):
+    for folder in ("client/wire", "client/torch", "client", "quant", "optim8bit", "kernels", "paging", "daemon"):
         write(f"{folder}/a.h", "#pragma once")
     write("kernels/local.h", "#pragma once")
     write.root = tmp_path
@@ -46,6 +46,8 @@ def test_project_itself_obeys():
         ("client/b.cc", "quant/a.h"),
         ("client/b.cc", "kernels/local.h"),
         ("client/b.cc", "client/a.h"),
+        ("client/torch/b.cc", "client/a.h"),
+        ("client/torch/b.cc", "client/torch/a.h"),
         ("tests/b.cc", "daemon/a.h"),
         ("tools/b.cc", "paging/a.h"),
     ],
@@ -63,6 +65,8 @@ def test_allowed(tree, file, included):
         ("paging/b.cc", "client/a.h"),
         ("client/wire/b.h", "client/a.h"),
         ("client/b.cc", "kernels/a.h"),
+        ("client/b.cc", "client/torch/a.h"),
+        ("client/torch/b.cc", "kernels/local.h"),
         ("client/b.cc", "daemon/a.h"),
         ("client/b.cc", "paging/a.h"),
         ("kernels/b.cc", "daemon/a.h"),

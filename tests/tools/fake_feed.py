@@ -17,9 +17,13 @@ from feed_simulation import HOSTILE_NAMES, Node
 
 WEB = pathlib.Path(__file__).resolve().parents[2] / "tools" / "dashboards" / "web"
 CHART = pathlib.Path("/usr/share/javascript/chart.js/chart.min.js")
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
-         ".svg": "image/svg+xml"}  # fmt: skip
-HEADERS = {"Content-Security-Policy": "default-src 'self'", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}  # fmt: skip
+HEADERS = {"Content-Security-Policy": "default-src 'self'", "X-Content-Type-Options": "nosniff",
+           "Cache-Control": "no-store"}  # fmt: skip
+
+EVENTS = (("attach", "rank 0"), ("evict", "share"), ("pressure", "free memory is under the watermark"),
+          ("killed", "process 4711 ended without a detach"))  # fmt: skip
 
 
 class Feed:
@@ -51,9 +55,13 @@ class Feed:
         with self.lock:
             device = self.node.devices[0].uuid
             now = int((self.node.begun + self.node.ticks) * 1000)
-            body = {"schema_version": 1, "name": name, "time_unix_ms": now, "job": job, "device": device, "bytes": size, "text": text}
+            body = {"schema_version": 1, "name": name, "time_unix_ms": now, "job": job, "device": device,
+                    "bytes": size, "text": text}  # fmt: skip
             self.events.append((self.serial, body))
             self.lock.notify_all()
+
+    def last_events(self):
+        return {"schema_version": 1, "events": [body for _, body in self.events[-256:]]}
 
     def cut(self, streams=True, everything=False):
         """Ends the streams that are open; later ones are refused, and all else too where `everything`."""
@@ -85,9 +93,10 @@ def _handler_of(feed):
                 return
             if path == "/api/stream":
                 self._stream()
-            elif path in ("/api/status", "/api/pages"):
+            elif path in ("/api/status", "/api/pages", "/api/events"):
+                bodies = {"status": feed.node.status, "pages": feed.node.page_map, "events": feed.last_events}
                 with feed.lock:
-                    body = feed.node.status() if path == "/api/status" else feed.node.page_map()
+                    body = bodies[path.removeprefix("/api/")]()
                 self._answer(200, "application/json", json.dumps(body).encode())
             else:
                 self._file("index.html" if path == "/" else path.removeprefix("/assets/"))
@@ -121,7 +130,8 @@ def _handler_of(feed):
             try:
                 while not feed.refuse_streams:
                     with feed.lock:
-                        feed.lock.wait_for(lambda: feed.serial != seen or len(feed.events) > told or feed.refuse_streams, 5)
+                        while feed.serial == seen and len(feed.events) == told and not feed.refuse_streams:
+                            feed.lock.wait(5)
                         news = [body for _, body in feed.events[told:]]
                         fresh = feed.serial != seen
                         told, seen = len(feed.events), feed.serial
@@ -155,10 +165,9 @@ def main():
     for _ in range(options.past):
         feed.node.tick()
     print(feed.url, flush=True)
-    if options.events:
-        for name, text in (("attach", "rank 0"), ("evict", "share: 96 pages"), ("pressure", "free memory is under the watermark"), ("killed", "process 4711 ended without a detach")):
-            time.sleep(3)
-            feed.publish(name, names[0] if name != "pressure" else "", text, 96 * (2 << 20) if name == "evict" else 0)
+    for name, text in EVENTS if options.events else ():
+        time.sleep(3)
+        feed.publish(name, names[0], text)
     threading.Event().wait()
 
 

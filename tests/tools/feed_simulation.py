@@ -11,7 +11,8 @@ import time
 
 MIB = 1 << 20
 REASONS = ("demand", "prefetch", "share", "limit", "command", "pressure", "closing")
-BOUNDS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BOUNDS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2,
+            0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # fmt: skip
 KINDS = ("optimizer_state", "quantized_weight")
 
 HOSTILE_NAMES = (
@@ -51,6 +52,7 @@ class Job:
         self.resident = [0] * len(self.sizes)
         self.dirty = [0] * len(self.sizes)
         self.streaming = [0] * len(self.sizes)
+        self.written = [False] * len(self.sizes)
         self.weight = 1 + number % 3
         self.step_s = rng.uniform(0.02, 0.4)
         self.phase = rng.random()
@@ -109,6 +111,7 @@ class Node:
             come = job.sizes[place] - job.resident[place]
             job.moved["to_device"]["demand"] += come * device.page_bytes
             job.resident[place] = job.streaming[place] = job.sizes[place]
+            job.written[place] = True
             job.dirty[place] = job.sizes[place] if job.kind == KINDS[0] else 0
         place = (head + cells // 2) % cells
         while job.resident_pages() > share:
@@ -146,7 +149,8 @@ class Node:
             "id": job.id, "name": job.name, "device": device.uuid, "uid": 1000, "sessions": 1, "lingering": False,
             "linger_left_ms": 0, "weight": float(job.weight), "device_quota_bytes": 0, "host_quota_bytes": 0,
             "pages": job.pages, "resident_bytes": resident, "host_bytes": total,
-            "leased_bytes": resident // 4 if job.kind == KINDS[1] else 0, "dirty_bytes": sum(job.dirty) * device.page_bytes,
+            "leased_bytes": resident // 4 if job.kind == KINDS[1] else 0,
+            "dirty_bytes": sum(job.dirty) * device.page_bytes,
             "buffer_bytes": 3 * MIB, "bytes_by_kind": of_kind(total), "resident_bytes_by_kind": of_kind(resident),
             "host_by_kind": of_kind(total), "share_bytes": device.budget_pages * device.page_bytes // 2,
             "loaded_bytes": sum(job.moved["to_device"].values()), "stored_bytes": sum(job.moved["to_host"].values()),
@@ -167,6 +171,7 @@ class Node:
         }
         return {
             "kind": device.kind, "uuid": device.uuid, "name": "Simulated", "open": True,
+            "gpu": str(device.index) if device.kind == "cuda" else "cpu",
             "budget_bytes": budget * page, "used_bytes": used * page, "free_bytes": (budget - used) * page,
             "budget_frames": budget, "used_frames": used, "free_frames": budget - used,
             "host_budget_bytes": 4 * budget * page,
@@ -203,7 +208,8 @@ class Node:
         devices = []
         for device in self.devices:
             cells = [
-                [number, job.resident[i], job.dirty[i], job.sizes[i] - job.resident[i], job.streaming[i]]
+                [number, job.resident[i] - job.streaming[i], job.dirty[i],
+                 job.sizes[i] - job.resident[i] if job.written[i] else 0, job.streaming[i]]
                 for number, job in enumerate(device.jobs)
                 for i in range(len(job.sizes))
             ]

@@ -133,6 +133,10 @@ const source = new LiveSource({
     say(spoken(body));
     invalidate();
   },
+  events: (bodies) => {
+    model.addEvents(bodies);
+    invalidate();
+  },
   state: (state) => {
     connection = state;
     drawState();

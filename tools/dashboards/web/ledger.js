@@ -32,7 +32,8 @@ const sumValues = (map) => [...map.values()].reduce((a, b) => a + b, 0);
 function pressure(value) {
   const chip = $("pressure");
   setText(chip, `pressure ${format.share(value)}`);
-  setAttribute(chip, "data-level", value >= 0.98 ? "alarm" : value >= 0.85 ? "warn" : null);
+  setAttribute(chip, "title", "How near the free memory is to the watermark that pages leave free; at 100% pages have to go.");
+  setAttribute(chip, "data-level", value >= 0.99 ? "alarm" : value >= 0.5 ? "warn" : null);
 }
 
 function tiles(totals, model) {

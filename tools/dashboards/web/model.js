@@ -15,6 +15,8 @@ const list = (value) => (Array.isArray(value) ? value : []);
 const sumOf = (object) => Object.values(object ?? {}).reduce((sum, value) => sum + number(value), 0);
 export const seriesKey = (...parts) => parts.join("\u0001");
 
+const identityOf = (event) => seriesKey(event.time_unix_ms, event.name, event.device, event.job, event.bytes, event.text);
+
 /** The counters of a snapshot that rates come from. */
 function countersOf(snapshot) {
   const jobs = new Map();
@@ -100,18 +102,22 @@ export class Model {
   }
 
   addEvent(event) {
-    if (typeof event !== "object" || event === null) return;
-    this.events.unshift(event);
-    if (this.events.length > MOST_EVENTS) this.events.length = MOST_EVENTS;
+    this.addEvents([event]);
+  }
+
+  /** Adds those that are not there yet: the stream and the daemon's own list overlap. */
+  addEvents(events) {
+    const known = new Set(this.events.map(identityOf));
+    const fresh = list(events).filter((event) => typeof event === "object" && event !== null && !known.has(identityOf(event)));
+    if (fresh.length === 0) return;
+    this.events = [...fresh.reverse(), ...this.events].sort((a, b) => number(b.time_unix_ms) - number(a.time_unix_ms)).slice(0, MOST_EVENTS);
   }
 
   #name(snapshot) {
-    let index = 0;
-    for (const device of list(snapshot.devices)) {
-      const cpu = device.kind === "cpu";
-      this.#labels.set(device.uuid, cpu ? "CPU" : `GPU ${Number.isInteger(device.index) ? device.index : index}`);
-      index += 1;
-    }
+    list(snapshot.devices).forEach((device, index) => {
+      const number = /^[0-9]{1,4}$/.test(device.gpu) ? device.gpu : index;
+      this.#labels.set(device.uuid, device.kind === "cpu" ? "CPU" : `GPU ${number}`);
+    });
   }
 
   #rowOf(job, now) {
@@ -121,7 +127,7 @@ export class Model {
     const stall = grown("stall", RECENT_MS);
     return {
       key, name: String(job.name ?? ""), device: job.device, uid: number(job.uid), sessions: number(job.sessions),
-      lingering: job.lingering === true, resident: number(job.resident_bytes), host: number(job.host_bytes),
+      state: job.ending === true ? "ends" : job.lingering === true ? "lingers" : "", resident: number(job.resident_bytes), host: number(job.host_bytes),
       dirty: number(job.dirty_bytes), leased: number(job.leased_bytes), share: number(job.share_bytes),
       quota: number(job.device_quota_bytes), hostQuota: number(job.host_quota_bytes), weight: number(job.weight),
       kinds: job.bytes_by_kind ?? {}, steps: number(job.steps), nonfinite: number(job.nonfinite_blocks),

@@ -1,11 +1,12 @@
 // The page map of one device on a canvas: a cell stands for some pages of one job. Its colour is the job's, as strong
 // as the share of its pages that is on the device; a bar at its foot says how much of it is dirty, a frame that its
-// pages are moving. Only cells that changed are drawn again.
+// pages are moving. Pages that were never written are nowhere. Only cells that changed are drawn again.
 
 import { nameText } from "./format.js";
 import { ink, mix, slotColour } from "./palette.js";
 
 const LEVELS = 8;
+const UNWRITTEN = LEVELS + 1;
 const SMALLEST = 4; // of a cell with its gap, in CSS pixels
 const LARGEST = 24;
 
@@ -27,13 +28,21 @@ export function layout(count, width, height) {
   return { columns, rows: Math.ceil(count / columns), wide: SMALLEST, high: SMALLEST };
 }
 
-/** What of a cell is seen, as one number; equal numbers look the same. */
-export function lookOf(cell) {
+/** How many pages each cell has: as many as there are a cell, but the last of a job may have fewer. */
+export function pagesOf(map, i) {
+  const [job, resident, , host, streaming] = map.cells[i];
+  const known = resident + host + streaming;
+  const last = i + 1 === map.cells.length || map.cells[i + 1][0] !== job;
+  return last ? Math.max(1, known) : Math.max(known, map.pages_per_cell);
+}
+
+/** What of a cell of `pages` pages is seen, as one number; equal numbers look the same. */
+export function lookOf(cell, pages) {
   const [job, resident, dirty, host, streaming] = cell;
-  const pages = Math.max(1, resident + host);
-  const level = resident === 0 ? 0 : Math.max(1, Math.round((resident / pages) * LEVELS));
+  const here = resident + streaming;
+  const level = here + host === 0 ? UNWRITTEN : here === 0 ? 0 : Math.max(1, Math.round((here / pages) * LEVELS));
   const foot = dirty === 0 ? 0 : Math.max(1, Math.round((Math.min(dirty, pages) / pages) * LEVELS));
-  return job * 512 + Math.min(level, LEVELS) * 32 + Math.min(foot, LEVELS) * 2 + (streaming > 0 ? 1 : 0);
+  return job * 512 + level * 32 + Math.min(foot, LEVELS) * 2 + (streaming > 0 ? 1 : 0);
 }
 
 export class PageMap {
@@ -69,7 +78,7 @@ export class PageMap {
     if (this.#looks.length !== cells.length) this.#looks = new Int32Array(cells.length).fill(-1);
     let changed = 0;
     for (let i = 0; i < cells.length; i += 1) {
-      const look = lookOf(cells[i]);
+      const look = lookOf(cells[i], pagesOf(map, i));
       if (look === this.#looks[i]) continue;
       this.#looks[i] = look;
       this.#draw(i, cells[i][0], look, scale);
@@ -93,10 +102,10 @@ export class PageMap {
     this.#fills = map.jobs.map((name) => {
       const strength = view.focus !== null && view.focus !== name ? 0.25 : 1;
       const colour = slotColour(view.theme, view.colours.slot(name));
-      const level = (i) => mix(colour, colours.panel, strength * (i === 0 ? 0.2 : 0.35 + (0.65 * i) / LEVELS));
-      return Array.from({ length: LEVELS + 1 }, (_, i) => level(i));
+      const level = (i) => mix(colour, colours.panel, strength * (i === 0 ? 0.24 : 0.35 + (0.65 * i) / LEVELS));
+      const levels = [...Array.from({ length: LEVELS + 1 }, (_, i) => level(i)), mix(colour, colours.panel, strength * 0.07)];
+      return { levels, marks: mix(colours.text, colours.panel, strength) };
     });
-    this.#fills.ink = colours;
   }
 
   #draw(i, job, look, scale) {
@@ -109,16 +118,18 @@ export class PageMap {
     const level = (look >> 5) & 15;
     const foot = (look >> 1) & 15;
     const context = this.#context;
-    context.fillStyle = this.#fills[job]?.[level] ?? this.#fills.ink.muted;
+    const fills = this.#fills[job];
+    if (fills === undefined) return; // a job that the map does not name
+    context.fillStyle = fills.levels[level];
     context.fillRect(left, top, across, down);
     if (foot > 0) {
       const thick = Math.max(1, Math.round(down * 0.2));
-      context.fillStyle = this.#fills.ink.text;
+      context.fillStyle = fills.marks;
       context.fillRect(left, top + down - thick, Math.max(thick, Math.round((across * foot) / LEVELS)), thick);
     }
     if ((look & 1) === 1) {
       const pen = Math.max(1, Math.round(scale));
-      context.strokeStyle = this.#fills.ink.text;
+      context.strokeStyle = fills.marks;
       context.lineWidth = pen;
       context.strokeRect(left + pen / 2, top + pen / 2, across - pen, down - pen);
     }
@@ -130,7 +141,8 @@ export class PageMap {
     const [job, resident, dirty, host, streaming] = map.cells[i];
     const first = map.cells.findIndex((cell) => cell[0] === job);
     const moving = streaming > 0 ? `, ${streaming} moving` : "";
-    return `${nameText(map.jobs[job], 40)}, cell ${i - first + 1}: ${resident} of ${resident + host} pages on the device, ${dirty} dirty${moving}`;
+    const unwritten = Math.max(0, pagesOf(map, i) - resident - host - streaming);
+    return `${nameText(map.jobs[job], 40)}, cell ${i - first + 1}: ${resident} pages on the device, ${dirty} dirty${moving}, ${host} on the host${unwritten > 0 ? `, ${unwritten} never written` : ""}`;
   }
 
   #point(event) {

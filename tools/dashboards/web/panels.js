@@ -93,7 +93,7 @@ const TIME = {
 
 const EVICT = {
   binary: false, second: true, least: 1, textOf: (value, set) => (set.yAxisID === "y2" ? format.share(value) : `${format.perSecond(value)} pages/s`),
-  tick: (value) => format.count(value),
+  tick: (value) => (value < 10 ? String(Number(value.toFixed(1))) : format.count(value)),
   series: (view) => {
     const groups = grouped(view, "evictions");
     const seen = REASONS.filter((reason) => groups.get(reason)?.some((key) => everPositive(view.model.history, key)));

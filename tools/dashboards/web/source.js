@@ -8,13 +8,15 @@ const LONGEST_WAIT_MS = 10_000;
 const FAILURES_BEFORE_POLL = 2;
 export const CELLS = 1024;
 
+const get = (path) => fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+
 /** The wait before the n-th attempt, n from 1. */
 export function backoff(n) {
   return Math.min(LONGEST_WAIT_MS, 1000 * 2 ** Math.max(0, n - 1));
 }
 
 /**
- * take: {status(object), pages(text), event(object), state({mode, since})}; mode is "connecting", "live", "polling"
+ * take: {status(object), pages(text), event(object), events(list), state({mode, since})}; mode is "connecting", "live", "polling"
  * or "offline"; since is when the figures were last fresh, ms, or 0 where they never were.
  */
 export class LiveSource {
@@ -70,6 +72,7 @@ export class LiveSource {
 
   #open() {
     this.#shut();
+    this.#events();
     const stream = new EventSource(`api/stream?cells=${CELLS}`);
     this.#stream = stream;
     this.#heard = Date.now();
@@ -131,9 +134,19 @@ export class LiveSource {
     this.#timer = setTimeout(next, again ? POLL_MS : answered ? 0 : backoff(this.#failures));
   }
 
+  /** What the daemon remembers of before. */
+  async #events() {
+    try {
+      const answer = await get("api/events");
+      const body = answer.ok ? await answer.json() : null;
+      if (this.#running && Array.isArray(body?.events)) this.#take.events(body.events);
+    } catch {
+      // what follows says that there is no connection
+    }
+  }
+
   async #ask() {
     try {
-      const get = (path) => fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
       const status = await get("api/status");
       if (!status.ok) return false;
       const body = await status.json();
@@ -142,6 +155,7 @@ export class LiveSource {
       this.#take.status(body);
       const pages = await get(`api/pages?cells=${CELLS}`);
       if (pages.ok && this.#running) this.#take.pages(await pages.text());
+      await this.#events();
       return true;
     } catch {
       return false;

@@ -10,7 +10,7 @@ const sizeOr = (value, none) => (value > 0 ? format.bytes(value) : none);
 export const COLUMNS = [
   ["name", "Job", (row) => row.name.toLowerCase(), null, "name of the job"],
   ["gpu", "Device", (row, view) => view.model.label(row.device), (row, view) => view.model.label(row.device), "where its pages go"],
-  ["sessions", "Sess.", (row) => row.sessions, (row) => (row.lingering ? "lingers" : format.count(row.sessions)), "connected processes"],
+  ["sessions", "Sess.", (row) => row.sessions, (row) => row.state || format.count(row.sessions), "connected processes; lingers: none, its pages are kept; ends: its last frames are on their way out"],
   ["resident", "Resident", (row) => row.resident, null, "bytes on the device, against what the job has in all"],
   ["host", "Host", (row) => row.host, (row) => format.bytes(row.host), "host memory committed"],
   ["dirty", "Dirty", (row) => row.dirty, (row) => sizeOr(row.dirty, "0"), "resident bytes that the host has no copy of"],
@@ -98,7 +98,7 @@ export class JobTable {
   #fill(node, row, view) {
     const colour = slotColour(view.theme, view.colours.slot(row.name));
     setAttribute(node, "data-focus", view.focus === row.name ? "true" : null);
-    setAttribute(node, "data-lingering", row.lingering ? "true" : null);
+    setAttribute(node, "data-faded", row.state === "" ? null : "true");
     setAttribute(node, "data-job", row.name);
     COLUMNS.forEach((column, i) => {
       const cell = node.children[i];

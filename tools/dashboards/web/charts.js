@@ -85,7 +85,9 @@ function axisOptions(panel) {
     ticks: { ...small, callback: (value) => panel.timeLabel(value) },
     afterBuildTicks: (axis) => {
       const edge = ((axis.max - axis.min) * 26) / Math.max(100, axis.width); // so that no label is cut
-      axis.ticks = format.timeTicks(axis.min + edge, axis.max - edge, Math.max(2, axis.width / 80)).map((value) => ({ value }));
+      const times = format.timeTicks(axis.min + edge, axis.max - edge, Math.max(2, axis.width / 80));
+      panel.wholeMinutes = times.every((time) => time % 60_000 === 0);
+      axis.ticks = times.map((value) => ({ value }));
     },
   };
   const y = {
@@ -119,10 +121,10 @@ export class ChartPanel {
   binary = true;
   second = false;
   axisWidth = 58;
+  wholeMinutes = true; // of the instants that the time axis names
   #canvas;
   #chart;
   #sets = new Map(); // id -> dataset, kept so that Chart.js keeps its elements
-  #span = 0;
   #series = [];
 
   constructor(canvas, how) {
@@ -145,14 +147,13 @@ export class ChartPanel {
 
   timeLabel(value) {
     const text = format.clock(value);
-    return this.#span <= 60_000 ? text : text.slice(0, 5);
+    return this.wholeMinutes ? text.slice(0, 5) : text;
   }
 
   /** Draws view: {model, chosen, shownSpan, theme, colours, focus, end}. */
   update(view) {
     const { width, buckets } = bucketsFor(view.shownSpan, view.model.jobs.length);
     const end = Math.ceil(view.end / width) * width;
-    this.#span = view.shownSpan;
     this.#series = this.series(view);
     const sets = this.#series.map((one, i) => this.#fill(one, view, { end, width, buckets }, this.#series[i - 1]?.stack));
     this.#sets = new Map(sets.map((set) => [set.id, set]));

@@ -4,9 +4,13 @@ import { $, each, make, setAttribute, setStyle, setText } from "./dom.js";
 import * as format from "./format.js";
 import { slotColour } from "./palette.js";
 
-/** “5.21 used + 2.79 free = 8.00 GiB budget”, and the exact bytes as a title. */
-function sum(node, parts, whole) {
+/** “5.21 used + 2.79 free = 8.00 GiB budget”, and its first part as the figure above, and the exact bytes as a title. */
+function sum(node, parts, whole, figure = null) {
   const { parts: texts, total, unit } = format.addingUp(parts.map(([, value]) => value));
+  if (figure !== null) {
+    setText($(`${figure}-used`), texts[0]);
+    setText($(`${figure}-of`), `${unit} of ${total} ${unit}`);
+  }
   setText(node, `${parts.map(([label], i) => `${texts[i]} ${label}`).join(" + ")} = ${total} ${unit} ${whole}`);
   setAttribute(node, "title", parts.map(([label, value]) => `${label}: ${format.exactBytes(value)}`).join("\n"));
 }
@@ -75,26 +79,18 @@ export function drawLedger(view) {
   const totals = model.totals(view.chosen);
   facts(model.snapshot);
   const held = sumValues(totals.resident);
-  const used = format.splitBytes(totals.used);
-  setText($("device-used"), used[0]);
-  setText($("device-of"), `${used[1]} of ${format.bytes(totals.budget)}`);
   const states = [["dirty", totals.dirty], ["leased", totals.leased], ["shared", totals.shared]].filter(([, value]) => value > 0);
   setText($("device-note"), states.map(([label, value]) => `${format.bytes(value)} ${label}`).join(" · "));
   setAttribute($("device-used"), "data-bytes", totals.used);
   bar($("device-bar"), totals.resident, totals.used - held, Math.max(totals.budget, totals.used), view);
-  const parts = [["used", totals.used], ["free", Math.max(0, totals.budget - totals.used)]];
-  if (totals.used > held) parts.splice(0, 1, ["resident", held], ["moving", totals.used - held]);
-  sum($("device-sum"), parts, "budget");
+  sum($("device-sum"), [["used", totals.used], ["free", Math.max(0, totals.budget - totals.used)]], "budget", "device");
   const others = totals.cardTotal - totals.cardFree - totals.own;
   $("card-sum").hidden = !(totals.cardTotal > 0);
   if (totals.cardTotal > 0) sum($("card-sum"), [["ours", totals.own], ["others", Math.max(0, others)], ["free", totals.cardFree]], "memory");
   pressure(totals.pressure);
-  const host = format.splitBytes(totals.hostUsed);
-  setText($("host-used"), host[0]);
-  setText($("host-of"), `${host[1]} of ${format.bytes(totals.hostBudget)}`);
   setAttribute($("host-used"), "data-bytes", totals.hostUsed);
   bar($("host-bar"), totals.host, totals.hostUsed - sumValues(totals.host), Math.max(totals.hostBudget, totals.hostUsed), view);
-  sum($("host-sum"), [["committed", totals.hostUsed], ["free", Math.max(0, totals.hostBudget - totals.hostUsed)]], "budget");
+  sum($("host-sum"), [["committed", totals.hostUsed], ["free", Math.max(0, totals.hostBudget - totals.hostUsed)]], "budget", "host");
   const away = totals.hostUsed - held;
   setText($("host-note"), totals.hostUsed > 0 ? `${format.share(Math.max(0, away) / totals.hostUsed)} of it is not on a device now` : "");
   tiles(totals, model);

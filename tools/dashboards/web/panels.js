@@ -203,8 +203,8 @@ export function makePanels(roots, view, { focus, changed }) {
   const common = { focus, changed };
   const rates = (now) => {
     const totals = now.model.totals(now.chosen);
-    const way = (arrow, rate, link) => `${arrow} ${format.byteRate(totals.known ? rate : NaN)}${link > 0 ? `, ${format.share(rate / link)} of link` : ""}`;
-    return `${way("↑", totals.inRate, totals.linkIn)}   ${way("↓", totals.outRate, totals.linkOut)}`;
+    const way = (arrow, rate, link) => `${arrow} ${format.byteRate(totals.known ? rate : NaN)}${link > 0 ? ` (${format.share(rate / link)} of link)` : ""}`;
+    return `${way("↑", totals.inRate, totals.linkIn)}   ${way("↓", totals.outRate, totals.linkOut).replace(" of link", "")}`;
   };
   const device = memory("resident", (totals) => [totals.budget, totals.used]);
   const host = {

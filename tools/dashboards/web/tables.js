@@ -116,6 +116,7 @@ export class JobTable {
       } else {
         const text = column.text(row, view);
         setText(cell, text);
+        if (column.id === "host" || column.id === "dirty") setAttribute(cell, "title", format.exactBytes(row[column.id]));
         setAttribute(cell, "class", text === "0" || text === "none" || text === format.NOTHING || text === "0%" || text === "0/s" ? "zero" : null);
       }
     });

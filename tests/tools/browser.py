@@ -39,12 +39,10 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": feature, "value": value}]})
 
     def open(self, url):
-        """A page with nothing remembered from those before."""
+        """A page, with the logs of those before thrown away. A port of its own is an origin with nothing remembered."""
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(url)
-        self.run("localStorage.clear(); delete document.documentElement.dataset.theme")
-        self.driver.refresh()
 
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)

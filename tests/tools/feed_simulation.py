@@ -10,6 +10,7 @@ import random
 import time
 
 MIB = 1 << 20
+BUFFER_BYTES = 3 * MIB  # of each job
 REASONS = ("demand", "prefetch", "share", "limit", "command", "pressure", "closing")
 BOUNDS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2,
             0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # fmt: skip
@@ -151,7 +152,7 @@ class Node:
             "pages": job.pages, "resident_bytes": resident, "host_bytes": total,
             "leased_bytes": resident // 4 if job.kind == KINDS[1] else 0,
             "dirty_bytes": sum(job.dirty) * device.page_bytes,
-            "buffer_bytes": 3 * MIB, "bytes_by_kind": of_kind(total), "resident_bytes_by_kind": of_kind(resident),
+            "buffer_bytes": BUFFER_BYTES, "bytes_by_kind": of_kind(total), "resident_bytes_by_kind": of_kind(resident),
             "host_by_kind": of_kind(total), "share_bytes": device.budget_pages * device.page_bytes // 2,
             "loaded_bytes": sum(job.moved["to_device"].values()), "stored_bytes": sum(job.moved["to_host"].values()),
             "dropped_bytes": sum(job.moved["dropped"].values()), "steps": job.steps, "stall_ns": job.stall_ns,
@@ -175,7 +176,7 @@ class Node:
             "budget_bytes": budget * page, "used_bytes": used * page, "free_bytes": (budget - used) * page,
             "budget_frames": budget, "used_frames": used, "free_frames": budget - used,
             "host_budget_bytes": 4 * budget * page,
-            "host_committed_bytes": sum(job.pages for job in device.jobs) * page,
+            "host_committed_bytes": sum(job.pages * page + BUFFER_BYTES for job in device.jobs),
             "memory_total_bytes": 2 * budget * page, "memory_free_bytes": budget * page // 2,
             "own_bytes": budget * page, "pressure_ratio": used / budget if budget else 0.0,
             "link": {"to_device_bytes_per_s": 50_000_000_000, "to_host_bytes_per_s": 48_000_000_000},

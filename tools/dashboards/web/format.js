@@ -127,7 +127,7 @@ export function nameText(name, most = 80) {
 export function niceTicks(max, wanted, binary) {
   if (!(max > 0)) return [0];
   const base = binary ? 1024 ** Math.floor(Math.log(max / wanted) / Math.log(1024)) : 10 ** Math.floor(Math.log10(max / wanted));
-  const steps = binary ? [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024] : [1, 2, 2.5, 5, 10];
+  const steps = binary ? [1, 2, 5, 10, 20, 50, 128, 256, 512, 1024] : [1, 2, 2.5, 5, 10];
   const step = base * (steps.find((s) => max / (base * s) <= wanted) ?? 1024);
   const out = [];
   for (let value = 0; value <= max * 1.0001; value += step) out.push(value);

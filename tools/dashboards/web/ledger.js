@@ -91,7 +91,8 @@ export function drawLedger(view) {
   setAttribute($("host-used"), "data-bytes", totals.hostUsed);
   bar($("host-bar"), totals.host, totals.hostUsed - sumValues(totals.host), Math.max(totals.hostBudget, totals.hostUsed), view);
   sum($("host-sum"), [["committed", totals.hostUsed], ["free", Math.max(0, totals.hostBudget - totals.hostUsed)]], "budget", "host");
-  const away = totals.hostUsed - held;
-  setText($("host-note"), totals.hostUsed > 0 ? `${format.share(Math.max(0, away) / totals.hostUsed)} of it is not on a device now` : "");
+  setText($("host-kinds"), totals.hostUsed > 0 ? `${format.bytes(totals.hostPages)} pages · ${format.bytes(totals.hostUsed - totals.hostPages)} buffers` : "");
+  const away = totals.hostPages - held;
+  setText($("host-note"), totals.hostPages > 0 ? `${format.share(Math.max(0, away) / totals.hostPages)} of the pages are not on a device now` : "");
   tiles(totals, model);
 }

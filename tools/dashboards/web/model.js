@@ -9,6 +9,7 @@ const RATE_MS = 3_000; // likewise for bytes and evictions
 const SPACING_MS = 500; // snapshots that come closer replace figures, and add nothing to the history
 const MOST_EVENTS = 200;
 export const KINDS = ["optimizer_state", "quantized_weight"];
+export const BUFFERS = "buffers"; // what the host holds beside pages: slabs for parameters and gradients
 
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : 0);
 const list = (value) => (Array.isArray(value) ? value : []);
@@ -23,7 +24,7 @@ function countersOf(snapshot) {
   for (const job of list(snapshot.jobs)) {
     jobs.set(seriesKey(job.device, job.id), {
       loaded: number(job.loaded_bytes), stored: number(job.stored_bytes), steps: number(job.steps),
-      stall: number(job.stall_ns), evicted: sumOf(job.evictions_by_reason),
+      stall: number(job.stall_ns), took: job.step_ns, evicted: sumOf(job.evictions_by_reason),
     });
   }
   const devices = new Map();
@@ -124,17 +125,17 @@ export class Model {
     const key = seriesKey(job.device, job.id);
     const of = (field) => (counters) => counters.jobs.get(key)?.[field];
     const grown = (field, window) => rate(this.#recent, now, window, of(field));
-    const stall = grown("stall", RECENT_MS);
+    const [stall, steps, took] = ["stall", "steps", "took"].map((field) => grown(field, RECENT_MS));
     return {
       key, name: String(job.name ?? ""), device: job.device, uid: number(job.uid), sessions: number(job.sessions),
-      state: job.ending === true ? "ends" : job.lingering === true ? "lingers" : "", resident: number(job.resident_bytes), host: number(job.host_bytes),
+      state: job.ending === true ? "ends" : job.lingering === true ? "lingers" : "", resident: number(job.resident_bytes), host: number(job.host_bytes), buffers: number(job.buffer_bytes),
       dirty: number(job.dirty_bytes), leased: number(job.leased_bytes), share: number(job.share_bytes),
       quota: number(job.device_quota_bytes), hostQuota: number(job.host_quota_bytes), weight: number(job.weight),
       kinds: job.bytes_by_kind ?? {}, steps: number(job.steps), nonfinite: number(job.nonfinite_blocks),
       faults: number(job.faults), shared: number(job.shared_bytes), saved: job.saved_bytes ?? {},
-      stepSeconds: job.step_ns_last > 0 ? job.step_ns_last / 1e9 : NaN,
+      stepSeconds: took >= 0 ? took / steps / 1e9 : job.step_ns_last > 0 ? job.step_ns_last / 1e9 : NaN,
       stallShare: stall / 1e9, // of each second of its sessions
-      stepRate: grown("steps", RECENT_MS), inRate: grown("loaded", RATE_MS), outRate: grown("stored", RATE_MS),
+      stepRate: steps, inRate: grown("loaded", RATE_MS), outRate: grown("stored", RATE_MS),
       evictRate: grown("evicted", RATE_MS),
     };
   }
@@ -147,7 +148,8 @@ export class Model {
     };
     for (const job of list(snapshot.jobs)) {
       add(number(job.resident_bytes), "resident", job.device, job.name);
-      add(number(job.host_bytes), "host", job.device, job.name);
+      add(number(job.host_bytes) + number(job.buffer_bytes), "host", job.device, job.name);
+      add(number(job.buffer_bytes), "hostKind", job.device, BUFFERS);
       for (const kind of KINDS) {
         add(number(job.resident_bytes_by_kind?.[kind]), "residentKind", job.device, kind);
         add(number((job.host_by_kind ?? job.bytes_by_kind)?.[kind]), "hostKind", job.device, kind);
@@ -204,7 +206,7 @@ export class Model {
       budget: sum(devices, (d) => d.budget_bytes), used: sum(devices, (d) => d.used_bytes),
       free: sum(devices, (d) => d.free_bytes), resident: byName((row) => row.resident),
       hostBudget: sum(devices, (d) => d.host_budget_bytes), hostUsed: sum(devices, (d) => d.host_committed_bytes),
-      host: byName((row) => row.host), cardTotal: sum(devices, (d) => d.memory_total_bytes),
+      host: byName((row) => row.host + row.buffers), hostPages: sum(rows, (row) => row.host), cardTotal: sum(devices, (d) => d.memory_total_bytes),
       cardFree: sum(devices, (d) => d.memory_free_bytes), own: sum(devices, (d) => d.own_bytes),
       pressure: devices.reduce((most, d) => Math.max(most, number(d.pressure_ratio)), 0),
       linkIn: sum(devices, (d) => d.link?.to_device_bytes_per_s), linkOut: sum(devices, (d) => d.link?.to_host_bytes_per_s),

@@ -104,7 +104,7 @@ export class PageMap {
       const colour = slotColour(view.theme, view.colours.slot(name));
       const level = (i) => mix(colour, colours.panel, strength * (i === 0 ? 0.24 : 0.35 + (0.65 * i) / LEVELS));
       const levels = [...Array.from({ length: LEVELS + 1 }, (_, i) => level(i)), mix(colour, colours.panel, strength * 0.07)];
-      return { levels, marks: mix(colours.text, colours.panel, strength) };
+      return { levels, dirty: mix(mix(colours.text, colour, 0.7), colours.panel, strength), moving: mix(colours.text, colours.panel, strength) };
     });
   }
 
@@ -123,13 +123,13 @@ export class PageMap {
     context.fillStyle = fills.levels[level];
     context.fillRect(left, top, across, down);
     if (foot > 0) {
-      const thick = Math.max(1, Math.round(down * 0.2));
-      context.fillStyle = fills.marks;
+      const thick = Math.max(1, Math.round(down * 0.17));
+      context.fillStyle = fills.dirty;
       context.fillRect(left, top + down - thick, Math.max(thick, Math.round((across * foot) / LEVELS)), thick);
     }
     if ((look & 1) === 1) {
       const pen = Math.max(1, Math.round(scale));
-      context.strokeStyle = fills.marks;
+      context.strokeStyle = fills.moving;
       context.lineWidth = pen;
       context.strokeRect(left + pen / 2, top + pen / 2, across - pen, down - pen);
     }

@@ -3,10 +3,11 @@
 import { ChartPanel } from "./charts.js";
 import { each, make, setAttribute, setStyle, setText } from "./dom.js";
 import * as format from "./format.js";
-import { KINDS, seriesKey } from "./model.js";
+import { BUFFERS, KINDS, seriesKey } from "./model.js";
 import { REASONS, ink, reasonColour, slotColour } from "./palette.js";
 
-const KIND_NAMES = { optimizer_state: "optimizer states", quantized_weight: "quantized weights" };
+const KIND_NAMES = { optimizer_state: "optimizer states", quantized_weight: "quantized weights", [BUFFERS]: "buffers" };
+const KIND_SLOTS = { optimizer_state: 0, quantized_weight: 1, [BUFFERS]: 9 };
 
 /** Keys of the history's series of one field, by their last part: job, kind or reason. */
 function grouped(view, field) {
@@ -25,10 +26,10 @@ const devicesOf = (view, field) => [...view.chosen].map((uuid) => seriesKey(fiel
 /** A stacked area for each job, or each kind, of a field. */
 function areas(view, field, { how = "last", sign = 1, stack = field, byKind = false } = {}) {
   const groups = grouped(view, byKind ? `${field}Kind` : field);
-  const names = byKind ? KINDS.filter((kind) => groups.has(kind)) : [...groups.keys()];
-  return names.map((name, i) => ({
+  const names = byKind ? [...KINDS, BUFFERS].filter((kind) => groups.has(kind)) : [...groups.keys()];
+  return names.map((name) => ({
     id: `${field}\u0001${name}`, label: byKind ? KIND_NAMES[name] : format.nameText(name, 40), keys: groups.get(name), how, sign,
-    stack, area: true, name: byKind ? null : name, colour: slotColour(view.theme, byKind ? [0, 1][i] : view.colours.slot(name)),
+    stack, area: true, name: byKind ? null : name, colour: slotColour(view.theme, byKind ? KIND_SLOTS[name] : view.colours.slot(name)),
     dim: !byKind && view.focus !== null && view.focus !== name,
   }));
 }
@@ -204,12 +205,14 @@ export function makePanels(roots, view, { focus, changed }) {
   const rates = (now) => {
     const totals = now.model.totals(now.chosen);
     const way = (arrow, rate, link) => `${arrow} ${format.byteRate(totals.known ? rate : NaN)}${link > 0 ? ` (${format.share(rate / link)} of link)` : ""}`;
-    return `${way("↑", totals.inRate, totals.linkIn)}   ${way("↓", totals.outRate, totals.linkOut).replace(" of link", "")}`;
+    const up = way("↑", totals.inRate, totals.linkIn);
+    const down = way("↓", totals.outRate, totals.linkOut);
+    return `${up}   ${up.endsWith("link)") ? down.replace(" of link", "") : down}`;
   };
   const device = memory("resident", (totals) => [totals.budget, totals.used]);
   const host = {
     ...memory("host", (totals) => [totals.hostBudget, totals.hostUsed]), legend: false,
-    note: (now) => `${format.bytes(now.model.totals(now.chosen).hostUsed)} for every page of every job`,
+    note: () => "for every page of every job, and its buffers",
   };
   return [
     new Panel(roots.device, "On the device", device, { ...common, extra: [by], wide: true, unit: "device memory", empty: "No job has pages on a device yet. Memory appears here, stacked by job, as soon as one steps." }),

@@ -12,18 +12,21 @@ export const COLUMNS = [
   ["gpu", "Device", (row, view) => view.model.label(row.device), (row, view) => view.model.label(row.device), "where its pages go"],
   ["sessions", "Sess.", (row) => row.sessions, (row) => row.state || format.count(row.sessions), "connected processes; lingers: none, its pages are kept; ends: its last frames are on their way out"],
   ["resident", "Resident", (row) => row.resident, null, "bytes on the device, against what the job has in all"],
-  ["host", "Host", (row) => row.host, (row) => format.bytes(row.host), "host memory committed"],
+  ["host", "Host", (row) => row.host, (row) => format.bytes(row.host), "host memory committed for its pages"],
+  ["buffers", "Buffers", (row) => row.buffers, (row) => sizeOr(row.buffers, "0"), "host memory for its parameters and gradients"],
   ["dirty", "Dirty", (row) => row.dirty, (row) => sizeOr(row.dirty, "0"), "resident bytes that the host has no copy of"],
   ["share", "Share", (row) => row.share, (row) => sizeOr(row.share, format.NOTHING), "fair share of the device now"],
   ["quota", "Quota", (row) => row.quota || Infinity, (row) => sizeOr(row.quota, "none"), "device quota"],
   ["weight", "Weight", (row) => row.weight, (row) => String(Number(row.weight.toFixed(2))), "priority: its share under contention"],
   ["stepRate", "Steps/s", (row) => row.stepRate, (row) => format.perSecond(row.stepRate), "over the last 10 s"],
-  ["step", "Step", (row) => row.stepSeconds, (row) => format.seconds(row.stepSeconds), "time of the last step"],
+  ["step", "Step", (row) => row.stepSeconds, (row) => format.seconds(row.stepSeconds), "time of a step: the mean over the last 10 s, or the last one's"],
   ["stall", "Stalled", (row) => row.stallShare, (row) => format.share(row.stallShare), "waiting for pages, of the last 10 s"],
-  ["in", "In", (row) => row.inRate, (row) => format.byteRate(row.inRate), "to the device"],
-  ["out", "Out", (row) => row.outRate, (row) => format.byteRate(row.outRate), "to the host"],
-  ["evicted", "Evicted", (row) => row.evictRate, (row) => (Number.isFinite(row.evictRate) ? `${format.perSecond(row.evictRate)}/s` : format.NOTHING), "pages that left the device"],
+  ["in", "In/s", (row) => row.inRate, (row) => sizeOr(row.inRate, Number.isFinite(row.inRate) ? "0" : format.NOTHING), "bytes to the device a second"],
+  ["out", "Out/s", (row) => row.outRate, (row) => sizeOr(row.outRate, Number.isFinite(row.outRate) ? "0" : format.NOTHING), "bytes to the host a second"],
+  ["evicted", "Evicted/s", (row) => row.evictRate, (row) => format.perSecond(row.evictRate), "pages that left the device a second"],
 ].map(([id, heading, key, text, title]) => ({ id, heading, key, text, title }));
+
+const EXACT = new Set(["host", "buffers", "dirty"]); // the title has every byte
 
 /** Rows in order; what has no figure comes last, equals by name. */
 export function sorted(rows, column, descending, view) {
@@ -116,8 +119,8 @@ export class JobTable {
       } else {
         const text = column.text(row, view);
         setText(cell, text);
-        if (column.id === "host" || column.id === "dirty") setAttribute(cell, "title", format.exactBytes(row[column.id]));
-        setAttribute(cell, "class", text === "0" || text === "none" || text === format.NOTHING || text === "0%" || text === "0/s" ? "zero" : null);
+        if (EXACT.has(column.id)) setAttribute(cell, "title", format.exactBytes(row[column.id]));
+        setAttribute(cell, "class", text === "0" || text === "none" || text === format.NOTHING || text === "0%" ? "zero" : null);
       }
     });
   }
@@ -138,7 +141,9 @@ export function drawEvents(view) {
       setText(what, format.nameText(event.name, 24).replace(/_/g, " "));
       setText(who, event.job ? format.nameText(event.job, 60) : "");
       const size = event.bytes > 0 ? format.bytes(event.bytes) : "";
-      setText(text, [size, event.text ? format.nameText(event.text, 200) : ""].filter((part) => part !== "").join(" · "));
+      const said = [size, event.text ? format.nameText(event.text, 200) : ""].filter((part) => part !== "").join(" · ");
+      setText(text, said);
+      setAttribute(text, "title", said);
     });
   $("events-empty").hidden = events.length > 0;
   $("events").hidden = events.length === 0;

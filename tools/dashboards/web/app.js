@@ -23,14 +23,14 @@ const store = (() => {
   }
 })();
 
-const model = new Model();
+const live = new Model();
+const taped = new Model(); // of the recording
 // What all drawing reads. end: the newest instant shown; chosen: UUIDs; focus: a job's name or null.
 const view = {
-  model, colours: new JobColours(store), theme: "dark", span: 300_000, end: 0, chosen: new Set(), focus: null,
+  model: live, colours: new JobColours(store), theme: "dark", span: 300_000, end: 0, chosen: new Set(), focus: null,
   byKind: false, shownSpan: 60_000, sizes: new Map(),
 };
 let device = ""; // "": all
-let recording = false;
 let connection = { mode: "connecting", since: 0 };
 let pagesText = null; // the newest page map, parsed when it is drawn
 let sizeNumber = 0;
@@ -62,6 +62,7 @@ const jobs = new JobTable($("jobs"), focusOn, invalidate);
 const maps = new Maps(say);
 
 function choose() {
+  const { model } = view;
   const uuids = model.devices.map((one) => one.uuid);
   if (device !== "" && !uuids.includes(device)) device = "";
   view.chosen = new Set(device === "" ? uuids : [device]);
@@ -75,17 +76,21 @@ function choose() {
   select.value = device;
 }
 
+function takePages() {
+  if (pagesText === null) return;
+  try {
+    live.setPages(JSON.parse(pagesText));
+  } catch {
+    // cut off: the next is whole
+  }
+  pagesText = null;
+}
+
 function draw() {
+  const { model } = view;
   drawState();
   if (model.snapshot === null) return;
-  if (pagesText !== null) {
-    try {
-      model.pages = JSON.parse(pagesText);
-    } catch {
-      // cut off: the next is whole
-    }
-    pagesText = null;
-  }
+  takePages();
   choose();
   view.colours.meet(model.jobs.map((row) => row.name));
   view.end = model.time;
@@ -93,7 +98,7 @@ function draw() {
   view.shownSpan = spanFor(model.history, view.end, view.span);
   const { width } = bucketsFor(view.shownSpan, model.jobs.length);
   const known = model.jobs.map((row) => row.key).join("\u0001");
-  const key = [Math.ceil(view.end / width), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, recording].join("\u0002");
+  const key = [Math.ceil(view.end / width), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, model === taped].join("\u0002");
   for (const panel of panels) panel.draw(view, key);
   maps.draw(view);
   jobs.draw(view);
@@ -111,8 +116,9 @@ const WORDS = {
 };
 
 function drawState() {
+  const recording = view.model === taped;
   const mode = recording ? "recording" : connection.mode;
-  const draining = mode === "live" && model.snapshot?.draining === true;
+  const draining = mode === "live" && live.snapshot?.draining === true;
   setText($("state-text"), recording ? "Recording" : draining ? "Live · draining, takes no new work" : WORDS[mode](connection));
   setAttribute($("state"), "data-mode", draining ? "draining" : mode);
   setAttribute(document.body, "data-mode", mode);
@@ -122,19 +128,19 @@ function drawState() {
 
 const source = new LiveSource({
   status: (body) => {
-    if (model.apply(body)) invalidate();
+    if (live.apply(body)) invalidate();
   },
   pages: (text) => {
     pagesText = text;
     invalidate();
   },
   event: (body) => {
-    model.addEvent(body);
-    say(spoken(body));
+    live.addEvent(body);
+    if (view.model === live) say(spoken(body));
     invalidate();
   },
   events: (bodies) => {
-    model.addEvents(bodies);
+    live.addEvents(bodies);
     invalidate();
   },
   state: (state) => {
@@ -150,20 +156,17 @@ function notice(text) {
 
 new Player({
   opened: () => {
-    source.stop();
-    recording = true;
-    pagesText = null;
-    model.reset();
+    taped.reset();
+    view.model = taped;
     notice("");
   },
   moved: (tape, time) => {
-    tape.show(model, time);
+    tape.show(taped, time);
     invalidate();
   },
   closed: () => {
-    recording = false;
-    model.reset();
-    source.start();
+    view.model = live; // which has gone on
+    taped.reset();
     invalidate();
   },
   failed: notice,
@@ -180,12 +183,15 @@ function applyTheme() {
 
 $("theme").addEventListener("click", () => {
   const other = view.theme === "dark" ? "light" : "dark";
-  document.documentElement.dataset.theme = other;
+  const systems = light.matches ? "light" : "dark";
   try {
-    store?.setItem("bitpager.theme", other);
+    if (other === systems) store?.removeItem("bitpager.theme");
+    else store?.setItem("bitpager.theme", other);
   } catch {
     // not remembered
   }
+  if (other === systems) delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = other;
   applyTheme();
 });
 light.addEventListener("change", applyTheme);

@@ -147,7 +147,7 @@ export function spanFor(history, end, wanted) {
 export function histogramChange(before, now) {
   const none = { count: 0, mean: NaN, p95: NaN };
   if (!now || !Array.isArray(now.counts) || !Array.isArray(now.bounds_s)) return none;
-  const old = before && before.count <= now.count ? before : null;
+  const old = Array.isArray(before?.counts) && before.count <= now.count ? before : null;
   const count = now.count - (old?.count ?? 0);
   if (!(count > 0)) return none;
   const mean = Math.max(0, (now.sum_s - (old?.sum_s ?? 0)) / count);

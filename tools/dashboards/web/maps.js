@@ -69,8 +69,7 @@ export class Maps {
 
   draw(view) {
     const pages = view.model.pages;
-    const all = Array.isArray(pages?.devices) ? pages.devices : [];
-    const shown = all.filter((map) => view.chosen.has(map.uuid) && Array.isArray(map.cells) && map.cells.length > 0);
+    const shown = (pages?.devices ?? []).filter((map) => view.chosen.has(map.uuid) && map.cells.length > 0);
     const want = new Set(shown.map((map) => map.uuid));
     for (const [uuid, one] of this.#maps) {
       if (want.has(uuid)) continue;

@@ -12,10 +12,11 @@ export const KINDS = ["optimizer_state", "quantized_weight"];
 export const BUFFERS = "buffers"; // what the host holds beside pages: slabs for parameters and gradients
 
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : 0);
-const list = (value) => (Array.isArray(value) ? value : []);
+const list = (value) => (Array.isArray(value) ? value.filter((item) => typeof item === "object" && item !== null) : []);
 const sumOf = (object) => Object.values(object ?? {}).reduce((sum, value) => sum + number(value), 0);
 export const seriesKey = (...parts) => parts.join("\u0001");
 
+const isCell = (cell) => Array.isArray(cell) && cell.length >= 5 && cell.every(Number.isFinite);
 const identityOf = (event) => seriesKey(event.time_unix_ms, event.name, event.device, event.job, event.bytes, event.text);
 
 /** The counters of a snapshot that rates come from. */
@@ -51,7 +52,7 @@ export class Model {
   snapshot = null;
   jobs = []; // rows, see #rowOf
   events = []; // newest first
-  pages = null;
+  pages = null; // the newest page map
   #recent = [];
   #pushed = -Infinity; // time of the history's last sample
   #labels = new Map();
@@ -102,6 +103,12 @@ export class Model {
     return true;
   }
 
+  /** Takes a page map, or null; what is no map leaves none. */
+  setPages(body) {
+    const isMap = (map) => Array.isArray(map.cells) && Array.isArray(map.jobs) && map.cells.every(isCell);
+    this.pages = body === null || !Array.isArray(body?.devices) ? null : { devices: list(body.devices).filter(isMap) };
+  }
+
   addEvent(event) {
     this.addEvents([event]);
   }
@@ -109,7 +116,7 @@ export class Model {
   /** Adds those that are not there yet: the stream and the daemon's own list overlap. */
   addEvents(events) {
     const known = new Set(this.events.map(identityOf));
-    const fresh = list(events).filter((event) => typeof event === "object" && event !== null && !known.has(identityOf(event)));
+    const fresh = list(events).filter((event) => !known.has(identityOf(event)));
     if (fresh.length === 0) return;
     this.events = [...fresh.reverse(), ...this.events].sort((a, b) => number(b.time_unix_ms) - number(a.time_unix_ms)).slice(0, MOST_EVENTS);
   }

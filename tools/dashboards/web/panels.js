@@ -13,7 +13,8 @@ const KIND_SLOTS = { optimizer_state: 0, quantized_weight: 1, [BUFFERS]: 9 };
 function grouped(view, field) {
   const groups = new Map();
   for (const key of view.model.history.keys) {
-    const [name, device, last] = key.split("\u0001");
+    const [name, device, ...rest] = key.split("\u0001");
+    const last = rest.join("\u0001");
     if (name !== field || !view.chosen.has(device)) continue;
     if (!groups.has(last)) groups.set(last, []);
     groups.get(last).push(key);

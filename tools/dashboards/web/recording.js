@@ -3,6 +3,7 @@
 import { CAPACITY } from "./history.js";
 
 export const MOST_BYTES = 512 * 2 ** 20;
+const LONGEST_LINE = 32 * 2 ** 20;
 const WINDOW_MS = CAPACITY * 1000;
 const SPACING_MS = 500; // the model's own: closer snapshots need not be read
 
@@ -66,9 +67,14 @@ export async function readRecording(file, { progress = () => {} } = {}) {
     const { done, value } = await chunks.read();
     if (done) break;
     read += value.length;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) reader.line(line);
+    if (rest.length > LONGEST_LINE) throw new Error("This file is no recording: it has lines of more than 32 MiB.");
+    if (value.includes("\n")) {
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) reader.line(line);
+    } else {
+      rest += value;
+    }
     progress(Math.min(1, read / file.size));
   }
   reader.line(rest);
@@ -94,7 +100,7 @@ export class Recording {
   /** Brings the model to the moment t, as if it had watched the quarter of an hour before. */
   show(model, t) {
     const target = Math.max(0, lastUpTo(this.#status, t));
-    if (target < this.#shown || this.#shown < 0 || this.#status[target].time - this.#status[this.#shown].time > 60_000) {
+    if (target < this.#shown || this.#shown < 0 || model.snapshot === null || this.#status[target].time - this.#status[this.#shown].time > 60_000) {
       model.reset();
       this.#shown = lastUpTo(this.#status, this.#status[target].time - WINDOW_MS);
     }
@@ -106,8 +112,9 @@ export class Recording {
     }
     this.#shown = target;
     const page = lastUpTo(this.#pages, t);
-    model.pages = page < 0 ? null : JSON.parse(this.#pages[page].text).body;
+    model.setPages(page < 0 ? null : JSON.parse(this.#pages[page].text).body);
     const upTo = lastUpTo(this.#events, t) + 1;
-    model.events = this.#events.slice(Math.max(0, upTo - 200), upTo).reverse().map((entry) => entry.body);
+    model.events = [];
+    model.addEvents(this.#events.slice(Math.max(0, upTo - 200), upTo).map((entry) => entry.body));
   }
 }

@@ -32,13 +32,15 @@ endif()
 
 # By file name's end. Anything else is refused: a browser must never have to guess.
 function(content_type file out)
-  set(types html "text/html\; charset=utf-8" js "text/javascript\; charset=utf-8" css "text/css\; charset=utf-8"
-            svg image/svg+xml png image/png ico image/x-icon json application/json
-            webmanifest application/manifest+json woff2 font/woff2 txt "text/plain\; charset=utf-8")
+  set(types html text/html js text/javascript css text/css svg image/svg+xml png image/png ico image/x-icon
+            json application/json webmanifest application/manifest+json woff2 font/woff2 txt text/plain)
   string(REGEX REPLACE ".*\\." "" end "${file}")
   while(types)
     list(POP_FRONT types name type)
     if(name STREQUAL end)
+      if(type MATCHES "^text/")
+        string(APPEND type "; charset=utf-8")
+      endif()
       set(${out} "${type}" PARENT_SCOPE)
       return()
     endif()

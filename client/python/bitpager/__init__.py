@@ -9,7 +9,7 @@ Without a running daemon the first use starts a private one, which ends with its
 
 from __future__ import annotations
 
-from . import functional, nn, optim
+from . import functional, nn, optim, telemetry
 from .errors import (
     AlreadyExistsError,
     BudgetError,
@@ -34,8 +34,9 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .memory import memory_stats, memory_summary
 from .quant_state import QuantState
-from .session import Session, connect, default_session, disconnect, memory_stats, memory_summary
+from .session import Session, connect, default_session, disconnect
 from .weight import Weight
 
 __version__ = "0.1.0"
@@ -86,4 +87,5 @@ __all__ = [
     "memory_summary",
     "nn",
     "optim",
+    "telemetry",
 ]

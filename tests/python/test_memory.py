@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
+import re
 import socket
 import struct
 import subprocess
@@ -64,6 +66,19 @@ def test_figures_by_pool_add_up(small):
         assert min(parts) > 0 and sum(parts) == stats[f"{name}.all.current"] == stats[name]
     assert all(isinstance(value, int) for value in stats.values())
     del layer, optimizer
+
+
+def test_the_documentation_names_every_key(small):
+    text = (pathlib.Path(__file__).resolve().parents[2] / "client" / "python" / "docs" / "telemetry.md").read_text()
+
+    def first_cells(heading):
+        rows = text.split(f"\n| {heading} | |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+        return {name for row in rows for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0])}
+
+    pools = ("all", "optimizer_state", "quantized_weight")
+    keys = {key.replace("POOL", pool) for key in first_cells("key of `memory_stats`") for pool in pools}
+    assert keys == bitpager.memory_stats().keys()
+    assert first_cells("scalar") == telemetry.SCALARS.keys()
 
 
 def test_who_is_not_there_is_an_error_that_names_those_who_are(small):

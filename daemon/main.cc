@@ -8,14 +8,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <future>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "daemon/background.h"
 #include "daemon/config.h"
+#include "daemon/ipc_self_test.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
 #include "daemon/machine.h"
@@ -25,12 +30,24 @@
 #include "daemon/shared_memory.h"
 #include "daemon/telemetry.h"
 #include "daemon/user_namespace.h"
+#include "kernels/ipc_probe.h"
 
 namespace bitpager::daemon {
 namespace {
 
 using wire::Code;
 using wire::Status;
+
+constexpr const char* kIpcProbe = "--ipc-probe";
+constexpr const char* kIpcExporter = "--ipc-exporter";
+constexpr int kIpcExporterSocket = 3;
+
+// The file that this process runs, also where it was found by PATH.
+std::string OwnProgram() {
+  char path[PATH_MAX];
+  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof(path) - 1);
+  return length > 0 ? std::string(path, static_cast<std::size_t>(length)) : std::string();
+}
 
 int Refuse(const Status& status) {
   std::fprintf(stderr, "bitpagerd: %s\n", status.message().c_str());
@@ -121,6 +138,9 @@ class Daemon {
     hooks.sessions_changed = [this](std::size_t sessions) {
       if (config_.private_mode) private_life_.SetSessions(sessions);
     };
+    hooks.ipc_probe = [](const std::string& uuid) {
+      return std::vector<std::string>{OwnProgram(), kIpcProbe, uuid};
+    };
     return hooks;
   }
 
@@ -172,7 +192,18 @@ void RaiseOpenFiles() {
   }
 }
 
+// The two processes of a test (ipc_self_test.h), told by this program to itself.
+std::optional<int> RunAsHelper(int argc, char** argv) {
+  if (argc != 3) return std::nullopt;
+  const std::string_view role = argv[1];
+  const std::string uuid = argv[2];
+  if (role == kIpcProbe) return RunIpcProbe(uuid, {OwnProgram(), kIpcExporter, uuid});
+  if (role == kIpcExporter) return kernels::RunIpcExporter(uuid, kIpcExporterSocket);
+  return std::nullopt;
+}
+
 int Main(int argc, char** argv) {
+  if (const std::optional<int> done = RunAsHelper(argc, argv)) return *done;
   wire::Result<LoadedConfig> loaded = LoadConfig(argc, argv);
   if (!loaded.ok()) return Refuse(loaded.status());
   if (!loaded->print_and_exit.empty()) {

@@ -154,9 +154,11 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
           return OpenShard(self->config_, self->machine_, self->clock_, listing, sharers);
         },
         [self] { self->RequestStop(); }));
-    node->shards_.back()->SetPrepare([self, shard = node->shards_.back().get()](Dispatcher& dispatcher) {
-      self->Prepare(*shard, dispatcher);
-    });
+    node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
+    Shard* shard = node->shards_.back().get();
+    IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
+    shard->SetPrepare(
+        [self, shard, ipc_test](Dispatcher& dispatcher) { self->Prepare(*shard, *ipc_test, dispatcher); });
   }
   return node;
 }
@@ -174,7 +176,10 @@ Status Node::Start(NodeHooks hooks) {
 }
 
 // On the shard's thread, before its dispatcher runs.
-void Node::Prepare(Shard& shard, Dispatcher& dispatcher) {
+void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) {
+  if (hooks_.ipc_probe && dispatcher.core().device_info.imports_handles) {
+    ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid));
+  }
   dispatcher.control().SetHooks({hooks_.watch, [this] { Drain(); }});
   dispatcher.core().notify = hooks_.notify;
   if (draining_.load(std::memory_order_acquire)) dispatcher.Drain();
@@ -312,7 +317,8 @@ Result<Snapshot> Node::Observe() {
   Snapshot all;
   std::vector<DeviceSnapshot> closed;
   const auto end = std::chrono::steady_clock::now() + kObserveLimit;
-  for (const auto& shard : shards_) {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    const std::unique_ptr<Shard>& shard = shards_[i];
     auto promise = std::make_shared<std::promise<Result<Snapshot>>>();
     std::future<Result<Snapshot>> future = promise->get_future();
     shard->Post([promise](Dispatcher& d) { promise->set_value(daemon::Observe(d.core())); },
@@ -323,6 +329,9 @@ Result<Snapshot> Node::Observe() {
     }
     Result<Snapshot> one = future.get();
     if (one.ok()) {
+      const IpcFinding ipc = ipc_tests_[i]->finding();
+      one->devices.front().ipc_survives = IpcSurvivalName(ipc.survival);
+      one->devices.front().ipc_problem = ipc.why;
       if (all.page_bytes == 0) {
         all = std::move(*one);
       } else {

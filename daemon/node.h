@@ -18,6 +18,7 @@
 #include "daemon/connection.h"
 #include "daemon/core.h"
 #include "daemon/dispatcher.h"
+#include "daemon/ipc_self_test.h"
 #include "daemon/machine.h"
 #include "daemon/shard.h"
 #include "daemon/snapshot.h"
@@ -29,6 +30,8 @@ struct NodeHooks {
   std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)> watch;
   std::function<void(const Notice&)> notify;
   std::function<void(std::size_t)> sessions_changed;  // of all shards together
+  // The command of IpcSelfTest for a device; none: nothing is tested.
+  std::function<std::vector<std::string>(const std::string& uuid)> ipc_probe;
 };
 
 class Node {
@@ -72,7 +75,7 @@ class Node {
 
   Node(const Config& config, const MachineFacts& machine, const Clock& clock)
       : config_(config), machine_(machine), clock_(clock) {}
-  void Prepare(Shard& shard, Dispatcher& dispatcher);
+  void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
   static void Route(Shard& shard, const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
   [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
@@ -84,8 +87,9 @@ class Node {
   const MachineFacts machine_;
   const Clock& clock_;
   NodeHooks hooks_;
-  std::vector<std::unique_ptr<Shard>> shards_;  // constant after Make, never empty
-  std::atomic<bool> draining_{false};           // partner: Prepare's look when a device was opened
+  std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
+  std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
+  std::atomic<bool> draining_{false};                    // partner: Prepare's look when a device was opened
 };
 
 }  // namespace bitpager::daemon

@@ -89,6 +89,8 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("host_budget_bytes", s.host_budget_bytes);
   visit("host_committed_bytes", s.host_committed_bytes);
   visit("open", s.open);
+  visit("ipc_survives", s.ipc_survives);
+  visit("ipc_problem", s.ipc_problem);
 }
 
 template <typename S, typename V>

@@ -78,7 +78,9 @@ struct DeviceSnapshot {
   std::uint64_t free_frames = 0;
   std::uint64_t host_budget_bytes = 0;
   std::uint64_t host_committed_bytes = 0;
-  bool open = true;  // false: no client came for it yet
+  bool open = true;          // false: no client came for it yet
+  std::string ipc_survives;  // whether memory lent by handle outlives its lender: IpcSurvivalName
+  std::string ipc_problem;   // why that is not known
 };
 
 struct TotalsSnapshot {

@@ -41,8 +41,10 @@ struct DeviceInfo {
   std::uint32_t launch_pages =
       0;                       // resident windows are launched together up to so many pages; 0: each alone
   bool rings_progress = true;  // false: progress_fd stays silent, whoever waits must poll Done
-  bool exports = true;         // segments of a share domain have an fd; false: weights by request only
-  std::string simd;            // instruction set of the CPU kernels, or "sm_90" and the like
+  bool imports_handles =
+      false;            // clients lend memory by handle, which may end with them (daemon/ipc_self_test.h)
+  bool exports = true;  // segments of a share domain have an fd; false: weights by request only
+  std::string simd;     // instruction set of the CPU kernels, or "sm_90" and the like
   // Host memory that is locked now: frames and scratch. Copies whose frames could not be locked, and why the
   // first one could not; empty when all could.
   std::uint64_t pinned_host_bytes = 0;

@@ -156,6 +156,11 @@ class CudaDevice final : public Device {
     return out;
   }
 
+  // Before a copy or fill of `bytes` at `at`: how many of them one call may take.
+  [[nodiscard]] std::uint64_t Prepare(const std::byte* at, std::uint64_t bytes) {
+    return segments_.InOneCopy(at, host_.Prepare(at, bytes));
+  }
+
   template <typename Args>
   Event Launch(Status (*launch)(LaunchContext&, const Args&), const Args& args) {
     Bind(ordinal_);
@@ -199,6 +204,7 @@ DeviceInfo CudaDevice::Info() const {
   info.pins_host = false;  // the driver pins by itself: RLIMIT_MEMLOCK does not count it
   info.launch_pages = kLaunchPages;
   info.rings_progress = false;
+  info.imports_handles = true;
   info.exports = !options_.managed;
   info.simd = listing_.architecture;
   const HostFrames::Counts counts = host_.counts();
@@ -213,7 +219,7 @@ Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t by
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   while (bytes != 0) {
-    const std::uint64_t take = std::min(host_.Prepare(out, bytes), host_.Prepare(in, bytes));
+    const std::uint64_t take = std::min(Prepare(out, bytes), Prepare(in, bytes));
     queues_->Note(StatusOf(cudaMemcpyAsync(out, in, take, cudaMemcpyDefault, queues_->stream(queue)),
                            "copy " + std::to_string(take) + " bytes"));
     out += take;
@@ -227,7 +233,7 @@ Event CudaDevice::Fill(Queue queue, void* at, int byte, std::uint64_t bytes) {
   Bind(ordinal_);
   auto* out = static_cast<std::byte*>(at);
   while (bytes != 0) {
-    const std::uint64_t take = host_.Prepare(out, bytes);
+    const std::uint64_t take = Prepare(out, bytes);
     queues_->Note(StatusOf(cudaMemsetAsync(out, byte, take, queues_->stream(queue)),
                            "fill " + std::to_string(take) + " bytes"));
     out += take;

@@ -32,6 +32,9 @@ class Segments {
   [[nodiscard]] wire::Result<DeviceSegment> Allocate(std::uint32_t frames, std::uint64_t page_bytes,
                                                      std::uint32_t domain);
   void Free(std::uint32_t id);
+  // How many of the `bytes` from `at` one copy may take. Managed segments can lie side by side, and the
+  // driver refuses a copy over two of them; ranges that were mapped here are one to it.
+  [[nodiscard]] std::uint64_t InOneCopy(const std::byte* at, std::uint64_t bytes) const;
 
  private:
   struct Segment {
@@ -51,6 +54,7 @@ class Segments {
   Queues& queues_;
   const Options options_;
   std::map<std::uint32_t, Segment> segments_;
+  std::map<const std::byte*, std::uint64_t> managed_;    // bytes of each managed segment, by its start
   std::multimap<std::uint64_t, CUdeviceptr> addresses_;  // reserved ranges in no use, by size
   std::uint32_t next_ = 1;
 };

@@ -27,7 +27,7 @@ Snapshot Full() {
   s.host_budget_bytes = 1ULL << 40;
   s.host_committed_bytes = (1ULL << 53) + 1;  // not a double
   s.devices = {{"cpu", "cpu-0", "Test CPU", 1ULL << 30, 1ULL << 29, 1ULL << 29, 512, 256, 256, 1ULL << 40,
-                1ULL << 39, true}};
+                1ULL << 39, true, "unknown", "no answer"}};
   JobSnapshot job;
   job.id = 7;
   job.name = "llm";

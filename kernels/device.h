@@ -52,6 +52,14 @@ struct DeviceInfo {
   std::string pinning_problem;
 };
 
+// Memory as the driver, or the system, tells it now, and what of it this device holds.
+struct DeviceMemory {
+  std::uint64_t total_bytes = 0;
+  std::uint64_t free_bytes = 0;         // for whoever asks first
+  std::uint64_t own_bytes = 0;          // of segments; a device rounds them up as it maps them
+  std::uint64_t pinned_host_bytes = 0;  // locked host memory: frames and scratch
+};
+
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
 // segments of a share domain: clients map that range to read leased weights in place. Several segments of one
 // domain may lie in one fd (the CPU device: one sparse memfd a domain, holes punched when a segment is freed;
@@ -101,6 +109,8 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   [[nodiscard]] virtual DeviceInfo Info() const = 0;
+  // Cheaper than Info: for whoever looks often.
+  [[nodiscard]] virtual DeviceMemory Memory() const = 0;
 
   // ---- memory ----
   // A segment of frames of `page_bytes`. `domain` 0 is private; segments of any other share domain are

@@ -74,6 +74,7 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] DeviceInfo Info() const override;
+  [[nodiscard]] DeviceMemory Memory() const override;
 
   [[nodiscard]] Result<DeviceSegment> AllocateSegment(std::uint32_t frames, std::uint64_t page_bytes,
                                                       std::uint32_t domain) override {
@@ -195,9 +196,9 @@ DeviceInfo CudaDevice::Info() const {
   info.name = listing_.name;
   info.uuid = listing_.uuid;
   info.total_bytes = listing_.total_bytes;
-  std::size_t free = 0;
-  std::size_t total = 0;
-  if (cudaMemGetInfo(&free, &total) == cudaSuccess) info.free_bytes = free;
+  const DeviceMemory memory = Memory();
+  info.free_bytes = memory.free_bytes;
+  info.pinned_host_bytes = memory.pinned_host_bytes;
   info.segment_bytes = kSegmentBytes;
   info.synchronous_clients = false;
   info.in_host_memory = false;
@@ -208,10 +209,21 @@ DeviceInfo CudaDevice::Info() const {
   info.exports = !options_.managed;
   info.simd = listing_.architecture;
   const HostFrames::Counts counts = host_.counts();
-  info.pinned_host_bytes = counts.pinned_bytes + scratch_.pinned_bytes();
   info.unpinned_copies = counts.unpinned_copies;
   info.pinning_problem = counts.problem;
   return info;
+}
+
+DeviceMemory CudaDevice::Memory() const {
+  Bind(ordinal_);
+  DeviceMemory memory;
+  memory.total_bytes = listing_.total_bytes;
+  std::size_t free = 0;
+  std::size_t total = 0;
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) memory.free_bytes = free;
+  memory.own_bytes = segments_.mapped_bytes();
+  memory.pinned_host_bytes = host_.counts().pinned_bytes + scratch_.pinned_bytes();
+  return memory;
 }
 
 Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) {

@@ -146,6 +146,7 @@ wire::Result<DeviceSegment> Segments::Allocate(std::uint32_t frames, std::uint64
     return s;
   }
   const std::uint32_t id = next_++;
+  mapped_bytes_ += segment.bytes;
   const DeviceSegment out{id, reinterpret_cast<std::byte*>(segment.at), frames, segment.fd.get(), 0};
   if (options_.managed) managed_.emplace(out.base, segment.bytes);
   segments_.emplace(id, std::move(segment));
@@ -167,6 +168,7 @@ void Segments::Free(std::uint32_t id) {
   if (found == segments_.end()) return;
   managed_.erase(reinterpret_cast<const std::byte*>(found->second.at));
   Unmap(found->second);
+  mapped_bytes_ -= found->second.bytes;
   segments_.erase(found);
 }
 

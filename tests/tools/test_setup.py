@@ -67,6 +67,19 @@ def test_only_missing_packages_in_one_call(machine):
     ]
 
 
+def test_prometheus_does_not_become_a_service(machine):
+    machine.stand_in("dpkg-query", '[ "${@: -1}" = prometheus ] && exit 1 || echo installed')
+    machine.stand_in("id", "echo 0")
+    machine.stand_in("apt-get", 'echo "apt-get $@" >>"$SAID"')
+    machine.stand_in("systemctl", 'echo "systemctl $@" >>"$SAID"')
+    assert machine("runs_systemd() { true; }; need_packages g++ prometheus").returncode == 0
+    assert machine.said().splitlines()[0] == "systemctl mask prometheus.service"
+    assert machine.said().splitlines()[-1].endswith("--no-install-recommends prometheus")
+    assert machine("runs_systemd() { true; }; need_packages g++").returncode == 0
+    assert machine("runs_systemd() { false; }; need_packages g++ prometheus").returncode == 0
+    assert machine.said().count("mask") == 1
+
+
 def test_stale_lists_are_refreshed_once(machine):
     machine.stand_in("dpkg-query", "exit 1")
     machine.stand_in("apt-get", 'echo "$1" >>"$SAID"; [[ "$*" != *--simulate* ]]')

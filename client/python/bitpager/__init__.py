@@ -9,7 +9,7 @@ Without a running daemon the first use starts a private one, which ends with its
 
 from __future__ import annotations
 
-from . import functional, hints, nn, optim
+from . import functional, hints, nn, optim, telemetry
 from .allocator import AllocatorGuard, guard_allocator
 from .errors import (
     AlreadyExistsError,
@@ -35,9 +35,10 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .memory import memory_stats, memory_summary
 from .quant_state import QuantState
 from .retry import guard
-from .session import Session, connect, default_session, disconnect, memory_stats, memory_summary
+from .session import Session, connect, default_session, disconnect
 from .weight import Weight
 
 __version__ = "0.1.0"
@@ -92,4 +93,5 @@ __all__ = [
     "memory_summary",
     "nn",
     "optim",
+    "telemetry",
 ]

@@ -17,7 +17,7 @@ import weakref
 
 from . import _lib, errors
 from .allocator import guard_new_session
-from .sizes import parse_bytes, print_bytes
+from .sizes import parse_bytes
 
 _default = None
 _by_device = {}  # UUID -> Session: the default ones of devices that _default is not for
@@ -126,17 +126,10 @@ class Session:
         return free.value
 
     def memory_summary(self) -> str:
-        """memory_stats() as a table for people."""
-        info, stats = self.info(), self.memory_stats()
-        lines = [f"job {info['job_name']} at {info['socket']}, pages of {print_bytes(info['page_bytes'])}"]
-        for key, value in stats.items():
-            if key.endswith("_bytes"):
-                lines.append(f"  {key[:-6].replace('_', ' '):<18} {print_bytes(value):>12}")
-            elif key.endswith("_ns"):
-                lines.append(f"  {key[:-3].replace('_', ' '):<18} {value / 1e6:>9.1f} ms")
-            else:
-                lines.append(f"  {key.replace('_', ' '):<18} {value:>12}")
-        return "\n".join(lines)
+        """memory_stats() and the node's other jobs as a table for people."""
+        from . import memory
+
+        return memory.summary(self)
 
     def prefetch(self, *things) -> None:
         """Asks for the pages of optimizers, arenas, weights or modules with quantized weights. Returns at once; pages
@@ -354,6 +347,16 @@ def default_session() -> Session:
         return _default
 
 
+def open_default(uuid=None):
+    """The default session of the device with this UUID (None: the one that default_session() would give), or None where
+    there is none yet. Makes none."""
+    with _default_lock:
+        for held in (_default, *_by_device.values()):
+            if held is not None and not held.closed and uuid in (None, held.device_uuid):
+                return held
+    return None
+
+
 def session_for(device) -> Session:
     """The default session for tensors on a torch.device; made at first use. CPU tensors use default_session() unless
     that is for a GPU."""
@@ -392,13 +395,3 @@ def disconnect() -> None:
 
 
 atexit.register(disconnect)
-
-
-def memory_stats() -> dict:
-    """`Session.memory_stats` of the default session."""
-    return default_session().memory_stats()
-
-
-def memory_summary() -> str:
-    """`Session.memory_summary` of the default session."""
-    return default_session().memory_summary()

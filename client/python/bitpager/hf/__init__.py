@@ -11,6 +11,7 @@ save_for_bitsandbytes  a checkpoint that transformers loads with bitsandbytes
 optimizer            (class, keywords) of TrainingArguments.optim, for any Trainer's optimizer_cls_and_kwargs
 with_optimizers      a Trainer class (of transformers, TRL, your own) that reads its optim strings as ours
 Trainer, SFTTrainer  transformers' and TRL's, made by it
+MemoryCallback       bitpager/... figures in Trainer's logs, so in TensorBoard and Weights & Biases
 audit                the production checklist as pass/fail lines, each with its fix
 plan                 bytes of a model by scheme, and what fits (bitpager.plan)
 
@@ -44,6 +45,7 @@ from ..plan import plan  # noqa: E402
 from .audit import Audit, audit  # noqa: E402
 from .config import BitpagerConfig  # noqa: E402
 from .interchange import config_for, save_for_bitsandbytes  # noqa: E402
+from .memory_callback import MemoryCallback  # noqa: E402
 from .optimizers import optimizer, with_optimizers  # noqa: E402
 from .quantizer import BitpagerQuantizer  # noqa: E402
 
@@ -51,6 +53,7 @@ __all__ = [
     "Audit",
     "BitpagerConfig",
     "BitpagerQuantizer",
+    "MemoryCallback",
     "SFTTrainer",
     "Trainer",
     "audit",

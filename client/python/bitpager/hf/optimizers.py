@@ -7,6 +7,7 @@ import functools
 import torch
 
 from .. import errors, optim
+from .memory_callback import put_first
 from .room import explained
 
 # Strings of transformers' OptimizerNames that mean bitsandbytes there.
@@ -83,10 +84,16 @@ def with_optimizers(trainer: type) -> type:
             made.note_gradients()  # what comes next clips
         return loss
 
+    def add_callback(self, callback):
+        """As the base's; a MemoryCallback goes in front of the reporters."""
+        trainer.add_callback(self, callback)
+        put_first(self.callback_handler)
+
     return type(
         trainer.__name__,
         (trainer,),
         {
+            "add_callback": add_callback,
             "get_optimizer_cls_and_kwargs": staticmethod(get_optimizer_cls_and_kwargs),
             "create_optimizer": create_optimizer,
             "training_step": training_step,

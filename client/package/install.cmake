@@ -4,19 +4,18 @@
 #   include/bitpager/, lib/libbitpager_client.a       the C++ client                     bitpager::client
 #   share/bitpager/torch/                             sources of the libtorch optimizers bitpager::torch
 #   lib/cmake/bitpager/, lib/pkgconfig/               how CMake and pkg-config find them
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-# The same place on every system: the bundle is unpacked anywhere.
+# The same places on every system: the bundle is unpacked anywhere, and the .pc files say so too.
 set(library_folder lib)
 set(config_folder ${library_folder}/cmake/bitpager)
-set(data_folder ${CMAKE_INSTALL_DATADIR}/bitpager/torch)
-set(header_folder ${CMAKE_INSTALL_INCLUDEDIR}/bitpager)
+set(data_folder share/bitpager/torch)
+set(header_folder include/bitpager)
 
 target_include_directories(bitpager_client_archive INTERFACE $<INSTALL_INTERFACE:${header_folder}>)
 target_compile_features(bitpager_client_archive INTERFACE cxx_std_20)
 target_link_libraries(bitpager_client_archive INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
-target_include_directories(bitpager_shared INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+target_include_directories(bitpager_shared INTERFACE $<INSTALL_INTERFACE:include>)
 set_target_properties(bitpager_client_archive PROPERTIES EXPORT_NAME client)
 set_target_properties(bitpager_shared PROPERTIES EXPORT_NAME c)
 
@@ -25,7 +24,7 @@ install(TARGETS bitpager_client_archive bitpager_shared EXPORT bitpagerTargets
         LIBRARY DESTINATION ${library_folder} COMPONENT development)
 install(EXPORT bitpagerTargets NAMESPACE bitpager:: DESTINATION ${config_folder} COMPONENT development)
 
-install(FILES bitpager.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
+install(FILES bitpager.h DESTINATION include COMPONENT development)
 install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} DESTINATION ${header_folder} COMPONENT development
         FILES_MATCHING PATTERN "*.h" PATTERN "c_api*" EXCLUDE PATTERN "python" EXCLUDE PATTERN "package" EXCLUDE
                        PATTERN "examples" EXCLUDE)

@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def run(daemon, folder, out, world):
+def run(daemon, folder, out, world, script="ddp_rank.py"):
     """The results of `world` ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,8 +31,8 @@ def run(daemon, folder, out, world):
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "ddp_rank.py"), folder, str(out / f"{world}-{rank}.pt")],
-            env={**environment, "RANK": str(rank)},
+            [sys.executable, str(HERE / script), folder, str(out / f"{world}-{rank}.pt")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -58,3 +58,11 @@ def test_ranks_of_one_job_agree_and_learn_what_one_process_learns(shared_daemon,
     for name in moved:
         one, two = first["adapters"][name].float(), alone["adapters"][name].float()
         assert torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9, name
+
+
+def test_trainer_trains_over_ranks(shared_daemon, models, tmp_path):
+    first, second = run(shared_daemon, models("llama"), tmp_path, 2, "ddp_trainer_rank.py")
+    assert first["job"] == second["job"] == "ddp-2" and first["optimizer"] == "PagedAdamW8bit"
+    for name, value in first["adapters"].items():
+        assert torch.equal(value, second["adapters"][name]), name
+    assert any(bool(value.any()) for name, value in first["adapters"].items() if "lora_B" in name)

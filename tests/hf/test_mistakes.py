@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 
@@ -236,12 +237,18 @@ def test_a_gpu_that_torch_uses(monkeypatch, tmp_path, capability, driver, words,
     assert found.passed is (words is None) and (words or "GPU (9.0)") in found.text and fix in found.fix
 
 
-def test_a_gpu_out_of_torchs_reach_is_said_when_loading_and_by_the_audit(session, models, monkeypatch):
+def test_a_gpu_out_of_torchs_reach_is_said_where_one_looks(session, shared_daemon, models, monkeypatch, capsys):
+    """When a model is loaded, by the audit, and by `python -m bitpager`."""
+    verification = importlib.import_module("bitpager.__main__")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     blind = machine.Verdict(False, "torch has no CUDA, and this machine has a GPU", "install torch for CUDA")
-    for name in ("bitpager.machine", "bitpager.hf.quantizer"):
+    for name in ("bitpager.machine", "bitpager.hf.quantizer", "bitpager.__main__"):
         monkeypatch.setattr(sys.modules[name], "gpu_verdict", lambda: blind)
     with pytest.warns(UserWarning, match="this machine has a GPU. Fix: install torch for CUDA"):
         model = load(models("llama"))
     line = audit(model, print_lines=False)["torch"]
     assert line.passed is False and line.fix == "install torch for CUDA"
+    monkeypatch.delenv("BITPAGER_SOCKET", raising=False)
+    assert verification.main(["--socket", shared_daemon.socket]) == 0
+    said = capsys.readouterr().out
+    assert "[note] GPU: torch has no CUDA" in said and said.strip().endswith("bitpager works.")

@@ -655,3 +655,25 @@ def test_names_that_are_not_there_yet_say_so(name):
     with pytest.raises(AttributeError, match=f"no {name} yet. It has: Adam, "):
         getattr(optim, name)
     assert not hasattr(optim, "Adam16bit")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), float("-inf")))
+def test_gradients_noted_before_clipping_are_named(session, dtype, value):
+    """Large sums mislead nobody; what was noted is forgotten with the states."""
+    ps = {name: torch.nn.Parameter(torch.ones(5000, dtype=dtype)) for name in ("first", "second", "third")}
+    optimizer = optim.AdamW8bit(ps.items(), session=session)
+    for p in ps.values():
+        p.grad = torch.full_like(p, 60000.0)
+    ps["second"].grad[17] = value
+    optimizer.note_gradients()
+    torch.nn.utils.clip_grad_norm_(ps.values(), 1.0)
+    for p in ps.values():
+        p.grad.fill_(float("nan"))
+    with pytest.raises(bitpager.NonFiniteError, match=r"step 1: .* noted first in second\.") as caught:
+        optimizer.step()
+    assert caught.value.tensors == ("second",)
+    optimizer.drop()
+    with pytest.raises(bitpager.NonFiniteError, match="in first, second, third") as caught:
+        optimizer.step()
+    assert caught.value.tensors == ("first", "second", "third")

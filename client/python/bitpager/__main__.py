@@ -11,6 +11,7 @@ import tempfile
 import torch
 
 from . import __version__, _lib, connect, functional, nn, optim
+from .machine import gpu_verdict
 from .quant_state import QuantState
 
 
@@ -103,11 +104,19 @@ def main(arguments=None) -> int:
             ("linear layer", _check_layer),
         ]
         failed = sum(not _run(name, check) for name, check in checks)
+        _note_gpu()
         from . import disconnect
 
         disconnect()
     print("bitpager works." if not failed else f"{failed} of {len(checks)} checks failed.")
     return 1 if failed else 0
+
+
+def _note_gpu() -> None:
+    """A GPU that is there and cannot be used is no failure of the installation, but worth a line."""
+    found = gpu_verdict()
+    if found.passed is False:
+        print(f"[note] GPU: {found}")
 
 
 def _run(name, check) -> bool:

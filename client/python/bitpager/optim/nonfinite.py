@@ -20,7 +20,8 @@ _NAMES = " For names in their place give the optimizer model.named_parameters().
 
 
 class GradientNotes:
-    """Largest absolute values of gradients, by step."""
+    """One number for each gradient, by step, which is finite as long as the gradient is (and its numbers are not so
+    large that their squares are not)."""
 
     def __init__(self):
         self._by_step = OrderedDict()
@@ -35,8 +36,7 @@ class GradientNotes:
                 groups.setdefault((p.grad.device, p.grad.dtype), []).append(p)
         found = []
         for members in groups.values():
-            norms = torch._foreach_norm([p.grad.detach() for p in members], float("inf"))
-            found.append((members, torch.stack(norms)))
+            found.append((members, torch.stack(_witnesses([p.grad.detach() for p in members]))))
         self._by_step[step] = found
         while len(self._by_step) > _STEPS_KEPT:
             self._by_step.popitem(last=False)
@@ -45,10 +45,18 @@ class GradientNotes:
         """Parameters whose gradients of that step held NaN or inf; [] when nothing was noted. Waits for a GPU."""
         return [
             p
-            for members, norms in self._by_step.get(step, ())
-            for p, finite in zip(members, torch.isfinite(norms).tolist())
+            for members, witnesses in self._by_step.get(step, ())
+            for p, finite in zip(members, torch.isfinite(witnesses).tolist())
             if not finite
         ]
+
+
+def _witnesses(gradients) -> list:
+    """Of gradients of one device and dtype; what is quick there. float16 would overflow in its own dtype."""
+    is_half = gradients[0].dtype == torch.float16
+    if gradients[0].is_cuda:
+        return [g.norm(dtype=torch.float32) for g in gradients] if is_half else torch._foreach_norm(gradients, 2)
+    return [g.sum(dtype=torch.float32) if is_half else g.sum() for g in gradients]
 
 
 def broken_now(parameters) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import bitpager
@@ -114,6 +115,38 @@ def test_states_leave_in_forward_and_are_back_behind_backward(session):
         seen["backward"] = settled(resident)
         optimizer.step()
     assert seen == {"forward": True, "backward": True}
+
+
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor
+
+
+@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: (y,), lambda y: torch.max(y, 0), lambda y: Output(y)])
+def test_outputs_of_every_kind_say_when_backward_begins(session, told, wrap):
+    class Wrapped(Model):
+        def forward(self, x):
+            return wrap(super().forward(x)["logits"])
+
+    model = Wrapped()
+    hooks = bitpager.hints.attach(model, session=session)
+    y = model(torch.ones(2, 8))
+    y = y if isinstance(y, torch.Tensor) else y.loss if isinstance(y, Output) else y[0]
+    y.sum().backward()
+    assert told == ["forward", "backward"]
+    hooks.detach()
+
+
+def test_hooks_do_not_gather_on_parameters(session):
+    class Returns(Model):
+        def forward(self, x):
+            return self.first(x), self.first.weight
+
+    model = Returns()
+    with bitpager.hints.attach(model, session=session):
+        for _ in range(3):
+            model(torch.ones(2, 8))
+    assert not model.first.weight._backward_hooks
 
 
 def test_a_closed_session_is_left_alone(make_daemon):

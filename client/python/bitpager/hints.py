@@ -9,7 +9,9 @@ Hints change when pages move, never a number.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
+from collections.abc import Mapping
 
 import torch
 
@@ -103,7 +105,7 @@ class PhaseHints:
         # The first of them whose gradient is known is where backward begins.
         begin = _Once(self)
         for tensor in _tensors(output):
-            if tensor.requires_grad:
+            if tensor.requires_grad and not tensor.is_leaf:  # a leaf's hooks would stay
                 tensor.register_hook(begin)
 
     def _backward(self) -> None:
@@ -140,15 +142,20 @@ def _inside_backward() -> bool:
 
 
 def _tensors(output):
-    """The tensors in what a forward pass returns: tensors, sequences, mappings, dataclasses of transformers' kind."""
+    """The tensors in what a forward pass returns: tensors, sequences, mappings, dataclasses."""
     if isinstance(output, torch.Tensor):
         yield output
-    elif isinstance(output, dict) or hasattr(output, "values"):
-        for value in output.values():
-            yield from _tensors(value)
+        return
+    if isinstance(output, Mapping):
+        parts = output.values()
     elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
+        parts = output
+    elif dataclasses.is_dataclass(output):
+        parts = vars(output).values()
+    else:
+        return
+    for part in parts:
+        yield from _tensors(part)
 
 
 __all__ = ["PhaseHints", "attach"]

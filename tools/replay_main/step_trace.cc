@@ -88,7 +88,8 @@ std::vector<Trace> StepTrace::Take(const std::string& name) {
   std::vector<Trace> out;
   for (auto& [device, trace] : traces_) {
     if (trace.requests.empty()) continue;
-    trace.name = traces_.size() == 1 ? name : name + ":" + device;
+    trace.name = name;
+    if (traces_.size() > 1) trace.name.append(":").append(device);
     out.push_back(std::move(trace));
   }
   return out;

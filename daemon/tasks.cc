@@ -19,6 +19,7 @@ int Tasks::Advance(Session& session) {
     session.pending.pop_front();
     ++taken;
     ++core_.counters.requests;
+    taken_ns_ = core_.clock.NowNs();
     Start(session, record);
   }
   return taken;
@@ -32,16 +33,17 @@ void Tasks::Start(Session& session, const wire::RequestRecord& record) {
     Complete(session, completion,
              {Code::kUnknownVersion, "a record of version " + std::to_string(record.version) +
                                          "; this daemon speaks " + std::to_string(wire::kWireVersion) +
-                                         ". Hint: use the client library that came with the daemon."});
+                                         ". Hint: use the client library that came with the daemon."},
+             taken_ns_);
     return;
   }
   switch (record.op) {
     case Op::kNoop:
-      return Complete(session, completion, {});
+      return Complete(session, completion, {}, taken_ns_);
     case Op::kPrefetch:
-      return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)));
+      return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)), taken_ns_);
     case Op::kPhase:
-      return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)));
+      return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)), taken_ns_);
     case Op::kLease:
       return StartLease(session, record);
     default:
@@ -55,7 +57,7 @@ void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
     wire::CompletionRecord completion;
     completion.ticket = record.ticket;
     completion.op = record.op;
-    return Complete(session, completion, admitted.status());
+    return Complete(session, completion, admitted.status(), taken_ns_);
   }
   ActiveTask& task = session.active.emplace();
   task.ticket = record.ticket;
@@ -70,9 +72,9 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
   completion.op = record.op;
   const std::uint64_t id = BodyOf<wire::LeaseBody>(record).extent;
   wire::Result<Extent*> extent = FindWeight(session, id, true);
-  if (!extent.ok()) return Complete(session, completion, extent.status());
+  if (!extent.ok()) return Complete(session, completion, extent.status(), taken_ns_);
   Status granted = leases_.Grant(session, **extent, completion);
-  if (granted.code() != Code::kNotResident) return Complete(session, completion, granted);
+  if (granted.code() != Code::kNotResident) return Complete(session, completion, granted, taken_ns_);
   // Made resident by a read that does nothing, then tried once more.
   ActiveTask& task = session.active.emplace();
   task.ticket = record.ticket;
@@ -83,6 +85,7 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
 
 void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   ActiveTask& task = *session.active;
+  task.taken_ns = taken_ns_;
   task.admitted_ns = core_.clock.NowNs();
   task.idle_since_ns = task.admitted_ns;
   if (const auto usage = core_.pager.Usage(spec.job); usage) {
@@ -103,7 +106,7 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   completion.ticket = task.ticket;
   completion.op = task.op;
   session.active.reset();
-  Complete(session, completion, request.status());
+  Complete(session, completion, request.status(), taken_ns_);
 }
 
 Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
@@ -158,6 +161,8 @@ int Tasks::PumpPager() {
   core_.pager.Pump(actions_);
   const int starved = leases_.overdue() ? RefuseStarved() : 0;
   if (actions_.empty()) return starved;
+  if (!actions_.stores.empty() || !actions_.drops.empty()) bursts_.Note(actions_, core_.clock.NowNs());
+  for (const paging::EndedJob& job : actions_.ended) core_.past_jobs.Ended(job);
   const int refused = core_.mover.Apply(actions_);
   LaunchAll(actions_.runs);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
@@ -210,7 +215,7 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
   ActiveTask* task = TaskOf(runs.front().request, &session);
   kernels::Event event;
   if (task != nullptr) {
-    if (task->runs_in_flight == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
+    if (task->runs_in_flight == 0) CountWait(*session, *task, runs.front().missing);
     task->runs_in_flight += static_cast<std::uint32_t>(runs.size());
     if (task->work != nullptr) {
       if (runs.front().window == 0) task->work->Prepare(core_.device);
@@ -228,6 +233,16 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
     }
   }
   for (const paging::RunAction& run : runs) runs_.push_back({event, run.request, run.window});
+}
+
+// Nothing of the task ran since idle_since_ns; now something does. `fault`: because pages were not there.
+void Tasks::CountWait(const Session& session, ActiveTask& task, bool fault) {
+  const std::uint64_t waited_ns = core_.clock.NowNs() - task.idle_since_ns;
+  task.stall_ns += waited_ns;
+  if (!fault) return;
+  core_.counters.fault.Observe(waited_ns);
+  ++core_.counters.jobs.faults;
+  ++core_.registry.FindJob(session.identity().job)->counters.faults;
 }
 
 int Tasks::PollRuns() {
@@ -260,10 +275,11 @@ void Tasks::Finished(wire::RequestId request) {
   wire::CompletionRecord completion;
   completion.ticket = task->ticket;
   completion.op = task->op;
+  const std::uint64_t taken_ns = task->taken_ns;
   if (!task->refused.ok()) {
     const Status refused = task->refused;
     session->active.reset();
-    return Complete(*session, completion, refused);
+    return Complete(*session, completion, refused, taken_ns);
   }
   if (task->work != nullptr) {
     FinishWork(*session, *task, completion);
@@ -272,10 +288,11 @@ void Tasks::Finished(wire::RequestId request) {
   const Extent* extent = core_.registry.FindExtent(task->lease_extent);
   session->active.reset();
   if (extent == nullptr) {
-    Complete(*session, completion, {Code::kNotFound, "the weight was dropped while a lease was asked for."});
+    Complete(*session, completion, {Code::kNotFound, "the weight was dropped while a lease was asked for."},
+             taken_ns);
   } else {
     Status granted = leases_.Grant(*session, *extent, completion);
-    Complete(*session, completion, granted);
+    Complete(*session, completion, granted, taken_ns);
   }
 }
 
@@ -290,25 +307,44 @@ void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecor
   }
   completion.values[4] = now - task.admitted_ns;
   completion.values[5] = task.stall_ns;
-  job->stall_ns += task.stall_ns;
-  core_.counters.stall_ns += task.stall_ns;
+  job->counters.stall_ns += task.stall_ns;
+  job->stall_ns_last = task.stall_ns;
+  core_.counters.jobs.stall_ns += task.stall_ns;
+  core_.counters.stall.Observe(task.stall_ns);
   if (task.op == Op::kStep) {
-    ++job->steps;
-    ++core_.counters.steps;
-    job->nonfinite_blocks += completion.values[0];
-    core_.counters.nonfinite_blocks += completion.values[0];
+    CountStep(session, *job, task, completion, now);
     // Pairs with an acquire load by whoever asks which step was applied last.
     session.segment().header().applied_step.word.store(task.ticket, std::memory_order_release);
   }
+  const std::uint64_t taken_ns = task.taken_ns;
   session.active.reset();
   if (input_lost) {
     status = {Code::kOutOfRange, "a registered buffer was shrunk while it was used; the session ends."};
   }
-  Complete(session, completion, status);
+  Complete(session, completion, status, taken_ns);
   if (input_lost) FailSession(session, status);
 }
 
-void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status) {
+void Tasks::CountStep(const Session& session, Job& job, const ActiveTask& task,
+                      const wire::CompletionRecord& completion, std::uint64_t now_ns) {
+  const std::uint64_t nonfinite_blocks = completion.values[0];
+  for (JobCounters* counters : {&job.counters, &core_.counters.jobs}) {
+    ++counters->steps;
+    counters->nonfinite_blocks += nonfinite_blocks;
+  }
+  job.step_ns_last = now_ns - task.taken_ns;
+  core_.counters.step.Observe(job.step_ns_last);
+  if (nonfinite_blocks == 0) return;
+  core_.TellSeldom({"nonfinite", job.name, 0,
+                    "request " + std::to_string(task.ticket) + " of rank " +
+                        std::to_string(session.identity().rank) + ": " + std::to_string(nonfinite_blocks) +
+                        " blocks of gradients with NaN or inf, the first in tensor " +
+                        std::to_string(completion.values[1])});
+}
+
+void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status,
+                     std::uint64_t taken_ns) {
+  core_.counters.request.Observe(core_.clock.NowNs() - taken_ns);
   completion.code = static_cast<std::uint32_t>(status.code());
   wire::CopyText(completion.message, status.message());
   if (!status.ok()) ++core_.counters.errors[status.code()];
@@ -329,7 +365,7 @@ void Tasks::FailSession(Session& session, const Status& why) {
   session.Fail(why.code());
   session.closing = true;
   const Job* job = core_.registry.FindJob(session.identity().job);
-  core_.notify({"session_failed", job->name, 0, why.message()});
+  core_.TellSeldom({"error", job->name, 0, why.message()});
 }
 
 void Tasks::FailAll(const Status& fault) {

@@ -90,9 +90,8 @@ struct Job {
   std::uint64_t host_frames = 0;
   std::uint64_t frames_by_kind[2] = {0, 0};
   std::uint64_t pages_by_kind[2] = {0, 0};
-  std::uint64_t loaded = 0;
-  std::uint64_t stored = 0;
-  std::uint64_t dropped = 0;
+  std::uint64_t host_by_kind[2] = {0, 0};
+  Traffic traffic;
 
   // Frames that it has or will have once every claim and every eviction under way is settled.
   [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }

@@ -42,6 +42,7 @@ void Pager::Impl::StoreDone(PageRef ref) {
     if (page->holds == 0) List(*page);
     return;
   }
+  Tally(*extent.job, &Traffic::evicted, page->reason);
   Leave(*page);
   if (extent.zombie) BuryIfDone(extent);
 }
@@ -78,7 +79,7 @@ void Pager::Impl::SegmentRefused(std::uint32_t segment) {
     Page* page = frames.owner(segment * config.segment_frames + slot);
     if (page == nullptr) continue;
     Require(page->state == PageState::kLoading, "refusal of a segment in use");
-    if (!page->zero && !page->undefined) --page->extent->job->loaded;
+    TallyArrival(*page, page->zero || page->undefined, true);
     Extent& extent = *page->extent;
     Leave(*page);
     if (extent.zombie) BuryIfDone(extent);
@@ -125,8 +126,7 @@ void Pager::Impl::Discard(Page& page) {
   if (page.listed) Unlist(page);
   if (page.dirty) --(extent.spec.evictable ? extent.job->dirty : extent.job->fixed_dirty);
   page.dirty = false;
-  pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), Reason::kClosing});
-  Leave(page);
+  Drop(page, Reason::kClosing);
   BuryIfDone(extent);
 }
 
@@ -138,6 +138,7 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
     host.Give(extent.host);
     pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
     job.host_frames -= extent.spec.pages;
+    job.host_by_kind[static_cast<int>(extent.spec.kind)] -= extent.spec.pages;
   }
   std::erase(job.extents, &extent);
   extents.erase(extent.id.value);

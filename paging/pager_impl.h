@@ -1,7 +1,8 @@
 // The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
 // (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_loads.cc (claims, loads,
 // prefetches), pager_evict.cc (victims, limits, leases), pager_overdue.cc (what does not come back, what
-// nobody needs), pager_events.cc (completions, refusals, endings), pager_check.cc (invariants).
+// nobody needs), pager_events.cc (completions, refusals, endings), pager_usage.cc (counts), pager_check.cc
+// (invariants).
 #pragma once
 
 #include <deque>
@@ -107,7 +108,8 @@ struct Pager::Impl {
   void DrainSegment(std::uint32_t segment, PoolId promised, Reason reason);
   void EvictGroup(Page& page, Reason reason);
   void StartEvict(Page& page, Reason reason);
-  void Leave(Page& page);  // gives up the frame: HostOnly
+  void Drop(Page& page, Reason reason);  // leaves without a copy
+  void Leave(Page& page);                // gives up the frame: HostOnly
   void List(Page& page);
   void Unlist(Page& page);
   void EnforceLimits();
@@ -144,6 +146,7 @@ struct Pager::Impl {
   void CheckFrames() const;
   void CheckPage(const Page& page) const;
   void CheckJobs() const;
+  void CheckTraffic() const;
   void CheckPools() const;
   void CheckHost() const;
 
@@ -153,6 +156,12 @@ struct Pager::Impl {
   [[nodiscard]] Extent* FindExtent(wire::ExtentId id) const;
   [[nodiscard]] Page* FindPage(PageRef ref) const;
   [[nodiscard]] JobUsage UsageOf(const Job& job) const;
+  [[nodiscard]] DeviceUsage Usage() const;
+  void ReadPages(wire::ExtentId id, PageCells& cells) const;
+  // One page more in the job's and in all traffic; `refused`: one less, it did not come after all.
+  void Tally(Job& job, ByReason Traffic::*what, Reason reason);
+  void TallyArrival(const Page& page, bool empty, bool refused);
+  void BuryJobs();
 
   PagerConfig config;
   FramePools frames;
@@ -167,6 +176,8 @@ struct Pager::Impl {
   std::vector<Page*> filled;                // scratch of FillClaims
   std::vector<std::uint32_t> taken_frames;  // likewise: their frames
   std::vector<const Job*> passed_over;      // likewise: that wait for a whole window's frames
+  Traffic traffic;                          // of all jobs that ever were
+  Traffic past_traffic;                     // of those that are gone
   std::uint64_t last_extent = 0;
   std::uint64_t last_request = 0;
   std::uint64_t decisions = 0;  // Pumps so far, from 1

@@ -98,8 +98,15 @@ daemon::Snapshot Machine(std::uint64_t uptime_ms) {
   s.host_budget_bytes = 8 * kGiB;
   s.host_committed_bytes = 2 * kGiB;
   s.devices.resize(2);
-  s.devices[0] = {"cuda", "GPU-a", "H100", 4 * kGiB, kGiB, 3 * kGiB};
-  s.devices[1] = {"cuda", "GPU-b", "H100", 4 * kGiB, 4 * kGiB, 0};
+  for (std::size_t i = 0; i < 2; ++i) {
+    s.devices[i].kind = "cuda";
+    s.devices[i].uuid = i == 0 ? "GPU-a" : "GPU-b";
+    s.devices[i].gpu = std::to_string(i);
+    s.devices[i].name = "H100";
+    s.devices[i].budget_bytes = 4 * kGiB;
+    s.devices[i].used_bytes = i == 0 ? kGiB : 4 * kGiB;
+    s.devices[i].free_bytes = 4 * kGiB - s.devices[i].used_bytes;
+  }
   s.jobs = {Job(1, "small", 1 << 20), Job(2, "large", kGiB), Job(3, "middle", 1 << 25)};
   s.sessions.resize(3);
   return s;

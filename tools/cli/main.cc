@@ -20,6 +20,9 @@ struct Options {
   LimitOptions limit;
   EvictOptions evict;
   DoctorOptions doctor;
+  TopOptions top;
+  EventsOptions events;
+  RecordOptions record;
 };
 
 void AddTarget(CLI::App& command, Target& target) {
@@ -32,6 +35,50 @@ void AddTarget(CLI::App& command, Target& target) {
 void AddStatusEndpoint(CLI::App& command, Target& target) {
   command.add_option("--status-endpoint", target.status_endpoint, "where to ask (ipc://SOCKET.status)")
       ->type_name("ENDPOINT");
+}
+
+void AddInterval(CLI::App& command, double& seconds) {
+  command.add_option("--interval", seconds, "between samples (1)")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.1, 3600.0));
+}
+
+// The commands that watch a daemon over time.
+void AddWatchers(CLI::App& app, Options& options) {
+  CLI::App& top = *app.add_subcommand("top", "watch memory, transfers and steps by job, live");
+  top.add_flag("--once", options.top.once, "one frame as text: two samples, an interval apart");
+  top.add_flag("--json", options.top.json, "one object a line for each sample");
+  AddInterval(top, options.top.interval_s);
+  top.footer(
+      std::string(
+          "Keys: s sort, r reverse, arrows and PgUp PgDn scroll, h help, q quit. NO_COLOR: no colours.\n") +
+      kFooter);
+  CLI::App& events = *app.add_subcommand("events", "what happened: the last events that the daemon keeps");
+  events.add_flag("--follow,-f", options.events.follow, "go on with those that come");
+  events.add_flag("--json", options.events.json, "one object a line");
+  events.add_option("--job", options.events.job, "of this job alone")->type_name("JOB");
+  CLI::App& record = *app.add_subcommand("record", "write status, page maps and events to a file, for later");
+  record.add_option("FILE", options.record.file, "a new file, or - for stdout")->required();
+  AddInterval(record, options.record.interval_s);
+  record.add_option("--duration", options.record.duration_s, "then end (until SIGINT)")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.1, 1e9));
+  record.add_option("--cells", options.record.cells, "of a page map, 64 to 4096; 0: no page maps (1024)")
+      ->type_name("N")
+      ->check(CLI::Validator(
+          [](std::string& text) { return text == "0" ? std::string() : CLI::Range(64, 4096)(text); }, "",
+          "cells"));
+  record.footer(
+      std::string("tools/replay and the dashboard read the file, which grows by some KiB each interval.\n") +
+      kFooter);
+  for (CLI::App* command : {&top, &events, &record}) {
+    AddTarget(*command, options.target);
+    AddStatusEndpoint(*command, options.target);
+    command
+        ->add_option("--events-endpoint", options.target.events_endpoint,
+                     "where to listen (ipc://SOCKET.events)")
+        ->type_name("ENDPOINT");
+  }
 }
 
 void AddCommands(CLI::App& app, Options& options) {
@@ -64,6 +111,7 @@ void AddCommands(CLI::App& app, Options& options) {
   for (CLI::App* command : {&status, &limit, &evict, &drain, &version, &doctor})
     AddTarget(*command, options.target);
   for (CLI::App* command : {&status, &version, &doctor}) AddStatusEndpoint(*command, options.target);
+  AddWatchers(app, options);
 }
 
 int Run(const CLI::App& app, const Options& options) {
@@ -73,6 +121,9 @@ int Run(const CLI::App& app, const Options& options) {
   if (app.got_subcommand("drain")) return RunDrain(options.target);
   if (app.got_subcommand("plan")) return RunPlan(app.get_subcommand("plan")->remaining());
   if (app.got_subcommand("version")) return RunVersion(options.target);
+  if (app.got_subcommand("top")) return RunTop(options.target, options.top);
+  if (app.got_subcommand("events")) return RunEvents(options.target, options.events);
+  if (app.got_subcommand("record")) return RunRecord(options.target, options.record);
   return RunDoctor(options.target, options.doctor);
 }
 

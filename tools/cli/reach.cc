@@ -25,6 +25,8 @@ using wire::Result;
 using wire::Status;
 
 constexpr std::string_view kScheme = "ipc://";
+constexpr const char* kStatusSuffix = ".status";
+constexpr const char* kEventsSuffix = ".events";
 
 std::string Environment(const char* name) {
   const char* value = std::getenv(name);
@@ -70,12 +72,6 @@ Result<Line> ConnectFirst(const std::vector<std::string>& places, const std::str
                                         "BITPAGER_SOCKET");
 }
 
-Status TimedOut(const std::string& where, int timeout_ms) {
-  return {Code::kUnreachable, "bitpagerd at " + where + " did not answer within " +
-                                  std::to_string(timeout_ms) +
-                                  " ms. Hint: look at its log; --timeout waits longer"};
-}
-
 // One question, one answer.
 Result<std::string> Query(const std::string& endpoint, const std::string& question, int timeout_ms) {
   try {
@@ -92,28 +88,6 @@ Result<std::string> Query(const std::string& endpoint, const std::string& questi
   } catch (const zmq::error_t& error) {
     return Status(Code::kUnreachable, "cannot ask " + endpoint + " (" + error.what() + ")");
   }
-}
-
-Status CheckReply(const std::string& reply) {
-  const json parsed = json::parse(reply, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded() || !parsed.is_object()) {
-    return {Code::kProtocol,
-            "the daemon's reply is not JSON. Hint: is another program serving that endpoint?"};
-  }
-  const auto error = parsed.find("error");
-  if (error == parsed.end()) return {};
-  const bool readable = error->is_object() && error->contains("message") && (*error)["message"].is_string();
-  return {Code::kInternal,
-          readable ? (*error)["message"].get<std::string>() : std::string("the daemon reported an error")};
-}
-
-Result<StatusReply> AskEndpoint(const std::string& endpoint, const std::string& socket,
-                                const std::string& question, int timeout_ms) {
-  const Result<std::string> reply = Query(endpoint, question, timeout_ms);
-  if (!reply.ok()) return reply.status();
-  const Status checked = CheckReply(*reply);
-  if (!checked.ok()) return checked;
-  return StatusReply{socket, *reply};
 }
 
 // Waits until the socket can be read. kUnreachable after the time.
@@ -140,19 +114,52 @@ std::vector<std::string> SocketPlaces(const std::string& named) {
   return {daemon::kSystemSocketPath, own + "/bitpager.sock", own + "/private.sock"};
 }
 
-Result<StatusReply> AskStatus(const Target& target, const std::string& query) {
-  const std::string question = json{{"query", query}}.dump();
-  if (!target.status_endpoint.empty()) {
-    if (target.status_endpoint.rfind(kScheme, 0) == 0) {
-      const auto there = Connect(target.status_endpoint.substr(kScheme.size()), SOCK_STREAM);
-      if (!there.ok()) return there.status();
-    }
-    return AskEndpoint(target.status_endpoint, target.socket, question, target.timeout_ms);
+Result<Endpoints> FindEndpoints(const Target& target) {
+  Endpoints out{target.socket, target.status_endpoint, target.events_endpoint};
+  if (out.status.empty()) {
+    const Result<Line> there = ConnectFirst(SocketPlaces(target.socket), kStatusSuffix, SOCK_STREAM);
+    if (!there.ok()) return there.status();
+    out.socket = there->socket;
+    out.status = std::string(kScheme) + out.socket + kStatusSuffix;
+  } else if (out.status.rfind(kScheme, 0) == 0) {
+    const auto there = Connect(out.status.substr(kScheme.size()), SOCK_STREAM);
+    if (!there.ok()) return there.status();
   }
-  // ZeroMQ would try for ever without a word where nobody listens; a plain connect says what is wrong.
-  const Result<Line> there = ConnectFirst(SocketPlaces(target.socket), ".status", SOCK_STREAM);
+  const std::string_view suffix = kStatusSuffix;
+  const bool usual = out.status.size() > suffix.size() && out.status.ends_with(suffix);
+  if (out.events.empty() && usual) {
+    out.events = out.status.substr(0, out.status.size() - suffix.size()) + kEventsSuffix;
+  }
+  return out;
+}
+
+Status TimedOut(const std::string& where, int timeout_ms) {
+  return {Code::kUnreachable, "bitpagerd at " + where + " did not answer within " +
+                                  std::to_string(timeout_ms) +
+                                  " ms. Hint: look at its log; --timeout waits longer"};
+}
+
+Status CheckReply(const std::string& reply) {
+  const json parsed = json::parse(reply, nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_discarded() || !parsed.is_object()) {
+    return {Code::kProtocol,
+            "the daemon's reply is not JSON. Hint: is another program serving that endpoint?"};
+  }
+  const auto error = parsed.find("error");
+  if (error == parsed.end()) return {};
+  const bool readable = error->is_object() && error->contains("message") && (*error)["message"].is_string();
+  return {Code::kInternal,
+          readable ? (*error)["message"].get<std::string>() : std::string("the daemon reported an error")};
+}
+
+Result<StatusReply> AskStatus(const Target& target, const std::string& query) {
+  const Result<Endpoints> there = FindEndpoints(target);
   if (!there.ok()) return there.status();
-  return AskEndpoint("ipc://" + there->socket + ".status", there->socket, question, target.timeout_ms);
+  const Result<std::string> reply = Query(there->status, json{{"query", query}}.dump(), target.timeout_ms);
+  if (!reply.ok()) return reply.status();
+  const Status checked = CheckReply(*reply);
+  if (!checked.ok()) return checked;
+  return StatusReply{there->socket, *reply};
 }
 
 Result<Line> OpenLine(const Target& target) {

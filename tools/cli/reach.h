@@ -26,10 +26,27 @@ struct Target {
   std::string socket;           // empty: BITPAGER_SOCKET, the system's, the user's, the user's private one
   std::string status_endpoint;  // empty: ipc://<socket>.status
   int timeout_ms = 3000;
+  std::string events_endpoint = {};  // empty: ipc://<socket>.events
 };
 
 // Where a daemon's socket may be, in the order of search. A named one is the only one.
 [[nodiscard]] std::vector<std::string> SocketPlaces(const std::string& named);
+
+// Where a daemon that is there answers and publishes.
+struct Endpoints {
+  std::string socket;
+  std::string status;
+  std::string events;
+};
+// Tries the places with plain connects, which say what is wrong; ZeroMQ would try for ever without a word
+// where nobody listens. `events` is empty where it was not given and cannot be told
+// from the status endpoint. kUnreachable, kPermissionDenied.
+[[nodiscard]] wire::Result<Endpoints> FindEndpoints(const Target& target);
+
+// Of a query's answer: kProtocol (not JSON), or kInternal with the message of an error reply.
+[[nodiscard]] wire::Status CheckReply(const std::string& reply);
+// kUnreachable, with the time that was waited.
+[[nodiscard]] wire::Status TimedOut(const std::string& where, int timeout_ms);
 
 struct StatusReply {
   std::string socket;  // of the daemon that answered

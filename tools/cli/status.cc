@@ -34,12 +34,19 @@ int ExitCodeOf(const wire::Status& status) {
   }
 }
 
+int NotReached(const wire::Status& status) {
+  PrintError(status.message());
+  return status.code() == Code::kPermissionDenied ? kUnreachableExit : ExitCodeOf(status);
+}
+
+int Failure(const wire::Status& status) {
+  PrintError(status.message());
+  return kFailureExit;
+}
+
 int RunStatus(const Target& target, const StatusOptions& options) {
   const auto reply = AskStatus(target, "status");
-  if (!reply.ok()) {
-    PrintError(reply.status().message());
-    return reply.status().code() == Code::kPermissionDenied ? kUnreachableExit : ExitCodeOf(reply.status());
-  }
+  if (!reply.ok()) return NotReached(reply.status());
   if (options.json) {
     const auto parsed = nlohmann::json::parse(reply->json, nullptr, /*allow_exceptions=*/false);
     std::printf("%s\n", parsed.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());

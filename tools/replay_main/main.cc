@@ -1,9 +1,12 @@
-// bitpager-replay: what each policy moves for a trace, beside the optimum. No daemon and no device take part.
+// bitpager-replay: what each policy moves for a trace, beside the optimum; of a recording, what happened,
+// too. No daemon and no device take part.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "tools/replay_main/recording.h"
 #include "tools/replay_main/simulate.h"
+#include "tools/replay_main/summary.h"
 #include "tools/replay_main/trace.h"
 
 namespace bitpager::replay {
@@ -45,7 +48,7 @@ void PrintTable(const Trace& trace, std::uint64_t frames, const std::string& pol
   const double mib = static_cast<double>(trace.page_bytes) / (1U << 20);
   const double ratio =
       o.optimum.in == 0 ? 0 : static_cast<double>(o.moved.in) / static_cast<double>(o.optimum.in);
-  std::printf("%-16s %8llu %8llu  %-6s %9llu %9llu %9llu %9llu %11.1f %11.1f ", trace.name.c_str(),
+  std::printf("%-16s %8llu %8llu  %-6s %9llu %9llu %9llu %9llu %11.1f %11.1f ", Plain(trace.name).c_str(),
               static_cast<unsigned long long>(trace.pages()), static_cast<unsigned long long>(frames),
               policy.c_str(), static_cast<unsigned long long>(o.moved.in),
               static_cast<unsigned long long>(o.optimum.in), static_cast<unsigned long long>(o.moved.out),
@@ -98,19 +101,43 @@ int ReplayOne(const Trace& trace, const Options& options, nlohmann::json& rows) 
   return 0;
 }
 
-int Replay(const Options& options) {
+struct Sources {
+  std::vector<Recording> recordings;
   std::vector<Trace> traces;
-  for (const std::string& path : options.paths) {
+};
+
+wire::Status ReadSource(const std::string& path, Sources& out) {
+  if (!IsRecording(path)) {
     auto trace = ReadTrace(path);
-    if (!trace.ok()) return Fail(trace.status());
-    traces.push_back(std::move(*trace));
+    if (trace.ok()) out.traces.push_back(std::move(*trace));
+    return trace.status();
+  }
+  auto recording = ReadRecording(path);
+  if (!recording.ok()) return recording.status();
+  if (recording->cut_line != 0) {
+    std::fprintf(stderr, "replay: %s:%llu: the last line is cut short and does not count\n", path.c_str(),
+                 static_cast<unsigned long long>(recording->cut_line));
+  }
+  for (const Trace& trace : recording->traces) out.traces.push_back(trace);
+  out.recordings.push_back(std::move(*recording));
+  return {};
+}
+
+wire::Result<Sources> ReadSources(const Options& options) {
+  Sources out;
+  for (const std::string& path : options.paths) {
+    if (wire::Status read = ReadSource(path, out); !read.ok()) return read;
   }
   for (const std::string& name : options.synthetic) {
     auto trace = MakeTrace(name);
-    if (!trace.ok()) return Fail(trace.status());
-    traces.push_back(std::move(*trace));
+    if (!trace.ok()) return trace.status();
+    out.traces.push_back(std::move(*trace));
   }
-  nlohmann::json rows = nlohmann::json::array();
+  return out;
+}
+
+int ReplayAll(const std::vector<Trace>& traces, const Options& options, nlohmann::json& rows) {
+  if (traces.empty()) return 0;
   if (!options.json) {
     std::printf("%-16s %8s %8s  %-6s %9s %9s %9s %9s %11s %11s %8s\n", "trace", "pages", "frames", "policy",
                 "in", "optimum", "out", "optimum", "in MiB", "out MiB", "in/opt");
@@ -118,15 +145,31 @@ int Replay(const Options& options) {
   for (const Trace& trace : traces) {
     if (const int failed = ReplayOne(trace, options, rows); failed != 0) return failed;
   }
-  if (options.json) {
-    std::printf("%s\n", rows.dump(1).c_str());
-  } else {
+  if (!options.json) {
     std::printf(
         "in, out: pages copied to the device and back. Optimum in: the least that any policy could copy in "
         "for\n"
         "the same visits (Belady's MIN), each job in its fair share of the frames; optimum out: what that\n"
         "schedule writes back, which is not a bound of its own. Jobs that borrow idle frames can move "
         "less.\n");
+  }
+  return 0;
+}
+
+int Replay(const Options& options) {
+  const auto sources = ReadSources(options);
+  if (!sources.ok()) return Fail(sources.status());
+  nlohmann::json rows = nlohmann::json::array();
+  for (const Recording& recording : sources->recordings) {
+    if (options.json) {
+      rows.push_back(SummaryJson(recording));
+    } else {
+      std::printf("%s%s\n", SummaryText(recording).c_str(), TraceNote(recording).c_str());
+    }
+  }
+  if (const int failed = ReplayAll(sources->traces, options, rows); failed != 0) return failed;
+  if (options.json) {
+    std::printf("%s\n", rows.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   }
   return 0;
 }
@@ -138,9 +181,10 @@ int main(int argc, char** argv) {
   bitpager::replay::Options options;
   CLI::App app{
       "Replays traces of page visits against eviction policies and prints what they move beside the "
-      "optimum."};
+      "optimum. Of recordings (bitpager record) it prints a summary, and replays their steps."};
   app.name("replay");
-  app.add_option("TRACE", options.paths, "trace files (format: tools/replay_main/trace.h)");
+  app.add_option("TRACE", options.paths,
+                 "trace files (format: tools/replay_main/trace.h) and recordings (recording.h)");
   app.add_option("--synthetic", options.synthetic, "cyclic, zigzag, checkpointing, two-jobs")->delimiter(',');
   app.add_option("--policy", options.policies, "lru, clock, scan")
       ->delimiter(',')

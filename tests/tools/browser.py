@@ -40,6 +40,7 @@ class Browser:
 
     def open(self, url):
         """A page, with the logs of those before thrown away. A port of its own is an origin with nothing remembered."""
+        self.driver.get("about:blank")  # the page before must ask for nothing more
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(url)

@@ -49,6 +49,9 @@ def test_figures_are_the_nodes_and_add_up(page):
 
 def test_all_that_the_page_shows_is_there(page):
     browser, feed = page(Node(["a", "b"]))
+    assert browser.text("#errors") == "no errors"
+    feed.node.errors = {"full": 3, "internal": 1, "protocol": 1}
+    browser.wait("errors, and what is none", lambda: browser.text("#errors") == "2 errors · 3 full")
     feed.publish("evict", "a", "share", 4 << 20)
     browser.wait_text("#events", "evict")
     assert "4.00 MiB · share" in browser.text("#events")
@@ -185,7 +188,7 @@ def test_nothing_is_wider_than_the_window(page):
     for width in (1280, 768, 390):
         browser.size(width, 800)
         browser.wait("the window's width", lambda w=width: browser.run("return innerWidth") == w)
-        assert browser.run("return document.documentElement.scrollWidth") <= width
+        browser.wait("no more width", lambda w=width: browser.run("return document.documentElement.scrollWidth") <= w)
 
 
 # ---- recordings

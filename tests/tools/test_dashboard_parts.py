@@ -47,6 +47,18 @@ def test_formats(call):
     }
 
 
+def test_every_axis_has_a_few_round_values(call):
+    odd = call("format", """
+      const odd = [];
+      for (const binary of [true, false]) for (const wanted of [2, 4]) for (let max = 2; max < 1e13; max *= 1.01) {
+        const ticks = m.niceTicks(max, wanted, binary);
+        const fits = ticks.length > 1 && ticks.length <= 2 * wanted + 1 && ticks[ticks.length - 1] <= max * 1.001;
+        if (!fits) odd.push([binary, wanted, max]);
+      }
+      return odd.slice(0, 5)""")  # fmt: skip
+    assert odd == []
+
+
 def test_parts_as_shown_add_up_to_their_sum_as_shown(call):
     results = call("format", """
       const sets = [[1, 1, 1], [0.333, 0.333, 0.333], [2.5, 2.5], [0, 0], [0.004, 0.004, 0.004, 7.988]];

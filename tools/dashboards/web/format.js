@@ -123,12 +123,13 @@ export function nameText(name, most = 80) {
   return points.length > most ? `${points.slice(0, most - 1).join("")}…` : text;
 }
 
-/** About `wanted` round values from 0 to at most `max`; binary steps for bytes. */
+/** About `wanted` round values from 0 to at most `max`, 0 and one more at least; binary steps for bytes. */
 export function niceTicks(max, wanted, binary) {
   if (!(max > 0)) return [0];
   const base = binary ? 1024 ** Math.floor(Math.log(max / wanted) / Math.log(1024)) : 10 ** Math.floor(Math.log10(max / wanted));
   const steps = binary ? [1, 2, 5, 10, 20, 50, 128, 256, 512, 1024] : [1, 2, 2.5, 5, 10];
-  const step = base * (steps.find((s) => max / (base * s) <= wanted) ?? 1024);
+  const few = Math.max(0, steps.findIndex((s) => max / (base * s) <= wanted));
+  const step = base * (base * steps[few] > max && few > 0 ? steps[few - 1] : steps[few]);
   const out = [];
   for (let value = 0; value <= max * 1.0001; value += step) out.push(value);
   return out;

@@ -4,6 +4,9 @@ import { $, each, make, setAttribute, setStyle, setText } from "./dom.js";
 import * as format from "./format.js";
 import { slotColour } from "./palette.js";
 
+// Answers that say “not now”; no errors.
+const RESULTS = new Set(["full", "pending", "not_resident"]);
+
 /** “5.21 used + 2.79 free = 8.00 GiB budget”, and its first part as the figure above, and the exact bytes as a title. */
 function sum(node, parts, whole, figure = null) {
   const { parts: texts, total, unit } = format.addingUp(parts.map(([, value]) => value));
@@ -40,7 +43,7 @@ function pressure(value) {
   setAttribute(chip, "data-level", value >= 0.99 ? "alarm" : value >= 0.5 ? "warn" : null);
 }
 
-function tiles(totals, model) {
+function tiles(totals) {
   const known = (value) => (totals.known ? value : NaN);
   const items = [
     ["To device", ...format.splitBytes(known(totals.inRate)), "/s"],
@@ -61,11 +64,18 @@ function tiles(totals, model) {
       setText(figure.children[1], value === format.NOTHING ? "" : `${unit === "" ? "" : ` ${unit}`}${per}`);
       setAttribute(node, "title", label);
     });
-  const errors = totals.errors;
-  setText($("errors"), errors === 0 ? "no errors" : `${format.count(errors)} error${errors === 1 ? "" : "s"}`);
-  setAttribute($("errors"), "data-level", errors > 0 ? "alarm" : null);
-  const codes = Object.entries(model.snapshot.errors ?? {}).map(([code, count]) => `${format.nameText(code)}: ${format.count(count)}`);
-  setAttribute($("errors"), "title", codes.length > 0 ? codes.join("\n") : "replies and completions that failed, by code");
+}
+
+/** “2 errors · 3 full”, with all codes in the title. */
+function errors(codes) {
+  const counts = Object.entries(codes ?? {}).filter(([, count]) => count > 0);
+  const failed = counts.filter(([code]) => !RESULTS.has(code)).reduce((sum, [, count]) => sum + count, 0);
+  const results = counts.filter(([code]) => RESULTS.has(code)).map(([code, count]) => `${format.count(count)} ${code.replace("_", " ")}`);
+  const text = failed === 0 ? "no errors" : `${format.count(failed)} error${failed === 1 ? "" : "s"}`;
+  setText($("errors"), [text, ...results].join(" · "));
+  setAttribute($("errors"), "data-level", failed > 0 ? "alarm" : null);
+  const all = counts.map(([code, count]) => `${format.nameText(code)}: ${format.count(count)}`);
+  setAttribute($("errors"), "title", all.length > 0 ? all.join("\n") : "replies and completions that failed, by code");
 }
 
 function facts(snapshot) {
@@ -94,5 +104,6 @@ export function drawLedger(view) {
   setText($("host-kinds"), totals.hostUsed > 0 ? `${format.bytes(totals.hostPages)} pages · ${format.bytes(totals.hostUsed - totals.hostPages)} buffers` : "");
   const away = totals.hostPages - held;
   setText($("host-note"), totals.hostPages > 0 ? `${format.share(Math.max(0, away) / totals.hostPages)} of the pages are not on a device now` : "");
-  tiles(totals, model);
+  tiles(totals);
+  errors(model.snapshot.errors);
 }

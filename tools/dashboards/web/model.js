@@ -222,7 +222,7 @@ export class Model {
       sessions: sum(rows, (row) => row.sessions), jobs: rows.length, known,
       inRate: sumRates((row) => row.inRate), outRate: sumRates((row) => row.outRate),
       stepRate: sumRates((row) => row.stepRate), evictRate: sumRates((row) => row.evictRate),
-      stall: sumRates((row) => row.stallShare), errors: sumOf(this.snapshot?.errors),
+      stall: sumRates((row) => row.stallShare),
     };
   }
 }

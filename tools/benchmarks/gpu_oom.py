@@ -55,8 +55,8 @@ def _iteration(place: Place, model, optimizer, shape, give_back: bool):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if give_back:
-            place.free()
+        if give_back and not place.tiny:
+            torch.cuda.empty_cache()
 
     return iteration
 

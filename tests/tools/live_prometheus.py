@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -22,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RULES = ROOT / "tools" / "dashboards" / "prometheus" / "bitpager-alerts.yaml"
 CONFIG = ROOT / "tools" / "dashboards" / "prometheus" / "prometheus.yaml"
 LIMIT_S = 60.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
 
 
 def python_fixtures():
@@ -47,8 +49,7 @@ def await_that(what: str, holds, limit_s=LIMIT_S):
 
 def get(url: str, timeout=10.0) -> str:
     """The body; OSError when there is none."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=timeout) as reply:
+    with DIRECT.open(url, timeout=timeout) as reply:
         return reply.read().decode()
 
 

@@ -11,7 +11,7 @@ import subprocess
 
 import promql
 import pytest
-from live_prometheus import CONFIG, ROOT, RULES, Node, Prometheus, await_that
+from live_prometheus import CONFIG, DIRECT, ROOT, RULES, Node, Prometheus, await_that
 
 GRAFANA = ROOT / "tools" / "dashboards" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "bitpager.json").read_text())
@@ -312,6 +312,17 @@ def test_the_documentation_names_exactly_what_is_exported(live):
             assert {label for label in said.split(", ") if label} == labels[name], name
     for name in re.findall(r"bitpager_\w+", RULES.read_text()):
         assert re.sub("_bucket$|_sum$|_count$", "", name) in rows
+
+
+@needs_promtool
+def test_every_documented_path_answers(live):
+    for path, answer in table("## HTTP"):
+        path = path.strip("`").replace("cells=N", "cells=64")
+        with DIRECT.open(f"http://{live.node.address}{path}", timeout=10) as reply:
+            assert reply.status == 200 and reply.read(15), path
+            kind = reply.headers["Content-Type"]
+        wanted = {"/api/stream?cells=64": "text/event-stream", "/": "text/html", "/metrics": "text/plain"}
+        assert kind.startswith(wanted.get(path, "application/json")) and answer, path
 
 
 @needs_promtool

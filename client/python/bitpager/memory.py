@@ -146,10 +146,11 @@ def _node_table(told: dict) -> list:
         lines.append(f"{device['uuid']}: {used} of {budget} used")
         jobs = [one for one in told["jobs"] if one["device"] == device["uuid"]]
         if jobs:
-            heads = ("RESIDENT", "ALL PAGES", "SHARE", "CAME IN", "WENT OUT")
+            heads = ("RESIDENT", "ALL PAGES", "SHARE", "CAME IN", "WENT OUT", "SAVED")
             lines.append("  " + "job".ljust(widths) + "".join(f"{head:>12}" for head in heads))
         for job in sorted(jobs, key=lambda one: -one["resident_bytes"]):
             keys = ("resident_bytes", "host_bytes", "share_bytes", "loaded_bytes", "stored_bytes")
-            lines.append("  " + job["name"].ljust(widths) + "".join(f"{print_bytes(job[key]):>12}" for key in keys))
+            figures = [*(job[key] for key in keys), sum(job["saved_bytes"].values())]
+            lines.append("  " + job["name"].ljust(widths) + "".join(f"{print_bytes(one):>12}" for one in figures))
     committed, budget = print_bytes(told["host_committed_bytes"]), print_bytes(told["host_budget_bytes"])
     return [*lines, f"host: {committed} of {budget} committed"]

@@ -40,12 +40,13 @@ Pager::Impl::Impl(const PagerConfig& c)
 
 void Pager::Impl::Pump(Actions& out) {
   ++decisions;
+  if (unsettled) SettleHomes();
   if (shares_stale) RecomputeShares();
   EnforceLimits();
   Advance();
   std::erase_if(jobs, [](const auto& entry) {
     const Job& job = *entry.second;
-    return job.closing && job.extents.empty() && job.queue.empty();
+    return (job.closing || job.base) && job.extents.empty() && job.queue.empty() && job.uses == 0;
   });
   // What leaves together leaves in the order of the host's memory, so that neighbours are copied in one
   // piece.
@@ -94,6 +95,7 @@ JobUsage Pager::Impl::UsageOf(const Job& job) const {
   usage.stored_pages = job.stored;
   usage.dropped_pages = job.dropped;
   usage.share_frames = job.share + job.fixed_pages;
+  AddParts(job, usage);
   return usage;
 }
 
@@ -117,6 +119,20 @@ wire::Result<wire::ExtentId> Pager::AddExtent(const ExtentSpec& spec) {
 }
 void Pager::RemoveExtent(wire::ExtentId id) {
   impl_->RemoveExtent(id);
+}
+wire::Status Pager::AddUse(wire::ExtentId id, wire::JobId job) {
+  return impl_->AddUse(id, job);
+}
+void Pager::RemoveUse(wire::ExtentId id, wire::JobId job) {
+  impl_->RemoveUse(id, job);
+}
+std::uint64_t Pager::UsesOf(wire::ExtentId id) const {
+  const Extent* extent = impl_->FindExtent(id);
+  return extent == nullptr ? 0 : extent->users.size();
+}
+Pager::Moves Pager::MovesWith(wire::ExtentId id) const {
+  const Extent* extent = impl_->FindExtent(id);
+  return extent == nullptr ? Moves{} : Moves{extent->job->loaded, extent->job->stored};
 }
 wire::Result<wire::RequestId> Pager::Submit(const RequestSpec& spec) {
   return impl_->Submit(spec);
@@ -166,7 +182,7 @@ void Pager::SegmentRefused(std::uint32_t segment) {
 
 std::optional<JobUsage> Pager::Usage(wire::JobId id) const {
   const Job* job = impl_->FindJob(id);
-  if (job == nullptr) return std::nullopt;
+  if (job == nullptr || job->base) return std::nullopt;
   if (impl_->shares_stale) impl_->RecomputeShares();
   return impl_->UsageOf(*job);
 }
@@ -188,6 +204,7 @@ std::uint64_t Pager::HostFrameOf(PageRef ref) const {
 }
 
 bool Pager::Servable(wire::RequestId id) const {
+  if (impl_->shares_stale) impl_->RecomputeShares();
   const auto it = impl_->requests.find(id.value);
   return it == impl_->requests.end() || it->second->started || impl_->Servable(*it->second);
 }

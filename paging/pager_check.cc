@@ -132,10 +132,35 @@ void Pager::Impl::CheckHost() const {
   Require(count == host.total() - host.free(), "the host frames add up");
 }
 
+void Pager::Impl::CheckUses() const {
+  std::map<const Job*, std::uint64_t> uses;
+  for (const auto& [id, extent] : extents) {
+    Require(!extent->users.empty(), "an extent has a user");
+    const auto dirty = std::count_if(extent->pages.begin(), extent->pages.end(),
+                                     [](const Page& page) { return page.dirty; });
+    Require(static_cast<std::uint64_t>(dirty) == extent->dirty, "an extent counts its dirty pages");
+    Require(extent->users.size() == 1 || extent->spec.evictable, "what is shared may leave");
+    for (const Job* user : extent->users) {
+      Require(!user->base, "a base uses nothing");
+      if (extent->job->base) ++uses[user];
+      if (!extent->job->base) Require(user == extent->job, "what one job uses is its own");
+    }
+  }
+  for (const auto& [id, job] : jobs) {
+    Require(uses[job.get()] == job->uses, "a job counts its uses");
+    Require(job->base == (id >= kBases), "bases have names of their own");
+    for (const Request* request : job->queue) {
+      Require(request->job == job.get(), "a request knows its queue");
+      Require(request->by == job.get() || job->base || request->by == nullptr, "a job asks for itself");
+    }
+  }
+}
+
 void Pager::Impl::CheckInvariants() const {
   CheckFrames();
   CheckPools();
   CheckJobs();
+  CheckUses();
   CheckHost();
 }
 

@@ -40,13 +40,13 @@ void Pager::Impl::StartEvict(Page& page, Reason reason) {
   Job& job = *extent.job;
   if (page.listed) Unlist(page);
   if (!page.dirty || page.undefined) {
-    ++job.dropped;
+    CountMove(extent, &Job::dropped, 1);
     pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), reason});
     Leave(page);
     return;
   }
   page.state = PageState::kEvicting;
-  ++job.stored;
+  CountMove(extent, &Job::stored, 1);
   ++job.leaving;
   if (!frames.SegmentOf(page.frame).draining) ++frames.pool(extent.pool).leaving;
   pending.stores.push_back({RefOf(page), frames.RefOf(page.frame), page.host_frame, page.mark, reason});
@@ -101,7 +101,7 @@ Job* Pager::Impl::VictimJob(Job* job, std::uint64_t need) {
 
 Pager::Impl::Procured Pager::Impl::Procure(Job& job, PoolId pool, std::uint64_t need) {
   const std::uint64_t own = frames.pool(pool).stays ? 0 : need;
-  while (own > 0 && job.Settled() + own > job.Cap()) {
+  while (own > 0 && job.Settled() + own > job.cap) {
     if (EvictOwn(job, Reason::kDemand)) continue;
     (void)RevokeFor(&job);
     return Procured::kNotYet;
@@ -209,14 +209,14 @@ void Pager::Impl::TrimBudget() {
 void Pager::Impl::TrimJob(Job& job) {
   // Only a lowered quota leads here. Windows that have not run go back, to be cut anew: what they hold could
   // not leave, and what they were promised would not come.
-  if (job.Settled() > job.Cap() && !job.queue.empty()) {
+  if (job.Settled() > job.cap && !job.queue.empty()) {
     Request& request = *job.queue.front();
     for (Page* page : request.coming) {
       if (page->claimed && page->holds == 0) Unclaim(*page);
     }
     GiveUpWindows(request);
   }
-  while (job.Settled() > job.Cap()) {
+  while (job.Settled() > job.cap) {
     if (EvictOwn(job, Reason::kLimit)) continue;
     (void)RevokeFor(&job);
     break;

@@ -102,13 +102,14 @@ typedef struct bp_session_info {
 } bp_session_info;
 BP_API int bp_session_get_info(bp_session* session, bp_session_info* out);
 
-/* Usage of the session's job; see the field names. Bytes count whole pages. */
+/* Usage of the session's job; see the field names. Bytes count whole pages. shared_bytes: weights that others
+ * have too, in full; the other figures have the job's part of them. */
 typedef struct bp_usage {
   uint32_t struct_bytes;
   uint32_t reserved;
   uint64_t resident_bytes, host_bytes, state_bytes, weight_bytes, resident_state_bytes, resident_weight_bytes,
       leased_bytes, loaded_bytes, stored_bytes, dropped_bytes, pages, share_bytes, stall_ns, steps,
-      nonfinite_blocks, device_budget_bytes, buffer_bytes;
+      nonfinite_blocks, device_budget_bytes, buffer_bytes, shared_bytes;
 } bp_usage;
 BP_API int bp_get_usage(bp_session* session, bp_usage* out);
 /* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there;
@@ -255,6 +256,8 @@ typedef struct bp_weight_options {
   int32_t nested;     /* double quantization */
   uint64_t elements;
   const char* name;
+  int32_t unshared; /* 1: never held once with equal weights of the same user's jobs */
+  int32_t reserved;
 } bp_weight_options;
 
 BP_API int bp_weight_create(bp_session* session, const bp_weight_options* options, uint64_t* weight);

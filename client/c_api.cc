@@ -101,7 +101,9 @@ int bp_get_usage(bp_session* session, bp_usage* out) {
     filled.nonfinite_blocks = usage->nonfinite_blocks;
     filled.device_budget_bytes = usage->device_budget_bytes;
     filled.buffer_bytes = usage->buffer_bytes;
-    return CopyOut(filled, out, "bp_usage");
+    filled.shared_bytes = usage->shared_bytes;
+    // Callers of before have no more.
+    return CopyOut(filled, out, "bp_usage", offsetof(bp_usage, shared_bytes));
   });
 }
 

@@ -1,4 +1,5 @@
 // The C ABI over the C++ API: quantized weights. Any thread; nothing throws out of here.
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -16,14 +17,15 @@ extern "C" {
 int bp_weight_create(bp_session* session, const bp_weight_options* options, uint64_t* weight) {
   return WithSession(session, [&](client::Session& s) -> Status {
     bp_weight_options in{};
-    if (Status fine = CopyIn(options, in, "bp_weight_options"); !fine.ok()) return fine;
+    constexpr std::size_t kLeast = offsetof(bp_weight_options, unshared);  // callers of before have no more
+    if (Status fine = CopyIn(options, in, "bp_weight_options", kLeast); !fine.ok()) return fine;
     if (weight == nullptr) return InvalidArgument("weight is NULL");
     if (in.quant_type != BP_NF4 && in.quant_type != BP_FP4) {
       return InvalidArgument("quant_type " + std::to_string(in.quant_type) + " is no bp_quant_type");
     }
     Result<std::unique_ptr<client::Weight>> made =
         client::Weight::Create(s, {static_cast<wire::QuantType>(in.quant_type), in.blocksize, in.nested != 0,
-                                   in.elements, Text(in.name)});
+                                   in.elements, Text(in.name), in.unshared == 0});
     if (!made.ok()) return made.status();
     *weight = Keep(session, &bp_session::weights, std::move(*made));
     return {};

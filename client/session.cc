@@ -163,6 +163,7 @@ Result<Usage> Session::GetUsage() {
   usage.nonfinite_blocks = value(V::kNonFiniteBlocks);
   usage.device_budget_bytes = value(V::kDeviceBudgetBytes);
   usage.buffer_bytes = value(V::kBufferBytes);
+  usage.shared_bytes = value(V::kSharedBytes);
   return usage;
 }
 

@@ -60,6 +60,7 @@ Result<std::unique_ptr<Weight>> Weight::Create(const Session& session, const Wei
   if (!layout.ok()) return layout.status();
   body.type = options.type;
   body.nested = options.nested ? 1 : 0;
+  body.unshared = options.share ? 0 : 1;
   body.blocksize = options.blocksize;
   body.elements = options.elements;
   const Result<Connection::Lock> lock = connection->Enter();

@@ -36,6 +36,7 @@ Status Control::Usage(Call& call) {
   set(UsageValue::kNonFiniteBlocks, job.nonfinite_blocks);
   set(UsageValue::kDeviceBudgetBytes, core_.pager.config().device_frames * page);
   set(UsageValue::kBufferBytes, job.buffer_bytes);
+  set(UsageValue::kSharedBytes, usage->shared_pages * page);
   return {};
 }
 

@@ -124,6 +124,16 @@ int Dispatcher::ReapSessions() {
   return reaped;
 }
 
+int Dispatcher::SettleWeights() {
+  const int work = sharing_.Poll();
+  if (work == 0) return 0;
+  for (const wire::SessionId id : sharing_.TakeSettled()) {
+    if (Session* session = core_.registry.FindSession(id); session != nullptr) tasks_.Settled(*session);
+  }
+  tasks_.Touch();
+  return work;
+}
+
 void Dispatcher::CheckDevice() {
   const Status fault = core_.device.TakeFault();
   if (fault.ok()) return;
@@ -142,6 +152,7 @@ int Dispatcher::DoWork() {
     CheckDevice();
   }
   work += moved + tasks_.PumpPager();
+  work += SettleWeights();
   work += ReapSessions() + lifecycle_.EmptyBuffers();
   const std::uint64_t now_ns = core_.clock.NowNs();
   if (core_.room.Poll(now_ns) || pressure_.Poll(now_ns)) {

@@ -12,8 +12,9 @@ ExtentSnapshot ObserveExtent(const Core& core, const Extent& extent) {
   out.id = extent.id.value;
   out.pages = extent.pages;
   out.lingering = !extent.owner;
+  out.uses = core.pager.UsesOf(extent.paged);
   for (std::uint64_t page = 0; page < extent.pages; ++page) {
-    if (core.pager.FrameOf({extent.id, page})) out.resident_bytes += core.page_bytes();
+    if (core.pager.FrameOf({extent.paged, page})) out.resident_bytes += core.page_bytes();
   }
   if (const Arena* arena = extent.arena(); arena != nullptr) {
     out.kind = "optimizer_state";
@@ -33,6 +34,7 @@ void ObservePages(const paging::JobUsage& usage, std::uint64_t page, JobSnapshot
   out.host_bytes = usage.host_frames * page;
   out.leased_bytes = usage.leased_frames * page;
   out.dirty_bytes = usage.dirty_pages * page;
+  out.shared_bytes = usage.shared_pages * page;
   for (std::size_t kind = 0; kind < 2; ++kind) {
     out.bytes_by_kind[kind] = usage.pages_by_kind[kind] * page;
     out.resident_by_kind[kind] = usage.resident_by_kind[kind] * page;

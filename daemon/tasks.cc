@@ -57,6 +57,14 @@ void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
     completion.op = record.op;
     return Complete(session, completion, admitted.status());
   }
+  if (Extent* const filled = (*admitted)->Fills().extent; filled != nullptr) {
+    if (Status begun = sharing_.BeginFill(*filled); !begun.ok()) {
+      wire::CompletionRecord completion;
+      completion.ticket = record.ticket;
+      completion.op = record.op;
+      return Complete(session, completion, begun);
+    }
+  }
   ActiveTask& task = session.active.emplace();
   task.ticket = record.ticket;
   task.op = record.op;
@@ -78,17 +86,17 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
   task.ticket = record.ticket;
   task.op = record.op;
   task.lease_extent = (*extent)->id;
-  Submit(session, {(*extent)->job, paging::Access::kRead, {{(*extent)->id, 0, (*extent)->pages}}, false});
+  Submit(session, {(*extent)->job, paging::Access::kRead, {{(*extent)->paged, 0, (*extent)->pages}}, false});
 }
 
 void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   ActiveTask& task = *session.active;
   task.admitted_ns = core_.clock.NowNs();
   task.idle_since_ns = task.admitted_ns;
-  if (const auto usage = core_.pager.Usage(spec.job); usage) {
-    task.loaded_before = usage->loaded_pages;
-    task.stored_before = usage->stored_pages;
-  }
+  if (!spec.ranges.empty()) task.counted = spec.ranges.front().extent;
+  const paging::Pager::Moves before = core_.pager.MovesWith(task.counted);
+  task.loaded_before = before.loaded;
+  task.stored_before = before.stored;
   wire::Result<wire::RequestId> request = core_.pager.Submit(spec);
   touched_ = true;
   if (request.ok()) {
@@ -102,6 +110,9 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   wire::CompletionRecord completion;
   completion.ticket = task.ticket;
   completion.op = task.op;
+  if (task.work != nullptr && task.work->Fills().extent != nullptr) {
+    sharing_.AbandonFill(*task.work->Fills().extent);
+  }
   session.active.reset();
   Complete(session, completion, request.status());
 }
@@ -116,8 +127,8 @@ Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
                                    " (" + std::to_string(extent->pages) + " pages)."};
   }
   const std::uint64_t pages = body.pages == 0 ? extent->pages - body.first_page : body.pages;
-  wire::Result<wire::RequestId> request =
-      core_.pager.Submit({extent->job, paging::Access::kRead, {{extent->id, body.first_page, pages}}, true});
+  wire::Result<wire::RequestId> request = core_.pager.Submit(
+      {extent->job, paging::Access::kRead, {{extent->paged, body.first_page, pages}}, true});
   touched_ = true;
   return request.status();
 }
@@ -185,8 +196,18 @@ int Tasks::RefuseStarved() {
     core_.pager.Cancel(session->active->request);
     ++refused;
   }
+  sharing_.reader().CancelStarved();
   if (refused > 0) touched_ = true;
   return refused;
+}
+
+void Tasks::TakePages(std::span<const paging::RunAction> runs) {
+  pages_.clear();
+  for (const paging::RunAction& run : runs) {
+    for (const paging::RunPage& page : run.pages) {
+      pages_.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
+    }
+  }
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
@@ -214,18 +235,17 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
     task->runs_in_flight += static_cast<std::uint32_t>(runs.size());
     if (task->work != nullptr) {
       if (runs.front().window == 0) task->work->Prepare(core_.device);
-      pages_.clear();
-      for (const paging::RunAction& run : runs) {
-        for (const paging::RunPage& page : run.pages) {
-          pages_.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
-        }
-      }
+      TakePages(runs);
       event = task->work->Launch(core_.device, pages_);
     }
     if (runs.back().last) {
       event =
           core_.device.Signal(kernels::Queue::kCompute, &session->segment().header().done.word, task->ticket);
     }
+  }
+  if (task == nullptr && sharing_.reader().Owns(runs.front().request)) {
+    TakePages(runs);
+    event = sharing_.reader().Launch(pages_);
   }
   for (const paging::RunAction& run : runs) runs_.push_back({event, run.request, run.window});
 }
@@ -256,12 +276,18 @@ void Tasks::Finished(wire::RequestId request) {
   Session* session = nullptr;
   ActiveTask* task = TaskOf(request, &session);
   requests_.erase(request);
-  if (task == nullptr) return;
+  if (task == nullptr) {
+    if (sharing_.reader().Owns(request)) sharing_.reader().Finished();
+    return;
+  }
   wire::CompletionRecord completion;
   completion.ticket = task->ticket;
   completion.op = task->op;
   if (!task->refused.ok()) {
     const Status refused = task->refused;
+    if (task->work != nullptr && task->work->Fills().extent != nullptr) {
+      sharing_.AbandonFill(*task->work->Fills().extent);
+    }
     session->active.reset();
     return Complete(*session, completion, refused);
   }
@@ -284,10 +310,9 @@ void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecor
   Status status = task.work->Finish(completion);
   const bool input_lost = task.work->InputLost();
   const std::uint64_t now = core_.clock.NowNs();
-  if (const auto usage = core_.pager.Usage(job->id); usage) {
-    completion.values[2] = usage->loaded_pages - task.loaded_before;
-    completion.values[3] = usage->stored_pages - task.stored_before;
-  }
+  const paging::Pager::Moves moves = core_.pager.MovesWith(task.counted);
+  completion.values[2] = moves.loaded - std::min(moves.loaded, task.loaded_before);
+  completion.values[3] = moves.stored - std::min(moves.stored, task.stored_before);
   completion.values[4] = now - task.admitted_ns;
   completion.values[5] = task.stall_ns;
   job->stall_ns += task.stall_ns;
@@ -300,12 +325,31 @@ void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecor
     // Pairs with an acquire load by whoever asks which step was applied last.
     session.segment().header().applied_step.word.store(task.ticket, std::memory_order_release);
   }
+  if (status.ok() && !input_lost && Settles(session, task, completion)) return;
   session.active.reset();
   if (input_lost) {
     status = {Code::kOutOfRange, "a registered buffer was shrunk while it was used; the session ends."};
   }
   Complete(session, completion, status);
   if (input_lost) FailSession(session, status);
+}
+
+bool Tasks::Settles(Session& session, ActiveTask& task, const wire::CompletionRecord& completion) {
+  const Work::Filling filled = task.work->Fills();
+  if (filled.extent == nullptr) return false;
+  touched_ = true;
+  if (!sharing_.EndFill(session, *filled.extent, filled.start)) return false;
+  task.settling = true;
+  task.completion = completion;
+  task.work.reset();  // and with it the client's memory
+  return true;
+}
+
+void Tasks::Settled(Session& session) {
+  if (!session.active || !session.active->settling) return;
+  wire::CompletionRecord completion = session.active->completion;
+  session.active.reset();
+  Complete(session, completion, {});
 }
 
 void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status) {

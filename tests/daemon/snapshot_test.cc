@@ -39,7 +39,9 @@ Snapshot Full() {
   job.resident_by_kind = {4ULL << 20, 2ULL << 20};
   job.stall_ns = 1'500'000'000;
   job.nonfinite_blocks = 3;
-  job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true});
+  job.shared_bytes = 6U << 20;
+  job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true, 1});
+  job.extents.push_back({10, "quantized_weight", "up", 0, 3, 6U << 20, 0, false, 2});
   s.jobs.push_back(job);
   s.sessions.push_back({3, 4711, 1000, "llm", "cpu-0", 1, "train.py", 2});
   s.totals.steps = 12;
@@ -66,6 +68,8 @@ TEST(SnapshotJson, RoundTripLosesNothing) {
   EXPECT_EQ(ToJson(*read), written);
   EXPECT_EQ(read->host_committed_bytes, (1ULL << 53) + 1);
   EXPECT_EQ(read->jobs[0].extents[0].name, "adamw");
+  EXPECT_EQ(read->jobs[0].extents[1].uses, 2U);
+  EXPECT_EQ(read->jobs[0].shared_bytes, 6U << 20);
 }
 
 TEST(SnapshotJson, PassesOverUnknownKeys) {

@@ -101,6 +101,7 @@ USAGE_FIELDS = (
     "nonfinite_blocks",
     "device_budget_bytes",
     "buffer_bytes",
+    "shared_bytes",
 )
 
 
@@ -212,6 +213,8 @@ class WeightOptions(Structure):
         ("nested", c_int32),
         ("elements", c_uint64),
         ("name", c_char_p),
+        ("unshared", c_int32),
+        ("reserved", c_int32),
     ]
 
 

@@ -23,7 +23,8 @@ class Weight:
 
     shape: of the tensor; dtype: what dequantize() returns by default, and the dtype recorded for interchange;
     quant_type: "nf4" or "fp4"; blocksize: 32, 64 ... 4096; nested: double quantization; name: shown to operators;
-    session: None for the default one. Raises QuotaError or BudgetError with the bytes that are missing.
+    session: None for the default one; share: its pages may be held once with those of equal weights of the same user's
+    jobs (writing to it takes pages of its own). Raises QuotaError or BudgetError with the bytes that are missing.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Weight:
         nested=True,
         name=None,
         session=None,
+        share=True,
     ):
         if quant_type not in QUANT_TYPES:
             raise ValueError(f"quant_type must be 'nf4' or 'fp4'; got {quant_type!r}")
@@ -56,6 +58,7 @@ class Weight:
         options.nested = int(self.nested)
         options.elements = self.elements
         options.name = self.name.encode()
+        options.unshared = int(not share)
         handle = ctypes.c_uint64()
         _lib.check(_lib.lib().bp_weight_create(self.session.handle, ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle.value

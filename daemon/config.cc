@@ -12,6 +12,7 @@
 #include "client/wire/user_folder.h"
 #include "daemon/config_file.h"
 #include "daemon/config_settings.h"
+#include "daemon/http_address.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -107,6 +108,12 @@ Status Complete(Config& config) {
   if (config.status_endpoint == config.events_endpoint) {
     return {Code::kInvalidArgument, "status and events have the same endpoint " + config.status_endpoint +
                                         ". Hint: leave them out, or give each its own path"};
+  }
+  if (!config.http.empty() && !config.http_remote && !ParseHttpAddress(config.http)->loopback) {
+    return {Code::kInvalidArgument,
+            "telemetry.http is " + config.http +
+                ", which other machines may reach, and whoever reaches it reads the names "
+                "and figures of every job. Hint: 127.0.0.1:PORT, or --http-remote"};
   }
   return {};
 }

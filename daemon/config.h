@@ -72,6 +72,8 @@ struct Config {
   std::int64_t private_grace_ms = 2000;          // after the last client has gone
   std::int64_t private_first_client_ms = 30000;  // for the first client to come
   std::string log_level = "info";                // trace debug info warn error off
+  std::string http;                              // "127.0.0.1:9790": where HTTP is answered; empty: nowhere
+  bool http_remote = false;                      // `http` may be an address that other machines reach
   std::string config_path;                       // file that was read; empty: none
 };
 

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "daemon/http_address.h"
 #include "daemon/log.h"
 
 namespace bitpager::daemon {
@@ -136,6 +137,15 @@ Status SetEndpoint(std::string& out, const std::string& text) {
   return {};
 }
 
+Status SetHttp(Config& config, const std::string& text) {
+  if (!text.empty()) {
+    const auto address = ParseHttpAddress(text);
+    if (!address.ok()) return address.status();
+  }
+  config.http = text;
+  return {};
+}
+
 constexpr unsigned kSize = kText | kInteger;
 
 // clang-format off
@@ -196,6 +206,9 @@ constexpr std::array kSettings = std::to_array<Setting>({
      [](Config& c, const std::string& t) { return SetEndpoint(c.status_endpoint, t); }},
     {"telemetry.events", "--events-endpoint", "ENDPOINT", "where events are told (ipc://SOCKET.events)", kText,
      [](Config& c, const std::string& t) { return SetEndpoint(c.events_endpoint, t); }},
+    {"telemetry.http", "--http", "ADDRESS", "serve metrics and the dashboard, as 127.0.0.1:9790 (nowhere)", kText, SetHttp},
+    {"telemetry.http_remote", "--http-remote", nullptr, "let --http be an address that other machines reach", kBoolean,
+     [](Config& c, const std::string& t) { return SetBool(c.http_remote, t); }},
 });
 // clang-format on
 

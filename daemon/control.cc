@@ -81,11 +81,27 @@ void Control::Handle(const ConnectionRef& connection, wire::Packet& packet) {
     wire::CopyText(answer.body.message, status.message());
     ++core_.counters.errors[status.code()];
     answer.fd_count = 0;
+    TellRefusal(call, status);
   }
   const wire::MessageHeader header = packet.header();
   const Status sent = wire::SendBody(connection->socket.get(), header.type, header.sequence, answer.body,
                                      {answer.fds.data(), answer.fd_count});
   if (!sent.ok() || status.code() == Code::kProtocol) connection->HangUp();
+}
+
+// Want of memory is what operators can do something about.
+void Control::TellRefusal(const Call& call, const Status& why) {
+  const Code code = why.code();
+  if (code != Code::kBudgetExceeded && code != Code::kQuotaExceeded && code != Code::kOutOfMemory) return;
+  std::string job;
+  wire::HelloBody hello;
+  if (call.session != nullptr) {
+    job = core_.registry.FindJob(call.session->identity().job)->name;
+  } else if (wire::ReadBody(call.packet, hello) && wire::IsTerminated(hello.job) &&
+             wire::IsPlainName(wire::TextOf(hello.job))) {
+    job = std::string(wire::TextOf(hello.job));
+  }
+  core_.TellSeldom({"error", job, 0, why.message()});
 }
 
 Status Control::Answered(Call& call) {

@@ -52,6 +52,7 @@ class Control {
   };
 
   [[nodiscard]] wire::Status Answered(Call& call);
+  void TellRefusal(const Call& call, const wire::Status& why);
   [[nodiscard]] wire::Status Hello(Call& call);
   [[nodiscard]] wire::Status TakePidfd(Call& call, Session& session);
   [[nodiscard]] wire::Status Detach(Call& call);

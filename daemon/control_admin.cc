@@ -31,9 +31,9 @@ Status Control::Usage(Call& call) {
   set(UsageValue::kDroppedBytes, usage->dropped_pages * page);
   set(UsageValue::kPages, usage->pages);
   set(UsageValue::kShareBytes, usage->share_frames * page);
-  set(UsageValue::kStallNs, job.stall_ns);
-  set(UsageValue::kSteps, job.steps);
-  set(UsageValue::kNonFiniteBlocks, job.nonfinite_blocks);
+  set(UsageValue::kStallNs, job.counters.stall_ns);
+  set(UsageValue::kSteps, job.counters.steps);
+  set(UsageValue::kNonFiniteBlocks, job.counters.nonfinite_blocks);
   set(UsageValue::kDeviceBudgetBytes, core_.pager.config().device_frames * page);
   set(UsageValue::kBufferBytes, job.buffer_bytes);
   set(UsageValue::kSharedBytes, usage->shared_pages * page);
@@ -100,7 +100,10 @@ Status Control::Limit(Call& call) {
   Status taken = core_.pager.SetJob((*job)->id, spec);
   if (!taken.ok()) return taken;
   (*job)->spec = spec;
-  core_.notify({"job_limited", (*job)->name, spec.device_quota_frames * page, ""});
+  core_.Tell({"limit", (*job)->name, spec.device_quota_frames * page,
+              "device quota " + std::to_string(spec.device_quota_frames * page) + ", host quota " +
+                  std::to_string(spec.host_quota_frames * page) + " bytes (0: none), weight " +
+                  std::to_string(spec.weight)});
   tasks_.Touch();
   return {};
 }
@@ -116,7 +119,6 @@ Status Control::Evict(Call& call) {
   const std::uint64_t frames = std::min(resident, wanted);
   if (frames > 0) core_.pager.Evict((*job)->id, frames, paging::Reason::kCommand);
   call.answer.body.values[0] = frames * page;
-  core_.notify({"job_evicted", (*job)->name, frames * page, "command"});
   tasks_.Touch();
   return {};
 }

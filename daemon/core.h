@@ -2,16 +2,18 @@
 // the clock. One of each per device; no locks, one thread.
 #pragma once
 
-#include <array>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "client/wire/status.h"
+#include "daemon/clock.h"
 #include "daemon/device_room.h"
+#include "daemon/histogram.h"
 #include "daemon/mover.h"
+#include "daemon/past_jobs.h"
 #include "daemon/registry.h"
 #include "daemon/settings.h"
 #include "kernels/device.h"
@@ -19,37 +21,25 @@
 
 namespace bitpager::daemon {
 
-// Time as the daemon reads it; tests replace it.
-class Clock {
- public:
-  virtual ~Clock() = default;
-  [[nodiscard]] virtual std::uint64_t NowNs() const {
-    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                          std::chrono::steady_clock::now().time_since_epoch())
-                                          .count());
-  }
-};
-
-// Something that operators hear of.
+// Something that operators hear of; its device is known to whoever passes it on.
 struct Notice {
-  std::string name;
+  std::string name;  // of kEventNames, event.h
   std::string job;
   std::uint64_t bytes = 0;
   std::string text;
 };
 
+// Of all jobs together, those that are gone included. The pager counts pages.
 struct Counters {
-  std::uint64_t steps = 0;
+  JobCounters jobs;
   std::uint64_t requests = 0;
-  std::uint64_t stall_ns = 0;
-  std::uint64_t nonfinite_blocks = 0;
   std::uint64_t sessions_opened = 0;
   std::uint64_t sessions_lost = 0;
-  // Of pages, from jobs that are gone; living jobs count for themselves in the pager.
-  std::uint64_t past_loaded_pages = 0;
-  std::uint64_t past_stored_pages = 0;
-  std::uint64_t past_dropped_pages = 0;
   std::map<wire::Code, std::uint64_t> errors;
+  Histogram step;     // from the moment that a step's inputs are ready and it is its turn, to its end
+  Histogram stall;    // the part of such a request in which none of it ran
+  Histogram fault;    // one wait for a window whose pages were not there
+  Histogram request;  // as step, of requests of every kind
 };
 
 struct Core {
@@ -60,7 +50,7 @@ struct Core {
         clock(clock_in),
         pager(settings_in.pager),
         room(pager),
-        mover(device_in, pager) {}
+        mover(device_in, pager, clock_in) {}
 
   const Settings settings;
   kernels::Device& device;
@@ -71,10 +61,23 @@ struct Core {
   Mover mover;
   Registry registry;
   Counters counters;
+  PastJobs past_jobs;
   bool draining = false;
   std::function<void(const Notice&)> notify = [](const Notice&) {};
 
+  void Tell(const Notice& notice);
+  // What a client can bring about over and over: told once a second at most for each name and job, with how
+  // often it came meanwhile.
+  void TellSeldom(Notice notice);
+
   [[nodiscard]] std::uint64_t page_bytes() const { return settings.pager.page_bytes; }
+
+ private:
+  struct Seldom {
+    std::uint64_t told_ns = 0;
+    std::uint64_t untold = 0;
+  };
+  std::map<std::pair<std::string, std::string>, Seldom> seldom_;  // by name and job
 };
 
 }  // namespace bitpager::daemon

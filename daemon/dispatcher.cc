@@ -82,6 +82,7 @@ void Dispatcher::RequestStop() {
 void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet) {
   const bool fresh = !connection->session;
   control_.Handle(connection, packet);
+  tasks_.Touch();
   next_expiry_ns_ = 0;  // whatever it began or ended may have a deadline
   if (!fresh || !connection->session) return;
   Session* session = core_.registry.FindSession(connection->session);
@@ -139,7 +140,7 @@ void Dispatcher::CheckDevice() {
   if (fault.ok()) return;
   faulted_ = true;
   tasks_.FailAll({Code::kDeviceFault, fault.message()});
-  core_.notify({"device_fault", "", 0, fault.message()});
+  core_.Tell({"error", "", 0, "device fault: " + fault.message()});
   RequestStop();
 }
 
@@ -155,6 +156,7 @@ int Dispatcher::DoWork() {
   work += SettleWeights();
   work += ReapSessions() + lifecycle_.EmptyBuffers();
   const std::uint64_t now_ns = core_.clock.NowNs();
+  work += tasks_.TellBursts(now_ns);
   if (core_.room.Poll(now_ns) || pressure_.Poll(now_ns)) {
     tasks_.Touch();
     ++work;
@@ -231,8 +233,9 @@ std::int64_t Dispatcher::SleepNs(std::uint64_t now_ns) const {
   }
   if (leases_.revoking()) return leases_.LookAgainNs();
   const auto or_never = [](std::optional<std::uint64_t> at_ns) { return at_ns.value_or(~std::uint64_t{0}); };
-  const std::uint64_t next_ns = std::min(
-      {next_expiry_ns_, or_never(core_.room.NextDeadlineNs()), or_never(pressure_.NextDeadlineNs())});
+  const std::uint64_t next_ns =
+      std::min({next_expiry_ns_, or_never(core_.room.NextDeadlineNs()), or_never(pressure_.NextDeadlineNs()),
+                or_never(tasks_.NextBurstNs())});
   if (next_ns == ~std::uint64_t{0}) return -1;
   const std::uint64_t left_ns = next_ns > now_ns ? next_ns - now_ns : 0;
   return static_cast<std::int64_t>(std::min<std::uint64_t>(left_ns + 1'000'000, 60'000'000'000));
@@ -263,10 +266,10 @@ bool Dispatcher::AwaitDevice() {
   bool told = false;
   while (tasks_.running() || core_.mover.copying()) {
     if (!std::exchange(told, true)) {
-      core_.notify({"device_awaited", "", 0, "requests still run; their sessions were told of the end"});
+      core_.Tell({"error", "", 0, "ending: requests still run; their sessions were told of the end"});
     }
     if (core_.clock.NowNs() >= give_up_ns) {
-      core_.notify({"device_failed", "", 0, "it did not end what it runs: the process ends under it"});
+      core_.Tell({"error", "", 0, "the device did not end what it runs: the process ends under it"});
       return false;
     }
     if (tasks_.PollRuns() + core_.mover.Poll() == 0) Sleep(kEndLookNs);

@@ -179,7 +179,7 @@ bool Leases::Overdue(wire::ExtentId extent, const std::vector<Hold>& holders) {
   overdue_[extent] = "job '" + job + "' of uid " + std::to_string(who.peer.uid) + " (process " +
                      std::to_string(who.peer.pid) + ") does not give " + std::to_string(bytes) +
                      " leased bytes back. Hint: continue or end it";
-  core_.notify({"lease_overdue", job, bytes, overdue_[extent]});
+  core_.Tell({"error", job, bytes, overdue_[extent]});
   core_.pager.LeaseOverdue(extent);
   return true;
 }

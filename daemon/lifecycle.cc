@@ -96,7 +96,7 @@ wire::Result<Session*> Lifecycle::Open(const Peer& peer, const wire::HelloBody& 
   ++core_.counters.sessions_opened;
   (*job)->linger_until_ns = 0;
   Session& added = core_.registry.AddSession(std::move(*session));
-  core_.notify({"session_opened", (*job)->name, 0, added.identity().client});
+  core_.Tell({"attach", (*job)->name, 0, added.identity().client});
   return &added;
 }
 
@@ -135,7 +135,7 @@ void Lifecycle::TearDown(Session& session) {
     DropExtent(*extent);
   }
   job.buffer_bytes -= session.own_buffer_bytes();
-  core_.notify({lost ? "session_lost" : "session_closed", job.name, freed_bytes, session.identity().client});
+  core_.Tell({lost ? "killed" : "detach", job.name, freed_bytes, session.identity().client});
   core_.registry.RemoveSession(session.identity().id);
   if (job.sessions.empty() && !job.extents.empty()) {
     job.linger_until_ns = core_.clock.NowNs() + static_cast<std::uint64_t>(job.linger_ms) * 1'000'000;
@@ -146,11 +146,7 @@ void Lifecycle::TearDown(Session& session) {
 void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {
   Job* job = core_.registry.FindJob(id);
   if (job == nullptr || !job->sessions.empty() || !job->extents.empty()) return;
-  if (const auto usage = core_.pager.Usage(id); usage) {
-    core_.counters.past_loaded_pages += usage->loaded_pages;
-    core_.counters.past_stored_pages += usage->stored_pages;
-    core_.counters.past_dropped_pages += usage->dropped_pages;
-  }
+  core_.past_jobs.Leave(id, {job->name, job->uid, job->counters});
   core_.pager.RemoveJob(id);
   core_.registry.RemoveJob(id);
 }
@@ -183,8 +179,13 @@ int Lifecycle::Expire(std::uint64_t now_ns) {
   for (const wire::JobId id : over) {
     Job& job = *core_.registry.FindJob(id);
     const std::set<wire::ExtentId> extents = job.extents;
-    for (const wire::ExtentId extent : extents) DropExtent(*core_.registry.FindExtent(extent));
-    core_.notify({"job_expired", job.name, 0, "kept states were dropped"});
+    std::uint64_t bytes = 0;
+    for (const wire::ExtentId extent_id : extents) {
+      Extent& extent = *core_.registry.FindExtent(extent_id);
+      bytes += extent.pages * core_.page_bytes();
+      DropExtent(extent);
+    }
+    core_.Tell({"expired", job.name, bytes, "kept states were dropped"});
     RemoveJobIfEmpty(id);
   }
   const std::uint64_t timeout_ns = core_.settings.heartbeat_timeout_ms * 1'000'000;

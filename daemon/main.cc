@@ -8,14 +8,22 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <future>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "daemon/background.h"
 #include "daemon/config.h"
+#include "daemon/event.h"
+#include "daemon/http_server.h"
+#include "daemon/http_site.h"
+#include "daemon/ipc_self_test.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
 #include "daemon/machine.h"
@@ -25,12 +33,24 @@
 #include "daemon/shared_memory.h"
 #include "daemon/telemetry.h"
 #include "daemon/user_namespace.h"
+#include "kernels/ipc_probe.h"
 
 namespace bitpager::daemon {
 namespace {
 
 using wire::Code;
 using wire::Status;
+
+constexpr const char* kIpcProbe = "--ipc-probe";
+constexpr const char* kIpcExporter = "--ipc-exporter";
+constexpr int kIpcExporterSocket = 3;
+
+// The file that this process runs, also where it was found by PATH.
+std::string OwnProgram() {
+  char path[PATH_MAX];
+  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof(path) - 1);
+  return length > 0 ? std::string(path, static_cast<std::size_t>(length)) : std::string();
+}
 
 int Refuse(const Status& status) {
   std::fprintf(stderr, "bitpagerd: %s\n", status.message().c_str());
@@ -53,7 +73,8 @@ ListenerOptions ListenerOptionsOf(const Config& config, int activated_fd) {
 // Everything that runs, in the order in which it ends.
 class Daemon {
  public:
-  explicit Daemon(const Config& config) : config_(config), started_ns_(clock_.NowNs()) {}
+  explicit Daemon(const Config& config)
+      : config_(config), started_ns_(clock_.NowNs()), started_unix_ms_(UnixMs()) {}
 
   Status Start() {
     wire::Result<std::unique_ptr<Node>> node = Node::Make(config_, ReadMachine(), clock_);
@@ -66,6 +87,8 @@ class Daemon {
     if (!started.ok()) return started;
     Status listening = Listen();
     if (!listening.ok()) return listening;
+    Status http = ServeHttp();
+    if (!http.ok()) return http;
     Status telemetry = telemetry_.Start(config_, [this] { return TakeSnapshot(); });
     if (!telemetry.ok()) return telemetry;
     if (config_.private_mode) {
@@ -84,6 +107,7 @@ class Daemon {
     Ring(done_bell_.get());
     watcher.join();
     listener_->Stop();
+    http_.reset();
     telemetry_.Stop();
     if (let_go) {
       spdlog::info("ended: every session was told");
@@ -111,26 +135,44 @@ class Daemon {
     return {};
   }
 
+  Status ServeHttp() {
+    if (config_.http.empty()) return {};
+    const wire::Result<HttpAddress> address = ParseHttpAddress(config_.http);
+    if (!address.ok()) return address.status();
+    wire::Result<std::unique_ptr<HttpServer>> server = HttpServer::Start(*address, site_, events_);
+    if (!server.ok()) {
+      // Private daemons read the machine's settings too, and one of them has the port.
+      if (!config_.private_mode) return server.status();
+      spdlog::warn("no HTTP: {}", server.status().message());
+      return {};
+    }
+    http_ = std::move(*server);
+    http_text_ = ToText(http_->address());
+    spdlog::info("metrics and dashboard on http://{}", http_text_);
+    return {};
+  }
+
   NodeHooks Hooks() {
     NodeHooks hooks;
     // The first hello may come before Listen has returned.
     hooks.watch = [listener = listening_.get_future().share()](const ConnectionRef& c, wire::UniqueFd pidfd) {
       return listener.get()->Watch(c, std::move(pidfd));
     };
-    hooks.notify = [this](const Notice& notice) { Tell(notice); };
+    hooks.notify = [this](Event event) { Tell(std::move(event)); };
     hooks.sessions_changed = [this](std::size_t sessions) {
       if (config_.private_mode) private_life_.SetSessions(sessions);
+    };
+    hooks.ipc_probe = [](const std::string& uuid) {
+      return std::vector<std::string>{OwnProgram(), kIpcProbe, uuid};
     };
     return hooks;
   }
 
-  void Tell(const Notice& notice) {
-    const auto is = [&](const char* what) { return notice.name.find(what) != std::string::npos; };
-    const bool bad = is("lost") || is("fail") || is("overdue") || is("awaited");
-    spdlog::log(bad ? spdlog::level::warn : spdlog::level::info, "{} job={} bytes={} {}", notice.name,
-                notice.job, notice.bytes, notice.text);
-    telemetry_.Publish(
-        {notice.name, {{"job", notice.job}, {"text", notice.text}}, {{"bytes", notice.bytes}}});
+  void Tell(Event event) {
+    const bool bad = event.name == "killed" || event.name == "error" || event.name == "nonfinite";
+    spdlog::log(bad ? spdlog::level::warn : spdlog::level::info, "{} job={} bytes={} {}", event.name,
+                event.job, event.bytes, event.text);
+    events_.Add(std::move(event));
   }
 
   wire::Result<Snapshot> TakeSnapshot() {
@@ -139,6 +181,11 @@ class Daemon {
     snapshot->version = kVersion;
     snapshot->pid = ::getpid();
     snapshot->uptime_ms = (clock_.NowNs() - started_ns_) / 1'000'000;
+    snapshot->start_unix_ms = started_unix_ms_;
+    snapshot->http = http_text_;
+    snapshot->events = events_.Counts();
+    snapshot->totals.events_dropped = events_.dropped();
+    snapshot->totals.http = site_.counts();
     snapshot->private_mode = config_.private_mode;
     snapshot->socket_path = config_.socket_path;
     return snapshot;
@@ -154,12 +201,20 @@ class Daemon {
   const Config config_;
   const Clock clock_;
   const std::uint64_t started_ns_;
+  const std::int64_t started_unix_ms_;
   std::promise<Listener*> listening_;
-  Telemetry telemetry_;
+  EventLog events_;
+  HttpSite site_{
+      {[this] { return TakeSnapshot(); }, [this](std::uint64_t cells) { return node_->ObservePages(cells); }},
+      events_,
+      clock_};
+  std::string http_text_;  // constant once HTTP is served, before any thread reads it
+  Telemetry telemetry_{events_};
   PrivateLife private_life_;
   std::unique_ptr<Node> node_;
   wire::UniqueFd done_bell_;
   std::unique_ptr<Listener> listener_;
+  std::unique_ptr<HttpServer> http_;  // first to go: it asks the node
 };
 
 // A session takes five descriptors. The soft limit is usually 1024, for programs that use select.
@@ -172,7 +227,18 @@ void RaiseOpenFiles() {
   }
 }
 
+// The two processes of a test (ipc_self_test.h), told by this program to itself.
+std::optional<int> RunAsHelper(int argc, char** argv) {
+  if (argc != 3) return std::nullopt;
+  const std::string_view role = argv[1];
+  const std::string uuid = argv[2];
+  if (role == kIpcProbe) return RunIpcProbe(uuid, {OwnProgram(), kIpcExporter, uuid});
+  if (role == kIpcExporter) return kernels::RunIpcExporter(uuid, kIpcExporterSocket);
+  return std::nullopt;
+}
+
 int Main(int argc, char** argv) {
+  if (const std::optional<int> done = RunAsHelper(argc, argv)) return *done;
   wire::Result<LoadedConfig> loaded = LoadConfig(argc, argv);
   if (!loaded.ok()) return Refuse(loaded.status());
   if (!loaded->print_and_exit.empty()) {

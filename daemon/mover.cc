@@ -98,8 +98,9 @@ void Mover::Store(const std::vector<paging::StoreAction>& stores) {
     } while (
         i < stores.size() && stores[i].group == stores[i - 1].group &&
         Continues(from + bytes, to + bytes, AddressOf(stores[i].frame), HostAddress(stores[i].host_frame)));
+    copy.bytes = bytes;
     copy.event = device_.Copy(kernels::Queue::kStore, to, from, bytes);
-    copies_.push_back(std::move(copy));
+    Issue(std::move(copy));
   }
 }
 
@@ -127,15 +128,27 @@ void Mover::Load(const std::vector<paging::LoadAction>& loads) {
     } while (
         i < loads.size() && !loads[i].zero && loads[i].group == loads[i - 1].group &&
         Continues(to + bytes, from + bytes, AddressOf(loads[i].frame), HostAddress(loads[i].host_frame)));
+    copy.bytes = bytes;
     copy.event = device_.Copy(kernels::Queue::kLoad, to, from, bytes);
-    copies_.push_back(std::move(copy));
+    Issue(std::move(copy));
   }
+}
+
+void Mover::Issue(Copy copy) {
+  LinkMeter& meter = copy.load ? to_device_ : to_host_;
+  meter.Issued(copy.bytes, meter.idle() ? clock_.NowNs() : 0);
+  copies_.push_back(std::move(copy));
 }
 
 int Mover::Poll() {
   int reported = 0;
+  std::uint64_t now_ns = 0;
   const auto done = [&](const Copy& copy) {
     if (copy.event.sequence != 0 && !device_.Done(copy.event)) return false;
+    if (copy.bytes > 0) {
+      if (now_ns == 0) now_ns = clock_.NowNs();
+      (copy.load ? to_device_ : to_host_).Ended(copy.bytes, now_ns);
+    }
     for (const paging::PageRef page : copy.pages) {
       copy.load ? pager_.LoadDone(page) : pager_.StoreDone(page);
       ++reported;

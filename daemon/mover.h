@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "client/wire/status.h"
+#include "daemon/clock.h"
+#include "daemon/link_meter.h"
 #include "kernels/device.h"
 #include "paging/pager.h"
 
@@ -17,8 +19,8 @@ namespace bitpager::daemon {
 
 class Mover {
  public:
-  Mover(kernels::Device& device, paging::Pager& pager)
-      : device_(device), pager_(pager), in_host_memory_(device.Info().in_host_memory) {}
+  Mover(kernels::Device& device, paging::Pager& pager, const Clock& clock)
+      : device_(device), pager_(pager), clock_(clock), in_host_memory_(device.Info().in_host_memory) {}
   ~Mover();
   Mover(const Mover&) = delete;
   Mover& operator=(const Mover&) = delete;
@@ -42,6 +44,9 @@ class Mover {
                                                          paging::DomainId domain) const;
   // Pages are on their way between the tiers.
   [[nodiscard]] bool copying() const { return !copies_.empty(); }
+  // What the copies of each direction have achieved.
+  [[nodiscard]] const LinkMeter& to_device() const { return to_device_; }
+  [[nodiscard]] const LinkMeter& to_host() const { return to_host_; }
   [[nodiscard]] bool idle() const { return copies_.empty() && giving_back_.empty() && GivenBack(); }
 
   // The extent's host frames were committed: they will be used.
@@ -55,9 +60,11 @@ class Mover {
   struct Copy {
     kernels::Event event;
     bool load = false;
+    std::uint64_t bytes = 0;
     std::vector<paging::PageRef> pages;
   };
 
+  void Issue(Copy copy);
   [[nodiscard]] int AllocateSegments(const std::vector<paging::SegmentRequest>& wanted);
   // Host memory of frames that are nobody's goes back to the system piece by piece, behind other stores.
   void GiveBackLater(paging::HostRun run);
@@ -74,6 +81,9 @@ class Mover {
 
   kernels::Device& device_;
   paging::Pager& pager_;
+  const Clock& clock_;
+  LinkMeter to_device_;
+  LinkMeter to_host_;
   const bool in_host_memory_;  // device frames are host memory
   kernels::HostRegion host_;
   std::unordered_map<std::uint32_t, Segment> segments_;  // by the pager's number

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <optional>
 
 #include "client/wire/messages.h"
 #include "client/wire/text.h"
@@ -70,11 +71,13 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   out.owner_uid = ::getuid();
   out.ambiguous_uid = AmbiguousUid();
   out.served_devices = device.uuid + " (" + device.name + ")";
-  if (!device.in_host_memory) {
-    const std::uint64_t fallback = std::max(kLeastWatermark, device.total_bytes / kWatermarkShare);
-    out.free_watermark_bytes = config.free_watermark_bytes.value_or(fallback);
-  }
+  const std::uint64_t fallback = std::max(kLeastWatermark, device.total_bytes / kWatermarkShare);
+  out.free_watermark_bytes = config.free_watermark_bytes.value_or(fallback);
   return out;
+}
+
+std::string GpuLabel(const DeviceListing& listing) {
+  return listing.kind == "cpu" ? listing.kind : std::to_string(listing.index);
 }
 
 // The devices that a configuration means, of those that there are.
@@ -155,9 +158,11 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
           return OpenShard(self->config_, self->machine_, self->clock_, listing, sharers);
         },
         [self] { self->RequestStop(); }));
-    node->shards_.back()->SetPrepare([self, shard = node->shards_.back().get()](Dispatcher& dispatcher) {
-      self->Prepare(*shard, dispatcher);
-    });
+    node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
+    Shard* shard = node->shards_.back().get();
+    IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
+    shard->SetPrepare(
+        [self, shard, ipc_test](Dispatcher& dispatcher) { self->Prepare(*shard, *ipc_test, dispatcher); });
   }
   return node;
 }
@@ -175,9 +180,14 @@ Status Node::Start(NodeHooks hooks) {
 }
 
 // On the shard's thread, before its dispatcher runs.
-void Node::Prepare(Shard& shard, Dispatcher& dispatcher) {
+void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) {
+  if (hooks_.ipc_probe && dispatcher.core().device_info.imports_handles) {
+    ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid));
+  }
   dispatcher.control().SetHooks({hooks_.watch, [this] { Drain(); }});
-  dispatcher.core().notify = hooks_.notify;
+  dispatcher.core().notify = [this, &shard](const Notice& notice) {
+    hooks_.notify({notice.name, 0, notice.job, shard.listing().uuid, notice.bytes, notice.text});
+  };
   if (draining_.load(std::memory_order_acquire)) dispatcher.Drain();
   dispatcher.SetSessionsChanged([this, &shard](std::size_t sessions) {
     // Each shard writes its own; whoever was last sees all.
@@ -299,7 +309,9 @@ void Node::RequestStop() {
 }
 
 void Node::Drain() {
-  draining_.store(true, std::memory_order_release);
+  if (!draining_.exchange(true, std::memory_order_acq_rel)) {
+    hooks_.notify({"draining", 0, "", "", 0, "no new sessions are taken"});
+  }
   bool any = false;
   for (const auto& shard : shards_) {
     if (!shard->Started()) continue;
@@ -309,36 +321,71 @@ void Node::Drain() {
   if (!any) RequestStop();
 }
 
+// What `observe` finds on each shard's thread, in the order of the shards; none of those that are not open.
+template <typename T>
+Result<std::vector<std::optional<T>>> Node::Ask(T (*observe)(Core&, std::uint64_t), std::uint64_t argument) {
+  std::vector<std::future<std::optional<T>>> futures;
+  for (const auto& shard : shards_) {
+    auto promise = std::make_shared<std::promise<std::optional<T>>>();
+    futures.push_back(promise->get_future());
+    shard->Post(
+        [promise, observe, argument](Dispatcher& d) { promise->set_value(observe(d.core(), argument)); },
+        [promise](const Status&) { promise->set_value(std::nullopt); });
+  }
+  const auto end = std::chrono::steady_clock::now() + kObserveLimit;
+  std::vector<std::optional<T>> out;
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    if (futures[i].wait_until(end) != std::future_status::ready) {
+      return Status(Code::kUnreachable,
+                    "the dispatcher of " + shards_[i]->listing().uuid + " did not answer within 2 s.");
+    }
+    out.push_back(futures[i].get());
+  }
+  return out;
+}
+
 Result<Snapshot> Node::Observe() {
+  auto asked = Ask<Snapshot>([](Core& core, std::uint64_t) { return daemon::Observe(core); }, 0);
+  if (!asked.ok()) return asked.status();
   Snapshot all;
   std::vector<DeviceSnapshot> closed;
-  const auto end = std::chrono::steady_clock::now() + kObserveLimit;
-  for (const auto& shard : shards_) {
-    auto promise = std::make_shared<std::promise<Result<Snapshot>>>();
-    std::future<Result<Snapshot>> future = promise->get_future();
-    shard->Post([promise](Dispatcher& d) { promise->set_value(daemon::Observe(d.core())); },
-                [promise](const Status& why) { promise->set_value(why); });
-    if (future.wait_until(end) != std::future_status::ready) {
-      return Status(Code::kUnreachable,
-                    "the dispatcher of " + shard->listing().uuid + " did not answer within 2 s.");
-    }
-    Result<Snapshot> one = future.get();
-    if (one.ok()) {
-      if (all.page_bytes == 0) {
-        all = std::move(*one);
-      } else {
-        Merge(all, std::move(*one));
-      }
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    std::optional<Snapshot>& one = (*asked)[i];
+    const DeviceListing& listing = shards_[i]->listing();
+    if (!one) {
+      DeviceSnapshot& device = closed.emplace_back();
+      device.kind = listing.kind;
+      device.uuid = listing.uuid;
+      device.name = listing.name;
+      device.gpu = GpuLabel(listing);
+      device.open = false;
       continue;
     }
-    DeviceSnapshot& device = closed.emplace_back();
-    device.kind = shard->listing().kind;
-    device.uuid = shard->listing().uuid;
-    device.name = shard->listing().name;
-    device.open = false;
+    one->devices.front().gpu = GpuLabel(listing);
+    const IpcFinding ipc = ipc_tests_[i]->finding();
+    one->devices.front().ipc_survives = IpcSurvivalName(ipc.survival);
+    one->devices.front().ipc_problem = ipc.why;
+    if (all.page_bytes == 0) {
+      all = std::move(*one);
+    } else {
+      Merge(all, std::move(*one));
+    }
   }
   all.devices.insert(all.devices.end(), closed.begin(), closed.end());
   return all;
+}
+
+Result<PageMap> Node::ObservePages(std::uint64_t cells) {
+  auto asked =
+      Ask<DevicePages>([](Core& core, std::uint64_t n) { return daemon::ObservePages(core, n); }, cells);
+  if (!asked.ok()) return asked.status();
+  PageMap out;
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    if (!(*asked)[i]) continue;
+    out.devices.push_back(std::move(*(*asked)[i]));
+    out.devices.back().gpu = GpuLabel(shards_[i]->listing());
+  }
+  return out;
 }
 
 bool Node::Wait() {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,7 +19,10 @@
 #include "daemon/connection.h"
 #include "daemon/core.h"
 #include "daemon/dispatcher.h"
+#include "daemon/event.h"
+#include "daemon/ipc_self_test.h"
 #include "daemon/machine.h"
+#include "daemon/page_map.h"
 #include "daemon/shard.h"
 #include "daemon/snapshot.h"
 
@@ -27,8 +31,10 @@ namespace bitpager::daemon {
 // What happens outside, as each shard needs it; called on the shards' threads.
 struct NodeHooks {
   std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)> watch;
-  std::function<void(const Notice&)> notify;
+  std::function<void(Event)> notify;
   std::function<void(std::size_t)> sessions_changed;  // of all shards together
+  // The command of IpcSelfTest for a device; none: nothing is tested.
+  std::function<std::vector<std::string>(const std::string& uuid)> ipc_probe;
 };
 
 class Node {
@@ -55,6 +61,8 @@ class Node {
   void Drain();
   // All shards together. kUnreachable when one does not answer within 2 s.
   [[nodiscard]] wire::Result<Snapshot> Observe();
+  // The pages of every device, in about `cells` cells each. kUnreachable likewise.
+  [[nodiscard]] wire::Result<PageMap> ObservePages(std::uint64_t cells);
   // For people: what is served.
   [[nodiscard]] std::string Describe() const;
 
@@ -72,7 +80,10 @@ class Node {
 
   Node(const Config& config, const MachineFacts& machine, const Clock& clock)
       : config_(config), machine_(machine), clock_(clock) {}
-  void Prepare(Shard& shard, Dispatcher& dispatcher);
+  void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
+  template <typename T>
+  [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
+                                                                std::uint64_t argument);
   static void Route(Shard& shard, const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
   [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
@@ -84,8 +95,9 @@ class Node {
   const MachineFacts machine_;
   const Clock& clock_;
   NodeHooks hooks_;
-  std::vector<std::unique_ptr<Shard>> shards_;  // constant after Make, never empty
-  std::atomic<bool> draining_{false};           // partner: Prepare's look when a device was opened
+  std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
+  std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
+  std::atomic<bool> draining_{false};                    // partner: Prepare's look when a device was opened
 };
 
 }  // namespace bitpager::daemon

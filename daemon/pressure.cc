@@ -24,7 +24,7 @@ bool Pressure::idle() const {
 bool Pressure::Poll(std::uint64_t now_ns) {
   if (!applies() || now_ns < next_look_ns_ || idle()) return false;
   next_look_ns_ = now_ns + kLookNs;
-  return Adjust(core_.device.Info().free_bytes, now_ns);
+  return Adjust(core_.device.Memory().free_bytes, now_ns);
 }
 
 std::optional<std::uint64_t> Pressure::NextDeadlineNs() const {
@@ -32,9 +32,15 @@ std::optional<std::uint64_t> Pressure::NextDeadlineNs() const {
   return next_look_ns_;
 }
 
+double Pressure::Ratio(std::uint64_t free_bytes, std::uint64_t watermark_bytes) {
+  if (watermark_bytes == 0 || free_bytes >= 2 * watermark_bytes) return 0;
+  if (free_bytes <= watermark_bytes) return 1;
+  return 1 - static_cast<double>(free_bytes - watermark_bytes) / static_cast<double>(watermark_bytes);
+}
+
 Pressure::Room Pressure::Ask(std::uint64_t bytes, std::uint64_t now_ns) {
   Room room;
-  room.free_bytes = core_.device.Info().free_bytes;
+  room.free_bytes = core_.device.Memory().free_bytes;
   if (!applies()) {
     room.final = true;
     return room;
@@ -81,8 +87,8 @@ bool Pressure::SetBudget(std::uint64_t frames) {
   const std::uint64_t wanted = std::max(frames, least);
   if (wanted == before) return false;
   if (!core_.room.SetWanted(wanted).ok()) return false;
-  core_.notify({wanted < before ? "pressure" : "pressure_over", "", wanted * core_.page_bytes(),
-                "the device budget follows the device's free memory"});
+  core_.Tell({wanted < before ? "pressure" : "pressure_over", "", wanted * core_.page_bytes(),
+              "the device budget follows the device's free memory"});
   return true;
 }
 

@@ -19,6 +19,10 @@ class Pressure {
   // When Poll should be called next; none while it has nothing to do.
   [[nodiscard]] std::optional<std::uint64_t> NextDeadlineNs() const;
 
+  // How near a device's memory is to the watermark: 1 - (free - watermark) / watermark, within 0 and 1. So 0
+  // from twice the watermark up; 1 where pages have to leave; 0 without a watermark.
+  [[nodiscard]] static double Ratio(std::uint64_t free_bytes, std::uint64_t watermark_bytes);
+
   struct Room {
     std::uint64_t free_bytes = 0;     // of the device, now
     std::uint64_t leaving_bytes = 0;  // of frames on their way out

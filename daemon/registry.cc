@@ -62,6 +62,11 @@ Extent* Registry::FindExtent(wire::ExtentId id) {
   return found == extents_.end() ? nullptr : found->second.get();
 }
 
+const Extent* Registry::FindExtent(wire::ExtentId id) const {
+  const auto found = extents_.find(id);
+  return found == extents_.end() ? nullptr : found->second.get();
+}
+
 Extent* Registry::FindArena(const ArenaKey& key) {
   const auto found = arenas_.find(key);
   return found == arenas_.end() ? nullptr : FindExtent(found->second);

@@ -13,6 +13,7 @@
 #include "client/wire/ids.h"
 #include "client/wire/status.h"
 #include "daemon/extent.h"
+#include "daemon/past_jobs.h"
 #include "daemon/session.h"
 #include "paging/pager.h"
 
@@ -29,9 +30,10 @@ struct Job {
   std::set<wire::SessionId> sessions;
   std::set<wire::ExtentId> extents;
   std::uint64_t buffer_bytes = 0;  // slabs that the daemon made for its sessions
-  std::uint64_t steps = 0;
-  std::uint64_t stall_ns = 0;
-  std::uint64_t nonfinite_blocks = 0;
+  JobCounters counters;
+  std::uint64_t step_ns_last = 0;
+  std::uint64_t stall_ns_last = 0;
+  std::string last_event;  // name of the newest one that operators heard of
   wire::Phase phase = wire::Phase::kIdle;
 };
 
@@ -59,6 +61,7 @@ class Registry {
   // ---- extents
   Extent& AddExtent(Extent extent);
   [[nodiscard]] Extent* FindExtent(wire::ExtentId id);
+  [[nodiscard]] const Extent* FindExtent(wire::ExtentId id) const;
   [[nodiscard]] Extent* FindArena(const ArenaKey& key);
   void RemoveExtent(wire::ExtentId id);
 

@@ -39,6 +39,7 @@ struct ActiveTask {
   wire::RequestId request;
   wire::ExtentId lease_extent;  // kLease: the extent that is made resident
   wire::Status refused;         // not Ok: it was cancelled before it started, and why
+  std::uint64_t taken_ns = 0;   // its inputs were ready and it was its turn
   std::uint64_t admitted_ns = 0;
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;

@@ -20,7 +20,9 @@ struct Settings {
   std::uint32_t max_sessions = 256;
   std::uint32_t max_sessions_of_user = 256;  // of each uid but root and owner_uid
   std::uint64_t host_budget_bytes = 0;
-  std::uint64_t free_watermark_bytes = 0;      // of a device's own memory, kept free for others
+  // Memory that pages leave free for others, where it is the device's own; elsewhere only its nearness is
+  // told.
+  std::uint64_t free_watermark_bytes = 0;
   std::uint64_t heartbeat_interval_ms = 200;   // asked of clients that pass no pidfd
   std::uint64_t heartbeat_timeout_ms = 900;    // without a beat for so long, such a client is taken for dead
   std::uint64_t lease_return_ms = 5'000;       // a revoked lease that is used longer counts as used memory

@@ -14,7 +14,7 @@ void Shard::Start() {
   std::thread failed;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (state_ != State::kIdle && state_ != State::kFailed) return;
+    if (stop_ || (state_ != State::kIdle && state_ != State::kFailed)) return;
     failed = std::move(thread_);
     state_ = State::kOpening;
     thread_ = std::thread([this] { Run(); });
@@ -45,7 +45,8 @@ void Shard::Post(Call call, Refused refused) {
         waiting_.push_back({std::move(call), std::move(refused)});
         return;
       case State::kIdle:
-        why = {Code::kNotFound, "device " + listing_.uuid + " has no client yet."};
+        why = stop_ ? Status(Code::kDraining, "the daemon is ending.")
+                    : Status(Code::kNotFound, "device " + listing_.uuid + " has no client yet.");
         break;
       case State::kFailed:
         why = failure_;
@@ -59,13 +60,21 @@ void Shard::Post(Call call, Refused refused) {
 }
 
 void Shard::RequestStop() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  stop_ = true;
-  if (dispatcher_ != nullptr) dispatcher_->RequestStop();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    if (dispatcher_ != nullptr) dispatcher_->RequestStop();
+  }
+  changed_.notify_all();
 }
 
 bool Shard::Join() {
-  if (thread_.joinable()) thread_.join();
+  {
+    // A device that no client came for yet has not ended: it may still be started.
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return stop_ || state_ == State::kEnded; });
+  }
+  if (thread_.joinable()) thread_.join();  // from here on Start makes no other
   return let_go_;
 }
 
@@ -99,6 +108,7 @@ void Shard::Run() {
     dispatcher_ = nullptr;
     state_ = State::kEnded;
   }
+  changed_.notify_all();
   ended_();
   // The device goes on the thread that made its calls.
   if (!let_go_) {

@@ -40,8 +40,8 @@ class Shard {
   [[nodiscard]] const kernels::DeviceListing& listing() const { return listing_; }
 
   // ---- any thread
-  // Starts the thread, once; again when the device could not be opened. Returns at once; AwaitOpen says how
-  // it went.
+  // Starts the thread, once; again when the device could not be opened; never after RequestStop. Returns at
+  // once; AwaitOpen says how it went.
   void Start();
   [[nodiscard]] wire::Status AwaitOpen();
   // Posts to the dispatcher; while the device is being opened the call waits. kNotFound to `refused` when it
@@ -51,7 +51,8 @@ class Shard {
   // Before Start: called with the new dispatcher before it runs.
   void SetPrepare(Call prepare) { prepare_ = std::move(prepare); }
   void RequestStop();
-  // False: the device still works on what its dispatcher would free; the process must end as it is.
+  // Until the shard has ended, or RequestStop said that it never will start. False: the device still works on
+  // what its dispatcher would free; the process must end as it is.
   [[nodiscard]] bool Join();
 
   // How many sessions it has now; set by its own thread.

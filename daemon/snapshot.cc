@@ -16,11 +16,74 @@ using wire::Code;
 using wire::Result;
 using wire::Status;
 
-constexpr std::array<const char*, 2> kKindNames = {"optimizer_state", "quantized_weight"};
 static_assert(static_cast<int>(wire::ExtentKind::kOptimizerState) == 0 &&
               static_cast<int>(wire::ExtentKind::kQuantizedWeight) == 1);
 
+static_assert(static_cast<int>(paging::Reason::kDemand) == 0 &&
+              static_cast<int>(paging::Reason::kPrefetch) == 1 &&
+              static_cast<int>(paging::Reason::kShare) == 2 &&
+              static_cast<int>(paging::Reason::kLimit) == 3 &&
+              static_cast<int>(paging::Reason::kCommand) == 4 &&
+              static_cast<int>(paging::Reason::kPressure) == 5 &&
+              static_cast<int>(paging::Reason::kClosing) == 6);
+
 // One walk over the fields serves both ways: Fields(x, visit) calls visit(name, member) for each.
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, MovedSnapshot> {
+  visit("to_device", s.to_device);
+  visit("to_host", s.to_host);
+  visit("dropped", s.dropped);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, SavedSnapshot> {
+  visit("states_32bit", s.states_32bit);
+  visit("weights_16bit", s.weights_16bit);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, HistogramSnapshot> {
+  visit("bounds_s", s.bounds_s);
+  visit("counts", s.counts);
+  visit("sum_s", s.sum_s);
+  visit("count", s.count);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, HistogramsSnapshot> {
+  visit("step", s.step);
+  visit("stall", s.stall);
+  visit("fault", s.fault);
+  visit("request", s.request);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, LinkSnapshot> {
+  visit("to_device_bytes_per_s", s.to_device_bytes_per_s);
+  visit("to_host_bytes_per_s", s.to_host_bytes_per_s);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, HttpSnapshot> {
+  visit("requests", s.requests);
+  visit("scrapes", s.scrapes);
+  visit("scrape_ns_last", s.scrape_ns_last);
+}
+
+template <typename S, typename V>
+void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, PastJobSnapshot> {
+  visit("name", s.name);
+  visit("device", s.device);
+  visit("uid", s.uid);
+  visit("jobs", s.jobs);
+  visit("steps", s.steps);
+  visit("faults", s.faults);
+  visit("stall_ns", s.stall_ns);
+  visit("nonfinite_blocks", s.nonfinite_blocks);
+  visit("evictions_by_reason", s.evictions_by_reason);
+  visit("moved_by_reason", s.moved_by_reason);
+}
+
 template <typename S, typename V>
 void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, ExtentSnapshot> {
   visit("id", s.id);
@@ -63,6 +126,15 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("stall_ns", s.stall_ns);
   visit("nonfinite_blocks", s.nonfinite_blocks);
   visit("extents", s.extents);
+  visit("ending", s.ending);
+  visit("host_by_kind", s.host_by_kind);
+  visit("evictions_by_reason", s.evictions_by_reason);
+  visit("moved_by_reason", s.moved_by_reason);
+  visit("saved_bytes", s.saved_bytes);
+  visit("faults", s.faults);
+  visit("step_ns_last", s.step_ns_last);
+  visit("stall_ns_last", s.stall_ns_last);
+  visit("last_event", s.last_event);
 }
 
 template <typename S, typename V>
@@ -91,6 +163,25 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("host_budget_bytes", s.host_budget_bytes);
   visit("host_committed_bytes", s.host_committed_bytes);
   visit("open", s.open);
+  visit("gpu", s.gpu);
+  visit("memory_total_bytes", s.memory_total_bytes);
+  visit("memory_free_bytes", s.memory_free_bytes);
+  visit("own_bytes", s.own_bytes);
+  visit("pinned_host_bytes", s.pinned_host_bytes);
+  visit("pressure_ratio", s.pressure_ratio);
+  visit("leased_bytes", s.leased_bytes);
+  visit("dirty_bytes", s.dirty_bytes);
+  visit("link", s.link);
+  visit("evictions_by_reason", s.evictions_by_reason);
+  visit("moved_by_reason", s.moved_by_reason);
+  visit("requests", s.requests);
+  visit("steps", s.steps);
+  visit("faults", s.faults);
+  visit("stall_ns", s.stall_ns);
+  visit("nonfinite_blocks", s.nonfinite_blocks);
+  visit("histograms", s.histograms);
+  visit("ipc_survives", s.ipc_survives);
+  visit("ipc_problem", s.ipc_problem);
 }
 
 template <typename S, typename V>
@@ -104,6 +195,9 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Total
   visit("nonfinite_blocks", s.nonfinite_blocks);
   visit("sessions_opened", s.sessions_opened);
   visit("sessions_lost", s.sessions_lost);
+  visit("faults", s.faults);
+  visit("events_dropped", s.events_dropped);
+  visit("http", s.http);
 }
 
 template <typename S, typename V>
@@ -125,6 +219,10 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Snaps
   visit("sessions", s.sessions);
   visit("totals", s.totals);
   visit("errors", s.errors);
+  visit("past_jobs", s.past_jobs);
+  visit("events", s.events);
+  visit("start_unix_ms", s.start_unix_ms);
+  visit("http", s.http);
 }
 
 // ---- writing
@@ -142,11 +240,21 @@ json ValueOf(const T& value) {
 template <typename T>
 json ValueOf(const std::vector<T>& items) {
   json out = json::array();
-  for (const T& item : items) out.push_back(ObjectOf(item));
+  for (const T& item : items) out.push_back(ValueOf(item));
   return out;
 }
-json ValueOf(const std::array<std::uint64_t, 2>& by_kind) {
-  return {{kKindNames[0], by_kind[0]}, {kKindNames[1], by_kind[1]}};
+// Counts by kind or by reason, with their names.
+constexpr const auto& NamesOf(const std::array<std::uint64_t, 2>& /*by_kind*/) {
+  return kKindNames;
+}
+constexpr const auto& NamesOf(const paging::ByReason& /*by_reason*/) {
+  return kReasonNames;
+}
+template <std::size_t n>
+json ValueOf(const std::array<std::uint64_t, n>& counts) {
+  json out = json::object();
+  for (std::size_t i = 0; i < n; ++i) out[NamesOf(counts)[i]] = counts[i];
+  return out;
 }
 
 template <typename S>
@@ -194,30 +302,31 @@ void Read(const json& from, std::uint32_t& out, const std::string& name) {
   if (wide > std::numeric_limits<std::uint32_t>::max()) Wrong(name, "a 32-bit integer");
   out = static_cast<std::uint32_t>(wide);
 }
-void Read(const json& from, std::array<std::uint64_t, 2>& out, const std::string& name) {
+template <std::size_t n>
+void Read(const json& from, std::array<std::uint64_t, n>& out, const std::string& name) {
   if (!from.is_object()) Wrong(name, "an object");
-  for (std::size_t kind = 0; kind < out.size(); ++kind) {
-    if (from.contains(kKindNames[kind]))
-      Read(from[kKindNames[kind]], out[kind], name + "." + kKindNames[kind]);
+  for (std::size_t i = 0; i < n; ++i) {
+    const char* key = NamesOf(out)[i];
+    if (from.contains(key)) Read(from[key], out[i], name + "." + key);
   }
 }
 void Read(const json& from, std::map<std::string, std::uint64_t>& out, const std::string& name) {
   if (!from.is_object()) Wrong(name, "an object");
   for (const auto& [key, value] : from.items()) Read(value, out[key], name + "." + key);
 }
-template <typename T>
-void Read(const json& from, std::vector<T>& out, const std::string& name) {
-  if (!from.is_array()) Wrong(name, "an array");
-  out.resize(from.size());
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    ReadObject(from[i], out[i], name + "[" + std::to_string(i) + "].");
-  }
-}
 template <typename S>
 void Read(const json& from, S& out, const std::string& name) requires requires {
   Fields(out, [](const char*, auto&) {});
 }
 { ReadObject(from, out, name + "."); }
+template <typename T>
+void Read(const json& from, std::vector<T>& out, const std::string& name) {
+  if (!from.is_array()) Wrong(name, "an array");
+  out.resize(from.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    Read(from[i], out[i], name + "[" + std::to_string(i) + "]");
+  }
+}
 
 template <typename S>
 void ReadObject(const json& from, S& out, const std::string& place) {
@@ -265,6 +374,7 @@ void Merge(Snapshot& into, Snapshot&& from) {
   append(into.devices, from.devices);
   append(into.jobs, from.jobs);
   append(into.sessions, from.sessions);
+  append(into.past_jobs, from.past_jobs);
   TotalsSnapshot& totals = into.totals;
   totals.loaded_bytes += from.totals.loaded_bytes;
   totals.stored_bytes += from.totals.stored_bytes;
@@ -275,6 +385,7 @@ void Merge(Snapshot& into, Snapshot&& from) {
   totals.nonfinite_blocks += from.totals.nonfinite_blocks;
   totals.sessions_opened += from.totals.sessions_opened;
   totals.sessions_lost += from.totals.sessions_lost;
+  totals.faults += from.totals.faults;
   for (const auto& [name, count] : from.errors) into.errors[name] += count;
 }
 

@@ -1,5 +1,8 @@
 // What the daemon tells operators: a plain copy of its state at one moment, and its two forms. The dispatcher
 // fills it; any thread may format it. Bytes of frames count whole pages.
+//
+// At every moment the jobs' figures add up to their device's: resident, host and buffer, leased and dirty
+// bytes over `jobs`; counts over `jobs` and `past_jobs`. Counts never fall.
 #pragma once
 
 #include <array>
@@ -10,10 +13,53 @@
 #include <vector>
 
 #include "client/wire/status.h"
+#include "paging/pager.h"
 
 namespace bitpager::daemon {
 
 inline constexpr int kSnapshotSchemaVersion = 1;
+
+// Indexed by wire::ExtentKind.
+inline constexpr std::array<const char*, 2> kKindNames = {"optimizer_state", "quantized_weight"};
+// Indexed by paging::Reason.
+inline constexpr std::array<const char*, paging::kReasons> kReasonNames = {
+    "demand", "prefetch", "share", "limit", "command", "pressure", "closing"};
+
+// Bytes that moved, by the reason for it.
+struct MovedSnapshot {
+  paging::ByReason to_device = {};  // demand and prefetch alone
+  paging::ByReason to_host = {};
+  paging::ByReason dropped = {};  // left the device without a copy
+};
+
+// Bytes less than states and weights take elsewhere: 32-bit states of the same rule, 16-bit weights of as
+// many elements. 0 where ours take more: tiny ones fill whole pages.
+struct SavedSnapshot {
+  std::uint64_t states_32bit = 0;
+  std::uint64_t weights_16bit = 0;
+};
+
+// counts[i]: what took at most bounds_s[i] and more than the bound before; the last, one more than there are
+// bounds: what took longer than all.
+struct HistogramSnapshot {
+  std::vector<double> bounds_s;
+  std::vector<std::uint64_t> counts;
+  double sum_s = 0;
+  std::uint64_t count = 0;
+};
+
+struct HistogramsSnapshot {
+  HistogramSnapshot step;     // from the moment that its inputs are ready and it is its turn, to its end
+  HistogramSnapshot stall;    // the part of a request for pages in which none of it ran
+  HistogramSnapshot fault;    // one wait for a window whose pages were not there
+  HistogramSnapshot request;  // as step, of requests of every kind
+};
+
+// The fastest that copies of many pages were seen to go so far. 0: not measured yet.
+struct LinkSnapshot {
+  std::uint64_t to_device_bytes_per_s = 0;
+  std::uint64_t to_host_bytes_per_s = 0;
+};
 
 struct ExtentSnapshot {
   std::uint64_t id = 0;
@@ -57,6 +103,30 @@ struct JobSnapshot {
   std::uint64_t stall_ns = 0;
   std::uint64_t nonfinite_blocks = 0;
   std::vector<ExtentSnapshot> extents;
+  bool ending = false;                             // nothing is left of it but frames on their way out
+  std::array<std::uint64_t, 2> host_by_kind = {};  // indexed by wire::ExtentKind: committed
+  paging::ByReason evictions_by_reason = {};       // pages that left the device
+  MovedSnapshot moved_by_reason;
+  SavedSnapshot saved_bytes;
+  std::uint64_t faults = 0;  // waits for a window's pages
+  std::uint64_t step_ns_last = 0;
+  std::uint64_t stall_ns_last = 0;  // of the last request for pages
+  std::string last_event;           // name of the newest event of the job
+};
+
+// Counts of jobs that ended: those of one name, user and device together. Of 64 names; the counts of older
+// ones are in one entry without a name.
+struct PastJobSnapshot {
+  std::string name;
+  std::string device;  // UUID
+  std::uint32_t uid = 0;
+  std::uint64_t jobs = 0;  // how many
+  std::uint64_t steps = 0;
+  std::uint64_t faults = 0;
+  std::uint64_t stall_ns = 0;
+  std::uint64_t nonfinite_blocks = 0;
+  paging::ByReason evictions_by_reason = {};
+  MovedSnapshot moved_by_reason;
 };
 
 struct SessionSnapshot {
@@ -82,7 +152,35 @@ struct DeviceSnapshot {
   std::uint64_t free_frames = 0;
   std::uint64_t host_budget_bytes = 0;
   std::uint64_t host_committed_bytes = 0;
-  bool open = true;  // false: no client came for it yet
+  bool open = true;                      // false: no client came for it yet
+  std::string gpu;                       // the driver's index, "0"; "cpu" for the CPU device
+  std::uint64_t memory_total_bytes = 0;  // as the driver, or the system, says
+  std::uint64_t memory_free_bytes = 0;
+  std::uint64_t own_bytes = 0;          // of them, what our segments take
+  std::uint64_t pinned_host_bytes = 0;  // locked host memory
+  // How near the free memory is to the watermark that pages leave free (by default 1/64 of all, at least 512
+  // MiB): 1 - (free - watermark) / watermark, within 0 and 1.
+  double pressure_ratio = 0;
+  std::uint64_t leased_bytes = 0;
+  std::uint64_t dirty_bytes = 0;
+  LinkSnapshot link;
+  // Counts of all jobs there ever were.
+  paging::ByReason evictions_by_reason = {};
+  MovedSnapshot moved_by_reason;
+  std::uint64_t requests = 0;
+  std::uint64_t steps = 0;
+  std::uint64_t faults = 0;
+  std::uint64_t stall_ns = 0;
+  std::uint64_t nonfinite_blocks = 0;
+  HistogramsSnapshot histograms;
+  std::string ipc_survives;  // whether memory lent by handle outlives its lender: IpcSurvivalName
+  std::string ipc_problem;   // why that is not known
+};
+
+struct HttpSnapshot {
+  std::uint64_t requests = 0;
+  std::uint64_t scrapes = 0;         // of /metrics
+  std::uint64_t scrape_ns_last = 0;  // what the one before took
 };
 
 struct TotalsSnapshot {
@@ -95,6 +193,9 @@ struct TotalsSnapshot {
   std::uint64_t nonfinite_blocks = 0;
   std::uint64_t sessions_opened = 0;
   std::uint64_t sessions_lost = 0;  // ended without a detach
+  std::uint64_t faults = 0;
+  std::uint64_t events_dropped = 0;  // readers were too far behind
+  HttpSnapshot http;
 };
 
 struct Snapshot {
@@ -115,6 +216,10 @@ struct Snapshot {
   std::vector<SessionSnapshot> sessions;
   TotalsSnapshot totals;
   std::map<std::string, std::uint64_t> errors;  // replies and completions that failed, by wire::CodeName
+  std::vector<PastJobSnapshot> past_jobs;
+  std::map<std::string, std::uint64_t> events;  // so far, by name
+  std::int64_t start_unix_ms = 0;
+  std::string http;  // address and port that answer HTTP; empty: none
 };
 
 // Adds what another device's dispatcher told.

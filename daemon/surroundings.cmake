@@ -4,6 +4,10 @@ find_path(TOMLPLUSPLUS_INCLUDE_DIR toml++/toml.h)
 if(NOT TOMLPLUSPLUS_INCLUDE_DIR)
   message(FATAL_ERROR "toml++ was not found. Hint: apt-get install libtomlplusplus-dev")
 endif()
+find_path(BOOST_BEAST_INCLUDE_DIR boost/beast/http.hpp)
+if(NOT BOOST_BEAST_INCLUDE_DIR)
+  message(FATAL_ERROR "Boost.Beast was not found. Hint: apt-get install libboost-dev")
+endif()
 find_path(ZMQ_INCLUDE_DIR zmq.hpp)
 find_library(ZMQ_LIBRARY zmq)
 if(NOT ZMQ_INCLUDE_DIR OR NOT ZMQ_LIBRARY)
@@ -52,8 +56,11 @@ target_link_libraries(bitpager_zmq INTERFACE ${zmq_link})
 target_include_directories(bitpager_zmq SYSTEM INTERFACE ${ZMQ_INCLUDE_DIR})
 
 add_library(bitpager_daemon_surroundings STATIC
-  accept_guard.cc background.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc log.cc machine.cc notify.cc
+  accept_guard.cc background.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc event.cc http_address.cc http_connection.cc http_server.cc http_site.cc log.cc machine.cc
+  metrics_text.cc notify.cc page_map.cc
   snapshot.cc snapshot_text.cc telemetry.cc user_namespace.cc)
+include(assets.cmake)
+bitpager_embed_assets(bitpager_daemon_surroundings)
 target_link_libraries(bitpager_daemon_surroundings
   PUBLIC bitpager_wire bitpager_options ${spdlog_target} nlohmann_json::nlohmann_json
   PRIVATE CLI11::CLI11 bitpager_zmq Threads::Threads)

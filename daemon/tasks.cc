@@ -19,6 +19,7 @@ int Tasks::Advance(Session& session) {
     session.pending.pop_front();
     ++taken;
     ++core_.counters.requests;
+    taken_ns_ = core_.clock.NowNs();
     Start(session, record);
   }
   return taken;
@@ -32,16 +33,17 @@ void Tasks::Start(Session& session, const wire::RequestRecord& record) {
     Complete(session, completion,
              {Code::kUnknownVersion, "a record of version " + std::to_string(record.version) +
                                          "; this daemon speaks " + std::to_string(wire::kWireVersion) +
-                                         ". Hint: use the client library that came with the daemon."});
+                                         ". Hint: use the client library that came with the daemon."},
+             taken_ns_);
     return;
   }
   switch (record.op) {
     case Op::kNoop:
-      return Complete(session, completion, {});
+      return Complete(session, completion, {}, taken_ns_);
     case Op::kPrefetch:
-      return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)));
+      return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)), taken_ns_);
     case Op::kPhase:
-      return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)));
+      return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)), taken_ns_);
     case Op::kLease:
       return StartLease(session, record);
     default:
@@ -55,14 +57,14 @@ void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
     wire::CompletionRecord completion;
     completion.ticket = record.ticket;
     completion.op = record.op;
-    return Complete(session, completion, admitted.status());
+    return Complete(session, completion, admitted.status(), taken_ns_);
   }
   if (Extent* const filled = (*admitted)->Fills().extent; filled != nullptr) {
     if (Status begun = sharing_.BeginFill(*filled); !begun.ok()) {
       wire::CompletionRecord completion;
       completion.ticket = record.ticket;
       completion.op = record.op;
-      return Complete(session, completion, begun);
+      return Complete(session, completion, begun, taken_ns_);
     }
   }
   ActiveTask& task = session.active.emplace();
@@ -78,9 +80,9 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
   completion.op = record.op;
   const std::uint64_t id = BodyOf<wire::LeaseBody>(record).extent;
   wire::Result<Extent*> extent = FindWeight(session, id, true);
-  if (!extent.ok()) return Complete(session, completion, extent.status());
+  if (!extent.ok()) return Complete(session, completion, extent.status(), taken_ns_);
   Status granted = leases_.Grant(session, **extent, completion);
-  if (granted.code() != Code::kNotResident) return Complete(session, completion, granted);
+  if (granted.code() != Code::kNotResident) return Complete(session, completion, granted, taken_ns_);
   // Made resident by a read that does nothing, then tried once more.
   ActiveTask& task = session.active.emplace();
   task.ticket = record.ticket;
@@ -91,6 +93,7 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
 
 void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   ActiveTask& task = *session.active;
+  task.taken_ns = taken_ns_;
   task.admitted_ns = core_.clock.NowNs();
   task.idle_since_ns = task.admitted_ns;
   if (!spec.ranges.empty()) task.counted = spec.ranges.front().extent;
@@ -114,7 +117,7 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
     sharing_.AbandonFill(*task.work->Fills().extent);
   }
   session.active.reset();
-  Complete(session, completion, request.status());
+  Complete(session, completion, request.status(), taken_ns_);
 }
 
 Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
@@ -169,6 +172,8 @@ int Tasks::PumpPager() {
   core_.pager.Pump(actions_);
   const int starved = leases_.overdue() ? RefuseStarved() : 0;
   if (actions_.empty()) return starved;
+  if (!actions_.stores.empty() || !actions_.drops.empty()) bursts_.Note(actions_, core_.clock.NowNs());
+  for (const paging::EndedJob& job : actions_.ended) core_.past_jobs.Ended(job);
   const int refused = core_.mover.Apply(actions_);
   LaunchAll(actions_.runs);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
@@ -231,7 +236,7 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
   ActiveTask* task = TaskOf(runs.front().request, &session);
   kernels::Event event;
   if (task != nullptr) {
-    if (task->runs_in_flight == 0) task->stall_ns += core_.clock.NowNs() - task->idle_since_ns;
+    if (task->runs_in_flight == 0) CountWait(*session, *task, runs.front().missing);
     task->runs_in_flight += static_cast<std::uint32_t>(runs.size());
     if (task->work != nullptr) {
       if (runs.front().window == 0) task->work->Prepare(core_.device);
@@ -248,6 +253,16 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
     event = sharing_.reader().Launch(pages_);
   }
   for (const paging::RunAction& run : runs) runs_.push_back({event, run.request, run.window});
+}
+
+// Nothing of the task ran since idle_since_ns; now something does. `fault`: because pages were not there.
+void Tasks::CountWait(const Session& session, ActiveTask& task, bool fault) {
+  const std::uint64_t waited_ns = core_.clock.NowNs() - task.idle_since_ns;
+  task.stall_ns += waited_ns;
+  if (!fault) return;
+  core_.counters.fault.Observe(waited_ns);
+  ++core_.counters.jobs.faults;
+  ++core_.registry.FindJob(session.identity().job)->counters.faults;
 }
 
 int Tasks::PollRuns() {
@@ -270,117 +285,6 @@ void Tasks::RunEnded(const Run& run) {
   if (session != nullptr && session->failed()) session->ReleaseWaiters();
   core_.pager.RunDone(run.request, run.window);
   touched_ = true;
-}
-
-void Tasks::Finished(wire::RequestId request) {
-  Session* session = nullptr;
-  ActiveTask* task = TaskOf(request, &session);
-  requests_.erase(request);
-  if (task == nullptr) {
-    if (sharing_.reader().Owns(request)) sharing_.reader().Finished();
-    return;
-  }
-  wire::CompletionRecord completion;
-  completion.ticket = task->ticket;
-  completion.op = task->op;
-  if (!task->refused.ok()) {
-    const Status refused = task->refused;
-    if (task->work != nullptr && task->work->Fills().extent != nullptr) {
-      sharing_.AbandonFill(*task->work->Fills().extent);
-    }
-    session->active.reset();
-    return Complete(*session, completion, refused);
-  }
-  if (task->work != nullptr) {
-    FinishWork(*session, *task, completion);
-    return;
-  }
-  const Extent* extent = core_.registry.FindExtent(task->lease_extent);
-  session->active.reset();
-  if (extent == nullptr) {
-    Complete(*session, completion, {Code::kNotFound, "the weight was dropped while a lease was asked for."});
-  } else {
-    Status granted = leases_.Grant(*session, *extent, completion);
-    Complete(*session, completion, granted);
-  }
-}
-
-void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion) {
-  Job* job = core_.registry.FindJob(session.identity().job);
-  Status status = task.work->Finish(completion);
-  const bool input_lost = task.work->InputLost();
-  const std::uint64_t now = core_.clock.NowNs();
-  const paging::Pager::Moves moves = core_.pager.MovesWith(task.counted);
-  completion.values[2] = moves.loaded - std::min(moves.loaded, task.loaded_before);
-  completion.values[3] = moves.stored - std::min(moves.stored, task.stored_before);
-  completion.values[4] = now - task.admitted_ns;
-  completion.values[5] = task.stall_ns;
-  job->stall_ns += task.stall_ns;
-  core_.counters.stall_ns += task.stall_ns;
-  if (task.op == Op::kStep) {
-    ++job->steps;
-    ++core_.counters.steps;
-    job->nonfinite_blocks += completion.values[0];
-    core_.counters.nonfinite_blocks += completion.values[0];
-    // Pairs with an acquire load by whoever asks which step was applied last.
-    session.segment().header().applied_step.word.store(task.ticket, std::memory_order_release);
-  }
-  if (status.ok() && !input_lost && Settles(session, task, completion)) return;
-  session.active.reset();
-  if (input_lost) {
-    status = {Code::kOutOfRange, "a registered buffer was shrunk while it was used; the session ends."};
-  }
-  Complete(session, completion, status);
-  if (input_lost) FailSession(session, status);
-}
-
-bool Tasks::Settles(Session& session, ActiveTask& task, const wire::CompletionRecord& completion) {
-  const Work::Filling filled = task.work->Fills();
-  if (filled.extent == nullptr) return false;
-  touched_ = true;
-  if (!sharing_.EndFill(session, *filled.extent, filled.start)) return false;
-  task.settling = true;
-  task.completion = completion;
-  task.work.reset();  // and with it the client's memory
-  return true;
-}
-
-void Tasks::Settled(Session& session) {
-  if (!session.active || !session.active->settling) return;
-  wire::CompletionRecord completion = session.active->completion;
-  session.active.reset();
-  Complete(session, completion, {});
-}
-
-void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status) {
-  completion.code = static_cast<std::uint32_t>(status.code());
-  wire::CopyText(completion.message, status.message());
-  if (!status.ok()) ++core_.counters.errors[status.code()];
-  if (session.failed() || session.closing) return;
-  wire::Word& done = session.segment().header().done.word;
-  // Pairs with the client's wait on `done`. The device stores it for works; here for all others.
-  if (done.load(std::memory_order_relaxed) < completion.ticket) {
-    done.store(completion.ticket, std::memory_order_release);
-  }
-  if (!session.Complete(completion)) {
-    FailSession(session, {Code::kProtocol, "the completion ring is full or its cursor was overwritten."});
-  }
-}
-
-void Tasks::FailSession(Session& session, const Status& why) {
-  if (session.failed()) return;
-  ++core_.counters.errors[why.code()];
-  session.Fail(why.code());
-  session.closing = true;
-  const Job* job = core_.registry.FindJob(session.identity().job);
-  core_.notify({"session_failed", job->name, 0, why.message()});
-}
-
-void Tasks::FailAll(const Status& fault) {
-  for (auto& [id, session] : core_.registry.sessions()) {
-    if (session->active && session->active->work != nullptr) session->active->work->Abandon();
-    FailSession(*session, fault);
-  }
 }
 
 }  // namespace bitpager::daemon

@@ -10,6 +10,7 @@
 
 #include "client/wire/ids.h"
 #include "daemon/core.h"
+#include "daemon/evict_bursts.h"
 #include "daemon/leases.h"
 #include "daemon/sharing.h"
 
@@ -36,6 +37,9 @@ class Tasks {
   void FailAll(const wire::Status& fault);
   // Ends a session that broke the protocol; its active ticket still finishes.
   void FailSession(Session& session, const wire::Status& why);
+  // Tells of the evictions that are over. Returns how many.
+  int TellBursts(std::uint64_t now_ns) { return bursts_.Poll(now_ns); }
+  [[nodiscard]] std::optional<std::uint64_t> NextBurstNs() const { return bursts_.NextDeadlineNs(); }
 
  private:
   struct Run {
@@ -63,13 +67,20 @@ class Tasks {
   // start. Returns how many.
   int RefuseStarved();
   void FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion);
-  void Complete(Session& session, wire::CompletionRecord& completion, const wire::Status& status);
+  void CountStep(const Session& session, Job& job, const ActiveTask& task,
+                 const wire::CompletionRecord& completion, std::uint64_t now_ns);
+  void CountWait(const Session& session, ActiveTask& task, bool fault);
+  // The record that was taken at `taken_ns` has ended.
+  void Complete(Session& session, wire::CompletionRecord& completion, const wire::Status& status,
+                std::uint64_t taken_ns);
   [[nodiscard]] ActiveTask* TaskOf(wire::RequestId request, Session** session);
 
   Core& core_;
   Leases& leases_;
   Sharing& sharing_;
+  EvictBursts bursts_{core_};
   bool touched_ = false;
+  std::uint64_t taken_ns_ = 0;       // when the record in hand was taken
   paging::Actions actions_;          // kept for its memory
   std::vector<ResidentPage> pages_;  // of the launch in hand; kept for its memory
   std::deque<Run> runs_;             // in launch order: one compute queue, so they end in order

@@ -12,8 +12,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <deque>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -31,17 +29,11 @@ using wire::Code;
 using wire::Result;
 using wire::Status;
 
-constexpr std::size_t kMaxQueuedEvents = 1024;
 constexpr std::size_t kMaxEnvelopeFrames = 8;
 constexpr std::int64_t kMaxQueryBytes = 4096;
 constexpr int kMaxQueriesAtOnce = 64;  // answered out of one snapshot
 constexpr int kSendQueue = 16;         // replies that wait for one asker; more are dropped
 constexpr std::string_view kScheme = "ipc://";
-
-std::int64_t UnixMs() {
-  using namespace std::chrono;
-  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
-}
 
 std::string Dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -57,7 +49,8 @@ std::string ErrorReply(const Status& status) {
 }
 
 std::string BadQuery(const std::string& why) {
-  return ErrorReply(Code::kProtocol, why + R"(. Hint: send {"query":"status"} or {"query":"version"})");
+  return ErrorReply(Code::kProtocol,
+                    why + R"(. Hint: send {"query":"status"}, {"query":"events"} or {"query":"version"})");
 }
 
 struct Query {
@@ -187,9 +180,14 @@ Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& co
 
 }  // namespace
 
-// Constant after Start: take_snapshot, context and sockets (used by the thread alone). Guarded by `mutex`:
-// `events`. `stop` is stored by Stop before it rings `wake`, and loaded by the thread after it woke.
+// Constant after Start: take_snapshot, context and sockets (used by the thread alone). `stop` is stored by
+// Stop before it rings `wake`, and loaded by the thread after it woke.
 struct Telemetry::Impl {
+  explicit Impl(EventLog& log) : events(log) {}
+
+  EventLog& events;
+  std::uint64_t next_event = 0;  // the first one that was not published
+  int watch = 0;
   TakeSnapshot take_snapshot;
   std::optional<zmq::context_t> context;
   std::optional<zmq::socket_t> router;
@@ -199,9 +197,6 @@ struct Telemetry::Impl {
   wire::UniqueFd wake;
   std::thread thread;
   std::atomic<bool> stop{false};
-  std::atomic<bool> started{false};  // release in Start pairs with acquire in Publish: `wake` is set
-  std::mutex mutex;
-  std::deque<Event> events;
 
   Status Open(const Config& config);
   void Close();
@@ -298,6 +293,7 @@ std::string Telemetry::Impl::Answer(const Query& query, std::optional<std::strin
   const auto name = parsed.find("query");
   if (name == parsed.end() || !name->is_string()) return BadQuery("the query names nothing");
   if (*name == "version") return Dump({{"schema_version", kSnapshotSchemaVersion}, {"version", kVersion}});
+  if (*name == "events") return ToJson(events.Last());
   if (*name != "status") return BadQuery("unknown query '" + name->get<std::string>() + "'");
   if (!status_reply) {
     const Result<Snapshot> snapshot = take_snapshot();
@@ -307,22 +303,13 @@ std::string Telemetry::Impl::Answer(const Query& query, std::optional<std::strin
 }
 
 void Telemetry::Impl::PublishAll() {
-  std::deque<Event> ready;
-  {
-    const std::lock_guard lock(mutex);
-    ready.swap(events);
-  }
-  for (const Event& event : ready) {
-    json body = {
-        {"schema_version", kSnapshotSchemaVersion}, {"name", event.name}, {"time_unix_ms", UnixMs()}};
-    for (const auto& [key, value] : event.texts) body[key] = value;
-    for (const auto& [key, value] : event.numbers) body[key] = value;
+  for (const Event& event : events.Since(next_event)) {
     publisher->send(zmq::buffer(event.name), zmq::send_flags::sndmore | zmq::send_flags::dontwait);
-    publisher->send(zmq::buffer(Dump(body)), zmq::send_flags::dontwait);
+    publisher->send(zmq::buffer(ToJson(event)), zmq::send_flags::dontwait);
   }
 }
 
-Telemetry::Telemetry() : impl_(std::make_unique<Impl>()) {}
+Telemetry::Telemetry(EventLog& events) : impl_(std::make_unique<Impl>(events)) {}
 
 Telemetry::~Telemetry() {
   Stop();
@@ -342,25 +329,16 @@ Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot) {
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are main's; the thread inherits the mask
   impl_->stop.store(false, std::memory_order_release);
+  impl_->next_event = impl_->events.Next();
   impl_->thread = std::thread([impl = impl_.get()] { impl->Run(); });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  impl_->started.store(true, std::memory_order_release);
+  impl_->watch = impl_->events.Watch([impl = impl_.get()] { impl->Ring(); });
   return {};
 }
 
-void Telemetry::Publish(Event event) {
-  if (!impl_->started.load(std::memory_order_acquire)) return;
-  {
-    const std::lock_guard lock(impl_->mutex);
-    if (impl_->events.size() >= kMaxQueuedEvents) return;
-    impl_->events.push_back(std::move(event));
-  }
-  impl_->Ring();
-}
-
 void Telemetry::Stop() {
-  impl_->started.store(false, std::memory_order_release);
   if (!impl_->thread.joinable()) return;
+  impl_->events.Unwatch(impl_->watch);
   impl_->stop.store(true, std::memory_order_release);
   impl_->Ring();
   impl_->thread.join();

@@ -5,28 +5,20 @@
 // Queries are one JSON object, replies another:
 //   {"query":"status"}  -> the snapshot (snapshot.h)
 //   {"query":"version"} -> {"schema_version":1,"version":"0.1.0"}
+//   {"query":"events"}  -> {"schema_version":1,"events":[...]}, the last ones (event.h)
 //   anything else       -> {"schema_version":1,"error":{"code":"protocol","message":"..."}}
 // A DEALER or REQ socket asks; frames before the body are returned as they came.
 #pragma once
 
-#include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
-#include <string>
 
 #include "client/wire/status.h"
 #include "daemon/config.h"
+#include "daemon/event.h"
 #include "daemon/snapshot.h"
 
 namespace bitpager::daemon {
-
-// Published as two frames: the topic (its name), then a JSON object with name, time_unix_ms and the fields.
-struct Event {
-  std::string name;  // "session_opened", "session_lost", "job_limited", "draining", ...
-  std::map<std::string, std::string> texts;
-  std::map<std::string, std::uint64_t> numbers;
-};
 
 // Called on the telemetry thread; may wait for the dispatcher, and must return when that has ended. An error
 // becomes the reply.
@@ -34,7 +26,8 @@ using TakeSnapshot = std::function<wire::Result<Snapshot>()>;
 
 class Telemetry {
  public:
-  Telemetry();
+  // Events of the log are published as two frames: the topic (its name), then the JSON object of event.h.
+  explicit Telemetry(EventLog& events);
   ~Telemetry();  // stops
   Telemetry(const Telemetry&) = delete;
   Telemetry& operator=(const Telemetry&) = delete;
@@ -44,9 +37,6 @@ class Telemetry {
   // socket was won: a socket file left at an endpoint is taken over. Errors: kInvalidArgument (a path too
   // long, not ipc://, or a file that is no socket), kPermissionDenied, kInternal.
   [[nodiscard]] wire::Status Start(const Config& config, TakeSnapshot take_snapshot);
-
-  // From any thread, never blocks; dropped when more than 1024 wait, or before Start.
-  void Publish(Event event);
 
   // Ends the thread and removes the socket files. Idempotent.
   void Stop();

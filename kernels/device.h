@@ -41,13 +41,23 @@ struct DeviceInfo {
   std::uint32_t launch_pages =
       0;                       // resident windows are launched together up to so many pages; 0: each alone
   bool rings_progress = true;  // false: progress_fd stays silent, whoever waits must poll Done
-  bool exports = true;         // segments of a share domain have an fd; false: weights by request only
-  std::string simd;            // instruction set of the CPU kernels, or "sm_90" and the like
+  bool imports_handles =
+      false;            // clients lend memory by handle, which may end with them (daemon/ipc_self_test.h)
+  bool exports = true;  // segments of a share domain have an fd; false: weights by request only
+  std::string simd;     // instruction set of the CPU kernels, or "sm_90" and the like
   // Host memory that is locked now: frames and scratch. Copies whose frames could not be locked, and why the
   // first one could not; empty when all could.
   std::uint64_t pinned_host_bytes = 0;
   std::uint64_t unpinned_copies = 0;
   std::string pinning_problem;
+};
+
+// Memory as the driver, or the system, tells it now, and what of it this device holds.
+struct DeviceMemory {
+  std::uint64_t total_bytes = 0;
+  std::uint64_t free_bytes = 0;         // for whoever asks first
+  std::uint64_t own_bytes = 0;          // of segments; a device rounds them up as it maps them
+  std::uint64_t pinned_host_bytes = 0;  // locked host memory: frames and scratch
 };
 
 // A run of `frames` page slots of device memory. `fd` (owned by the device) and `fd_offset` are set for
@@ -99,6 +109,8 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   [[nodiscard]] virtual DeviceInfo Info() const = 0;
+  // Cheaper than Info: for whoever looks often.
+  [[nodiscard]] virtual DeviceMemory Memory() const = 0;
 
   // ---- memory ----
   // A segment of frames of `page_bytes`. `domain` 0 is private; segments of any other share domain are

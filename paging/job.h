@@ -95,9 +95,10 @@ struct Job {
   std::uint64_t host_frames = 0;
   std::uint64_t frames_by_kind[2] = {0, 0};
   std::uint64_t pages_by_kind[2] = {0, 0};
-  std::uint64_t loaded = 0;
-  std::uint64_t stored = 0;
-  std::uint64_t dropped = 0;
+  std::uint64_t host_by_kind[2] = {0, 0};
+  Traffic traffic;
+  Traffic charged;         // of bases: told of the job that has used an extent longest
+  std::int64_t moved = 0;  // frames that came with extents from other jobs, less those that went
 
   // Frames that it has or will have once every claim and every eviction under way is settled.
   [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }

@@ -28,8 +28,9 @@ struct Page {
   std::uint32_t version = 0;  // grows whenever it enters or leaves the victims; older heap entries are stale
   std::uint32_t mark = 0;     // of the window being cut: finds a page that occurs twice
   PageState state = PageState::kHostOnly;
-  bool dirty = false;      // the device copy is newer
-  bool zero = true;        // never written: no copy of it exists anywhere
+  Reason reason = Reason::kDemand;  // of the last load or eviction
+  bool dirty = false;               // the device copy is newer
+  bool zero = true;                 // never written: no copy of it exists anywhere
   bool undefined = false;  // its frame's content means nothing: to be overwritten by the window that holds it
   bool claimed = false;    // waits for a frame (or to leave its present one first)
   bool rescued = false;    // Evicting, but stays in its frame when the store is done

@@ -26,7 +26,7 @@ void Broken(const char* what) {
 bool Actions::empty() const {
   return free_segments.empty() && new_segments.empty() && free_host.empty() && drops.empty() &&
          poison.empty() && stores.empty() && loads.empty() && runs.empty() && revokes.empty() &&
-         finished.empty();
+         finished.empty() && ended.empty();
 }
 
 Pager::Impl::Impl(const PagerConfig& c)
@@ -44,10 +44,7 @@ void Pager::Impl::Pump(Actions& out) {
   if (shares_stale) RecomputeShares();
   EnforceLimits();
   Advance();
-  std::erase_if(jobs, [](const auto& entry) {
-    const Job& job = *entry.second;
-    return (job.closing || job.base) && job.extents.empty() && job.queue.empty() && job.uses == 0;
-  });
+  BuryJobs();
   // What leaves together leaves in the order of the host's memory, so that neighbours are copied in one
   // piece.
   std::sort(pending.stores.begin(), pending.stores.end(),
@@ -62,6 +59,7 @@ void Pager::Impl::Pump(Actions& out) {
   MoveTo(out.revokes, pending.revokes);
   MoveTo(out.free_host, pending.free_host);
   MoveTo(out.finished, pending.finished);
+  MoveTo(out.ended, pending.ended);
 }
 
 Job* Pager::Impl::FindJob(wire::JobId id) const {
@@ -77,26 +75,6 @@ Extent* Pager::Impl::FindExtent(wire::ExtentId id) const {
 Page* Pager::Impl::FindPage(PageRef ref) const {
   Extent* extent = FindExtent(ref.extent);
   return extent == nullptr || ref.index >= extent->pages.size() ? nullptr : &extent->pages[ref.index];
-}
-
-JobUsage Pager::Impl::UsageOf(const Job& job) const {
-  JobUsage usage;
-  usage.name = job.spec.name;
-  usage.pages = job.pages + job.fixed_pages;
-  usage.resident_frames = job.frames + job.fixed_frames;
-  usage.leased_frames = job.leased;
-  usage.host_frames = job.host_frames;
-  usage.dirty_pages = job.dirty + job.fixed_dirty;
-  for (int kind = 0; kind < 2; ++kind) {
-    usage.resident_by_kind[kind] = job.frames_by_kind[kind];
-    usage.pages_by_kind[kind] = job.pages_by_kind[kind];
-  }
-  usage.loaded_pages = job.loaded;
-  usage.stored_pages = job.stored;
-  usage.dropped_pages = job.dropped;
-  usage.share_frames = job.share + job.fixed_pages;
-  AddParts(job, usage);
-  return usage;
 }
 
 Pager::Pager(const PagerConfig& config) : impl_(std::make_unique<Impl>(config)) {}
@@ -129,10 +107,6 @@ void Pager::RemoveUse(wire::ExtentId id, wire::JobId job) {
 std::uint64_t Pager::UsesOf(wire::ExtentId id) const {
   const Extent* extent = impl_->FindExtent(id);
   return extent == nullptr ? 0 : extent->users.size();
-}
-Pager::Moves Pager::MovesWith(wire::ExtentId id) const {
-  const Extent* extent = impl_->FindExtent(id);
-  return extent == nullptr ? Moves{} : Moves{extent->job->loaded, extent->job->stored};
 }
 wire::Result<wire::RequestId> Pager::Submit(const RequestSpec& spec) {
   return impl_->Submit(spec);
@@ -178,13 +152,6 @@ void Pager::RunDone(wire::RequestId request, std::uint64_t window) {
 }
 void Pager::SegmentRefused(std::uint32_t segment) {
   impl_->SegmentRefused(segment);
-}
-
-std::optional<JobUsage> Pager::Usage(wire::JobId id) const {
-  const Job* job = impl_->FindJob(id);
-  if (job == nullptr || job->base) return std::nullopt;
-  if (impl_->shares_stale) impl_->RecomputeShares();
-  return impl_->UsageOf(*job);
 }
 
 PageState Pager::StateOf(PageRef ref) const {

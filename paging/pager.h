@@ -3,6 +3,7 @@
 // stores, runs, revocations); the caller performs them and reports each completion.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -94,7 +95,23 @@ struct PageRef {
   auto operator<=>(const PageRef&) const = default;
 };
 
+// Why a page comes or leaves. Loads are for demand or prefetch alone; a page leaves for demand (its own job
+// needs the frame), prefetch, share (another job under its share does), limit, command, pressure, or closing
+// (its extent ends).
 enum class Reason : std::uint8_t { kDemand, kPrefetch, kShare, kLimit, kCommand, kPressure, kClosing };
+inline constexpr std::size_t kReasons = 7;
+
+using ByReason = std::array<std::uint64_t, kReasons>;  // indexed by Reason
+
+// Pages that moved. They only grow, but for a refused segment, whose arrivals are taken back.
+struct Traffic {
+  std::uint64_t arrived = 0;  // given a frame, with or without a copy
+  ByReason to_device = {};    // copies to the device
+  ByReason to_host = {};      // copies to the host
+  ByReason dropped = {};      // left the device without a copy
+  ByReason evicted = {};      // left the device, copied or dropped
+};
+void Add(Traffic& to, const Traffic& more);
 
 // Loads and stores of one group belong to one window: where they lie side by side, one copy takes them all. A
 // copy over more would delay what waits for its first pages.
@@ -105,6 +122,7 @@ struct LoadAction {
   std::uint32_t group = 0;
   bool zero = false;  // never written, or about to be overwritten whole: nothing to copy, content undefined;
                       // LoadDone is reported all the same
+  Reason reason = Reason::kDemand;
 };
 struct StoreAction {
   PageRef page;
@@ -128,6 +146,7 @@ struct RunAction {
   std::uint64_t window = 0;    // counts from 0 within the request
   std::vector<RunPage> pages;  // resident and pinned until RunDone
   bool last = false;           // the request's last window
+  bool missing = false;        // pages of it were not resident when it was acquired
 };
 struct RevokeAction {  // ask the lease holders of this extent to let go; report with LeaseReleased
   wire::ExtentId extent;
@@ -137,6 +156,31 @@ struct RevokeAction {  // ask the lease holders of this extent to let go; report
 struct SegmentRequest {
   std::uint32_t segment = 0;  // number chosen by the pager, reused after FreeSegment
   DomainId domain = kPrivateDomain;
+};
+
+struct JobUsage {
+  std::string name;
+  // Of shared extents the job's part: over all jobs these sum to what there is.
+  std::uint64_t pages = 0;
+  std::uint64_t resident_frames = 0;  // device frames held, Loading and Evicting included
+  std::uint64_t leased_frames = 0;
+  std::uint64_t host_frames = 0;  // committed
+  std::uint64_t dirty_pages = 0;
+  std::uint64_t shared_pages = 0;              // of extents with more uses than one, whole
+  std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
+  std::uint64_t pages_by_kind[2] = {0, 0};
+  std::uint64_t host_by_kind[2] = {0, 0};
+  Traffic traffic;                 // since the job came
+  std::uint64_t loaded_pages = 0;  // copies to the device since the job came
+  std::uint64_t stored_pages = 0;  // copies to the host
+  std::uint64_t dropped_pages = 0;
+  std::uint64_t share_frames = 0;  // fair share now
+};
+
+// A job that was removed and has let go of its last frame.
+struct EndedJob {
+  wire::JobId id;
+  JobUsage usage;  // its last counts
 };
 
 struct Actions {
@@ -151,28 +195,33 @@ struct Actions {
   std::vector<RevokeAction> revokes;
   std::vector<wire::RequestId> finished;  // all runs done, reservation returned; each request once,
                                           // cancelled ones too
+  std::vector<EndedJob> ended;            // jobs that are gone
   [[nodiscard]] bool empty() const;
 };
 
-struct JobUsage {
-  std::string name;
-  // Of shared extents the job's part: over all jobs these sum to what there is.
-  std::uint64_t pages = 0;
-  std::uint64_t resident_frames = 0;  // device frames held, Loading and Evicting included
+// All jobs together, those included that were removed and still hold frames.
+struct DeviceUsage {
+  std::uint64_t used_frames = 0;
   std::uint64_t leased_frames = 0;
-  std::uint64_t host_frames = 0;  // committed
   std::uint64_t dirty_pages = 0;
-  std::uint64_t shared_pages = 0;              // of extents with more uses than one, whole
-  std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
-  std::uint64_t pages_by_kind[2] = {0, 0};
-  std::uint64_t loaded_pages = 0;  // copies to the device since the job came
-  std::uint64_t stored_pages = 0;  // copies to the host
-  std::uint64_t dropped_pages = 0;
-  std::uint64_t share_frames = 0;  // fair share now
+  std::uint64_t host_frames = 0;  // committed
+  Traffic traffic;                // of jobs that are gone too
 };
-}  // namespace bitpager::paging
 
-namespace bitpager::paging {
+// Pages of a stretch. Every page is one of the first three, or was never written.
+struct PageCounts {
+  std::uint32_t resident = 0;
+  std::uint32_t streaming = 0;  // on its way to the device or to the host
+  std::uint32_t host = 0;       // written, and on the host alone
+  std::uint32_t dirty = 0;      // of the first two: the device's copy is newer
+};
+
+// Stretches of `pages_per_cell` pages each; the last may still be filling.
+struct PageCells {
+  std::uint64_t pages_per_cell = 1;
+  std::uint64_t in_last = 0;  // pages that the last cell counts; 0: the next page begins a cell
+  std::vector<PageCounts> cells;
+};
 
 class Pager {
  public:
@@ -185,8 +234,10 @@ class Pager {
   // one window. Messages name the bytes missing.
   [[nodiscard]] wire::Status AddJob(wire::JobId id, const JobSpec& spec);
   [[nodiscard]] wire::Status SetJob(wire::JobId id, const JobSpec& spec);  // new limits; pages leave by Pump
-  void RemoveJob(wire::JobId id);                                          // its extents were removed before
-  [[nodiscard]] wire::Status SetDeviceFrames(std::uint64_t frames);        // new device budget (pressure)
+  // Its extents go with it. It is there until no frame is in use any more, and is reported in `ended` by the
+  // Pump that finds it so.
+  void RemoveJob(wire::JobId id);
+  [[nodiscard]] wire::Status SetDeviceFrames(std::uint64_t frames);  // new device budget (pressure)
 
   // ---- extents. Admission commits host frames for every page (evictable), or device frames (not evictable).
   [[nodiscard]] wire::Result<wire::ExtentId> AddExtent(const ExtentSpec& spec);
@@ -257,9 +308,14 @@ class Pager {
 
   // ---- reading.
   [[nodiscard]] std::optional<JobUsage> Usage(wire::JobId id) const;
+  [[nodiscard]] DeviceUsage Usage() const;
+  // Counts the extent's pages, in order, behind what `cells` holds.
+  void ReadPages(wire::ExtentId id, PageCells& cells) const;
   [[nodiscard]] PageState StateOf(PageRef page) const;
   [[nodiscard]] std::optional<FrameRef> FrameOf(PageRef page) const;  // when resident
   [[nodiscard]] std::uint64_t HostFrameOf(PageRef page) const;
+  // Of all pages of the extent together.
+  [[nodiscard]] std::uint64_t FramesOf(wire::ExtentId id) const;
   [[nodiscard]] std::uint64_t free_frames() const;
   // Frames of segments that exist, and of those the ones not on their way out.
   [[nodiscard]] std::uint64_t allocated_frames() const;

@@ -107,7 +107,6 @@ void Pager::Impl::RemoveJob(wire::JobId id) {
   for (Extent* extent : std::vector<Extent*>(job->extents)) RemoveExtent(extent->id);
   for (Request* request : std::vector<Request*>(job->queue.begin(), job->queue.end())) Cancel(request->id);
   shares_stale = true;
-  if (job->extents.empty() && job->queue.empty() && job->uses == 0) jobs.erase(id.value);
 }
 
 Status Pager::Impl::SetDeviceFrames(std::uint64_t count) {
@@ -176,6 +175,7 @@ void Pager::Impl::PlaceOnHost(Extent& extent) {
     for (std::uint64_t i = 0; i < run.count; ++i) extent.pages[index++].host_frame = run.first + i;
   }
   extent.job->host_frames += extent.spec.pages;
+  extent.job->host_by_kind[static_cast<int>(extent.spec.kind)] += extent.spec.pages;
 }
 
 // Ok leaves the extent's pages counted.

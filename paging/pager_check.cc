@@ -1,5 +1,6 @@
 // The pager's invariants, counted anew from the page table. Dispatcher thread; for tests and debug settings.
 #include <algorithm>
+#include <numeric>
 
 #include "paging/pager_impl.h"
 
@@ -105,6 +106,7 @@ void Pager::Impl::CheckJobs() const {
     Require(fixed == job->fixed_frames && pages == job->pages, "a job counts its pages");
     Require(dirty == job->dirty && open == job->claims, "a job counts its dirty pages and claims");
     Require(leased == job->leased && late == job->overdue, "a job counts its leased pages");
+    Require(job->host_by_kind[0] + job->host_by_kind[1] == job->host_frames, "a job counts its host frames");
     std::uint64_t holds = 0;
     for (const Request* request : job->queue) {
       Require(request == job->queue.front() || request->windows.empty(),
@@ -116,6 +118,28 @@ void Pager::Impl::CheckJobs() const {
     }
     Require(holds == 0, "every hold is a window's");
   }
+}
+
+void Pager::Impl::CheckTraffic() const {
+  const auto sum_of = [](const ByReason& counts) {
+    return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+  };
+  Traffic sum = past_traffic;
+  for (const auto& [id, job] : jobs) {
+    const Traffic& own = job->traffic;
+    const std::uint64_t came = own.arrived - sum_of(own.evicted) + static_cast<std::uint64_t>(job->moved);
+    Require(came == job->frames + job->fixed_frames, "what came to the device and did not leave it is there");
+    if (!job->base) Add(sum, own), Add(sum, job->charged);
+  }
+  for (std::size_t r = 0; r < kReasons; ++r) {
+    Require(traffic.dropped[r] <= traffic.evicted[r] &&
+                traffic.evicted[r] <= traffic.dropped[r] + traffic.to_host[r],
+            "what left the device was dropped or copied");
+  }
+  Require(sum.arrived == traffic.arrived && sum.to_device == traffic.to_device &&
+              sum.to_host == traffic.to_host && sum.dropped == traffic.dropped &&
+              sum.evicted == traffic.evicted,
+          "the traffic of all jobs adds up");
 }
 
 void Pager::Impl::CheckHost() const {
@@ -161,6 +185,7 @@ void Pager::Impl::CheckInvariants() const {
   CheckPools();
   CheckJobs();
   CheckUses();
+  CheckTraffic();
   CheckHost();
 }
 

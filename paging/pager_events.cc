@@ -43,6 +43,7 @@ void Pager::Impl::StoreDone(PageRef ref) {
     if (page->holds == 0) List(*page);
     return;
   }
+  Tally(extent, &Traffic::evicted, page->reason);
   Leave(*page);
   if (extent.zombie) BuryIfDone(extent);
 }
@@ -79,8 +80,8 @@ void Pager::Impl::SegmentRefused(std::uint32_t segment) {
     Page* page = frames.owner(segment * config.segment_frames + slot);
     if (page == nullptr) continue;
     Require(page->state == PageState::kLoading, "refusal of a segment in use");
+    TallyArrival(*page, page->zero || page->undefined, true);
     Extent& extent = *page->extent;
-    if (!page->zero && !page->undefined) CountMove(extent, &Job::loaded, -1);
     Leave(*page);
     if (extent.zombie) BuryIfDone(extent);
   }
@@ -124,8 +125,7 @@ void Pager::Impl::Discard(Page& page) {
     --extent.dirty;
   }
   page.dirty = false;
-  pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), Reason::kClosing});
-  Leave(page);
+  Drop(page, Reason::kClosing);
   BuryIfDone(extent);
 }
 
@@ -137,6 +137,7 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
     host.Give(extent.host);
     pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
     job.host_frames -= extent.spec.pages;
+    job.host_by_kind[static_cast<int>(extent.spec.kind)] -= extent.spec.pages;
   }
   if (job.base) {
     for (Job* user : extent.users) --user->uses;

@@ -35,18 +35,24 @@ void Pager::Impl::Leave(Page& page) {
   --(extent.spec.evictable ? job.frames : job.fixed_frames);
 }
 
+void Pager::Impl::Drop(Page& page, Reason reason) {
+  Tally(*page.extent, &Traffic::dropped, reason);
+  Tally(*page.extent, &Traffic::evicted, reason);
+  pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), reason});
+  Leave(page);
+}
+
 void Pager::Impl::StartEvict(Page& page, Reason reason) {
   Extent& extent = *page.extent;
   Job& job = *extent.job;
   if (page.listed) Unlist(page);
   if (!page.dirty || page.undefined) {
-    CountMove(extent, &Job::dropped, 1);
-    pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), reason});
-    Leave(page);
+    Drop(page, reason);
     return;
   }
   page.state = PageState::kEvicting;
-  CountMove(extent, &Job::stored, 1);
+  page.reason = reason;
+  Tally(extent, &Traffic::to_host, reason);
   ++job.leaving;
   if (!frames.SegmentOf(page.frame).draining) ++frames.pool(extent.pool).leaving;
   pending.stores.push_back({RefOf(page), frames.RefOf(page.frame), page.host_frame, page.mark, reason});

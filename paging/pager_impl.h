@@ -2,7 +2,7 @@
 // (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_loads.cc (claims, loads,
 // prefetches), pager_sharing.cc (extents with several uses, bases), pager_evict.cc (victims, limits, leases),
 // pager_overdue.cc (what does not come back, what nobody needs), pager_events.cc (completions, refusals,
-// endings), pager_check.cc (invariants).
+// endings), pager_usage.cc (counts), pager_check.cc (invariants).
 #pragma once
 
 #include <deque>
@@ -70,7 +70,6 @@ struct Pager::Impl {
   void LendOf(Job& job);
   void AddParts(const Job& job, JobUsage& usage) const;
   [[nodiscard]] std::uint64_t HostCharge(const Job& job) const;
-  void CountMove(const Extent& extent, std::uint64_t Job::*counter, std::int64_t by);
 
   // ---- pager_requests.cc
   wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
@@ -129,7 +128,8 @@ struct Pager::Impl {
   void DrainSegment(std::uint32_t segment, PoolId promised, Reason reason);
   void EvictGroup(Page& page, Reason reason);
   void StartEvict(Page& page, Reason reason);
-  void Leave(Page& page);  // gives up the frame: HostOnly
+  void Drop(Page& page, Reason reason);  // leaves without a copy
+  void Leave(Page& page);                // gives up the frame: HostOnly
   void List(Page& page);
   void Unlist(Page& page);
   void EnforceLimits();
@@ -167,6 +167,7 @@ struct Pager::Impl {
   void CheckPage(const Page& page) const;
   void CheckJobs() const;
   void CheckUses() const;
+  void CheckTraffic() const;
   void CheckPools() const;
   void CheckHost() const;
 
@@ -176,6 +177,13 @@ struct Pager::Impl {
   [[nodiscard]] Extent* FindExtent(wire::ExtentId id) const;
   [[nodiscard]] Page* FindPage(PageRef ref) const;
   [[nodiscard]] JobUsage UsageOf(const Job& job) const;
+  [[nodiscard]] DeviceUsage Usage() const;
+  void ReadPages(wire::ExtentId id, PageCells& cells) const;
+  // One page more in the job's and in all traffic, and in what is charged for a base's; `refused`: one less,
+  // it did not come after all.
+  void Tally(const Extent& extent, ByReason Traffic::*what, Reason reason);
+  void TallyArrival(const Page& page, bool empty, bool refused);
+  void BuryJobs();
 
   PagerConfig config;
   FramePools frames;
@@ -190,6 +198,8 @@ struct Pager::Impl {
   std::vector<Page*> filled;                // scratch of FillClaims
   std::vector<std::uint32_t> taken_frames;  // likewise: their frames
   std::vector<const Job*> passed_over;      // likewise: that wait for a whole window's frames
+  Traffic traffic;                          // of all jobs that ever were
+  Traffic past_traffic;                     // of those that are gone
   std::uint64_t last_extent = 0;
   std::uint64_t last_request = 0;
   std::uint64_t decisions = 0;  // Pumps so far, from 1

@@ -73,8 +73,9 @@ void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
   ++extent.framed;
   ++job.frames_by_kind[static_cast<int>(extent.spec.kind)];
   const bool empty = page.zero || overwrite;
-  if (!empty) CountMove(extent, &Job::loaded, 1);
-  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, page.mark, empty});
+  page.reason = page.holds > 0 ? Reason::kDemand : Reason::kPrefetch;
+  TallyArrival(page, empty, false);
+  pending.loads.push_back({RefOf(page), frames.RefOf(frame), page.host_frame, page.mark, empty, page.reason});
 }
 
 // ---- prefetch

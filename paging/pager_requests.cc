@@ -354,6 +354,7 @@ void Pager::Impl::HandOut(Request& request, Window& window) {
   run.request = request.id;
   run.window = window.number;
   run.last = request.at_end() && &window == &request.windows.back();
+  run.missing = window.missing;
   run.pages.reserve(window.pages.size());
   for (Page* page : window.pages) {
     run.pages.push_back({RefOf(*page), frames.RefOf(page->frame), page->zero});

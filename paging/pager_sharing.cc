@@ -183,6 +183,10 @@ void Pager::Impl::MoveCounts(Extent& extent, Job& to) {
   if (extent.leased) move(&Job::leased, extent.spec.pages);
   from.frames_by_kind[kind] -= extent.framed;
   to.frames_by_kind[kind] += extent.framed;
+  from.host_by_kind[kind] -= extent.spec.pages;
+  to.host_by_kind[kind] += extent.spec.pages;
+  from.moved -= static_cast<std::int64_t>(extent.framed);
+  to.moved += static_cast<std::int64_t>(extent.framed);
   for (Job* user : extent.users) user->uses = user->uses + (to.base ? 1 : 0) - (from.base ? 1 : 0);
   std::erase(from.extents, &extent);
   to.extents.push_back(&extent);
@@ -280,17 +284,12 @@ void Pager::Impl::AddParts(const Job& job, JobUsage& usage) const {
       usage.resident_frames += framed;
       usage.resident_by_kind[kind] += framed;
       usage.dirty_pages += PartOf(extent->dirty, *extent, job);
+      usage.host_by_kind[kind] += PartOf(extent->spec.pages, *extent, job);
       if (extent->leased) usage.leased_frames += PartOf(extent->spec.pages, *extent, job);
       if (!extent->zombie && extent->users.size() > 1) usage.shared_pages += extent->spec.pages;
     }
     if (base->pages > 0) usage.share_frames += base->share * PagesLentTo(*base, job) / base->pages;
   }
-}
-
-// Copies of a base's pages are told of the job that has used them longest, too.
-void Pager::Impl::CountMove(const Extent& extent, std::uint64_t Job::*counter, std::int64_t by) {
-  extent.job->*counter += static_cast<std::uint64_t>(by);
-  if (extent.job->base) extent.users.front()->*counter += static_cast<std::uint64_t>(by);
 }
 
 }  // namespace bitpager::paging

@@ -52,6 +52,11 @@ class SignalsBlocked {
 // More is no scratch.
 constexpr std::uint64_t kMostScratchBytes = std::uint64_t{1} << 36;
 
+std::uint64_t TotalBytes() {
+  struct sysinfo system {};
+  return sysinfo(&system) == 0 ? std::uint64_t{system.totalram} * system.mem_unit : 0;
+}
+
 // Bytes of /proc/meminfo's MemAvailable; 0 when unreadable.
 std::uint64_t AvailableBytes() {
   unsigned long long kib = 0;
@@ -97,12 +102,14 @@ class CpuDevice final : public Device {
     info.kind = "cpu";
     info.name = ProcessorName();
     info.uuid = "cpu-0";
-    struct sysinfo system {};
-    if (sysinfo(&system) == 0) info.total_bytes = std::uint64_t{system.totalram} * system.mem_unit;
+    info.total_bytes = TotalBytes();
     info.free_bytes = AvailableBytes();
     info.synchronous_clients = true;
     info.simd = simd::InstructionSet();
     return info;
+  }
+  [[nodiscard]] DeviceMemory Memory() const override {
+    return {TotalBytes(), AvailableBytes(), memory_.segment_bytes(), 0};
   }
 
   [[nodiscard]] wire::Result<DeviceSegment> AllocateSegment(std::uint32_t frames, std::uint64_t page_bytes,

@@ -124,6 +124,7 @@ wire::Result<DeviceSegment> CpuMemory::AllocateExported(std::uint32_t frames, st
   }
   const std::uint32_t id = next_segment_++;
   segments_.emplace(id, Segment{{base, bytes}, domain_id});
+  segment_bytes_ += bytes;
   return DeviceSegment{id, base, frames, domain.read_only,
                        static_cast<std::uint64_t>(base - domain.mapping.base)};
 }
@@ -142,6 +143,7 @@ wire::Result<DeviceSegment> CpuMemory::AllocateSegment(std::uint32_t frames, std
   if (base == nullptr) return OutOfMemory(bytes, "device frames");
   const std::uint32_t id = next_segment_++;
   segments_.emplace(id, Segment{{base, bytes}, 0});
+  segment_bytes_ += bytes;
   return DeviceSegment{id, base, frames, -1, 0};
 }
 
@@ -159,6 +161,7 @@ void CpuMemory::FreeSegment(std::uint32_t segment_id) {
     (void)fallocate(domain.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
                     static_cast<off_t>(mapping.bytes));
   }
+  segment_bytes_ -= mapping.bytes;
   segments_.erase(found);
 }
 

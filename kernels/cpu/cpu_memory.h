@@ -30,6 +30,7 @@ class CpuMemory {
   [[nodiscard]] wire::Result<Import> ImportMemory(const ImportSource& source);
   void ReleaseImport(std::uint64_t import_id);
   [[nodiscard]] bool ImportFailed(std::uint64_t import_id) const;
+  [[nodiscard]] std::uint64_t segment_bytes() const { return segment_bytes_; }
 
  private:
   struct Mapping {
@@ -62,6 +63,7 @@ class CpuMemory {
   std::map<std::uint32_t, Segment> segments_;
   std::map<std::uint32_t, Domain> domains_;
   std::map<std::uint64_t, Imported> imports_;
+  std::uint64_t segment_bytes_ = 0;   // of all segments
   std::uint64_t imported_bytes_ = 0;  // as mapped
   std::vector<Mapping> regions_;
   std::uint32_t next_segment_ = 1;

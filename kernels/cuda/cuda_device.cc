@@ -74,6 +74,7 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] DeviceInfo Info() const override;
+  [[nodiscard]] DeviceMemory Memory() const override;
 
   [[nodiscard]] Result<DeviceSegment> AllocateSegment(std::uint32_t frames, std::uint64_t page_bytes,
                                                       std::uint32_t domain) override {
@@ -156,6 +157,11 @@ class CudaDevice final : public Device {
     return out;
   }
 
+  // Before a copy or fill of `bytes` at `at`: how many of them one call may take.
+  [[nodiscard]] std::uint64_t Prepare(const std::byte* at, std::uint64_t bytes) {
+    return segments_.InOneCopy(at, host_.Prepare(at, bytes));
+  }
+
   template <typename Args>
   Event Launch(Status (*launch)(LaunchContext&, const Args&), const Args& args) {
     Bind(ordinal_);
@@ -190,22 +196,34 @@ DeviceInfo CudaDevice::Info() const {
   info.name = listing_.name;
   info.uuid = listing_.uuid;
   info.total_bytes = listing_.total_bytes;
-  std::size_t free = 0;
-  std::size_t total = 0;
-  if (cudaMemGetInfo(&free, &total) == cudaSuccess) info.free_bytes = free;
+  const DeviceMemory memory = Memory();
+  info.free_bytes = memory.free_bytes;
+  info.pinned_host_bytes = memory.pinned_host_bytes;
   info.segment_bytes = kSegmentBytes;
   info.synchronous_clients = false;
   info.in_host_memory = false;
   info.pins_host = false;  // the driver pins by itself: RLIMIT_MEMLOCK does not count it
   info.launch_pages = kLaunchPages;
   info.rings_progress = false;
+  info.imports_handles = true;
   info.exports = !options_.managed;
   info.simd = listing_.architecture;
   const HostFrames::Counts counts = host_.counts();
-  info.pinned_host_bytes = counts.pinned_bytes + scratch_.pinned_bytes();
   info.unpinned_copies = counts.unpinned_copies;
   info.pinning_problem = counts.problem;
   return info;
+}
+
+DeviceMemory CudaDevice::Memory() const {
+  Bind(ordinal_);
+  DeviceMemory memory;
+  memory.total_bytes = listing_.total_bytes;
+  std::size_t free = 0;
+  std::size_t total = 0;
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) memory.free_bytes = free;
+  memory.own_bytes = segments_.mapped_bytes();
+  memory.pinned_host_bytes = host_.counts().pinned_bytes + scratch_.pinned_bytes();
+  return memory;
 }
 
 Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) {
@@ -213,7 +231,7 @@ Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t by
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   while (bytes != 0) {
-    const std::uint64_t take = std::min(host_.Prepare(out, bytes), host_.Prepare(in, bytes));
+    const std::uint64_t take = std::min(Prepare(out, bytes), Prepare(in, bytes));
     queues_->Note(StatusOf(cudaMemcpyAsync(out, in, take, cudaMemcpyDefault, queues_->stream(queue)),
                            "copy " + std::to_string(take) + " bytes"));
     out += take;
@@ -227,7 +245,7 @@ Event CudaDevice::Fill(Queue queue, void* at, int byte, std::uint64_t bytes) {
   Bind(ordinal_);
   auto* out = static_cast<std::byte*>(at);
   while (bytes != 0) {
-    const std::uint64_t take = host_.Prepare(out, bytes);
+    const std::uint64_t take = Prepare(out, bytes);
     queues_->Note(StatusOf(cudaMemsetAsync(out, byte, take, queues_->stream(queue)),
                            "fill " + std::to_string(take) + " bytes"));
     out += take;

@@ -11,6 +11,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cuda/status.h"
 
@@ -39,15 +40,17 @@ void BlockSignals() {
 }  // namespace
 
 HostFrames::HostFrames(const Driver& driver, Queues& queues, Options options)
-    : driver_(driver), queues_(queues), options_(options), thread_([this] { Run(); }) {}
+    : driver_(driver), queues_(queues), options_(options) {
+  for (unsigned i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Run(); });
+}
 
 HostFrames::~HostFrames() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
-  wake_.notify_one();
-  thread_.join();
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
   for (const auto& region : regions_) {
     for (Piece& piece : region->pieces) {
       if (piece.registered) static_cast<void>(driver_.MemHostUnregister(piece.base));
@@ -103,6 +106,7 @@ void HostFrames::AskAhead(Region& region) {
 void HostFrames::Ask(Piece& piece, bool first) {
   {
     const std::lock_guard lock(mutex_);
+    piece.unwanted = false;
     if (piece.state.load(std::memory_order_relaxed) != State::kIdle) return;
     Set(piece, State::kQueued);
     first ? work_.push_front(&piece) : work_.push_back(&piece);
@@ -118,6 +122,7 @@ void HostFrames::Set(Piece& piece, State state) {
 void HostFrames::AwaitPinned(Piece& piece) {
   const auto start = std::chrono::steady_clock::now();
   std::unique_lock lock(mutex_);
+  piece.unwanted = false;
   for (;;) {
     const State state = piece.state.load(std::memory_order_relaxed);
     if (state == State::kPinned || state == State::kFailed) break;
@@ -208,12 +213,26 @@ void HostFrames::Decommit(const std::byte* at, std::uint64_t bytes) {
     offset += take;
     if (!held_any || piece.used_count != 0) continue;
     const std::lock_guard lock(mutex_);
-    const State state = piece.state.load(std::memory_order_relaxed);
-    if (state != State::kPinned && state != State::kFailed) continue;
-    piece.after = queues_.Newest();
-    Set(piece, State::kLeaving);
-    work_.push_back(&piece);
-    wake_.notify_one();
+    switch (piece.state.load(std::memory_order_relaxed)) {
+      case State::kIdle:
+      case State::kLeaving:
+        break;
+      case State::kQueued:  // expected, and its owner went before it was pinned
+        std::erase(work_, &piece);
+        Set(piece, State::kIdle);
+        changed_.notify_all();
+        break;
+      case State::kWorking:
+        piece.unwanted = true;
+        break;
+      case State::kPinned:
+      case State::kFailed:
+        piece.after = queues_.Newest();
+        Set(piece, State::kLeaving);
+        work_.push_back(&piece);
+        wake_.notify_one();
+        break;
+    }
   }
 }
 
@@ -232,6 +251,10 @@ void HostFrames::Pin(Piece& piece) {
     }
     Set(piece, State::kFailed);
   }
+  if (!std::exchange(piece.unwanted, false)) return;
+  piece.after = {};  // nothing used it since it was the system's
+  Set(piece, State::kLeaving);
+  work_.push_back(&piece);
 }
 
 void HostFrames::Leave(Piece& piece) {
@@ -266,11 +289,11 @@ void HostFrames::Run() {
     }
     work_.pop_front();
     Set(piece, State::kWorking);
-    busy_ = true;
+    ++busy_;
     lock.unlock();
     leaving ? Leave(piece) : Pin(piece);
     lock.lock();
-    busy_ = false;
+    --busy_;
     changed_.notify_all();
   }
 }
@@ -282,7 +305,7 @@ HostFrames::Counts HostFrames::counts() const {
 
 void HostFrames::Settle() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return work_.empty() && !busy_; });
+  changed_.wait(lock, [this] { return work_.empty() && busy_ == 0; });
 }
 
 }  // namespace bitpager::kernels::cuda

@@ -1,4 +1,4 @@
-// Host frames: one region of shared memory each, pinned in pieces by a thread of its own that makes only that
+// Host frames: one region of shared memory each, pinned in pieces by threads of its own that make only that
 // call, ahead of their first use. A copy that touches a piece which is not pinned yet waits for that piece;
 // one whose piece cannot be pinned goes unpinned, and is counted. A piece all of whose frames were given back
 // is unpinned and its memory returned to the system, behind all queued work; a piece that holds anything
@@ -31,6 +31,7 @@ class HostFrames {
     int ordinal = 0;
     std::uint64_t piece_bytes = std::uint64_t{256} << 20;  // a multiple of 2 MiB
     std::uint64_t ahead_bytes = std::uint64_t{1} << 30;    // pinned before anything is used
+    unsigned threads = 4;  // that pin: most of it is the system's clearing of pages, one processor each
   };
   struct Counts {
     std::uint64_t pinned_bytes = 0;
@@ -66,7 +67,8 @@ class HostFrames {
     Region* region = nullptr;
     std::byte* base = nullptr;
     std::uint64_t bytes = 0;
-    bool registered = false;             // changed by the thread alone, under mutex_
+    bool registered = false;             // changed by the threads alone, under mutex_
+    bool unwanted = false;               // kWorking: given back meanwhile. Guarded by mutex_
     std::array<Event, kQueues> after{};  // kLeaving: what must be done before. Guarded by mutex_
     std::vector<std::uint64_t> used;     // a bit for each 4 KiB; device thread
     std::uint64_t used_count = 0;        // of bits; device thread
@@ -97,14 +99,14 @@ class HostFrames {
   std::uint64_t unpinned_copies_ = 0, waits_ = 0, waited_ns_ = 0;
 
   mutable std::mutex mutex_;
-  std::condition_variable wake_;     // of the thread
-  std::condition_variable changed_;  // a piece's state changed
-  std::deque<Piece*> work_;          // guarded by mutex_: kQueued and kLeaving pieces, in order
-  bool stop_ = false;                // guarded by mutex_
-  bool busy_ = false;                // guarded by mutex_
-  std::uint64_t pinned_bytes_ = 0;   // guarded by mutex_
-  std::string problem_;              // guarded by mutex_
-  std::thread thread_;               // last: it uses everything above
+  std::condition_variable wake_;      // of the threads
+  std::condition_variable changed_;   // a piece's state changed
+  std::deque<Piece*> work_;           // guarded by mutex_: kQueued and kLeaving pieces, in order
+  bool stop_ = false;                 // guarded by mutex_
+  unsigned busy_ = 0;                 // threads that pin or unpin. Guarded by mutex_
+  std::uint64_t pinned_bytes_ = 0;    // guarded by mutex_
+  std::string problem_;               // guarded by mutex_
+  std::vector<std::thread> threads_;  // last: they use everything above
 };
 
 }  // namespace bitpager::kernels::cuda

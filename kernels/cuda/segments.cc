@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -144,15 +146,29 @@ wire::Result<DeviceSegment> Segments::Allocate(std::uint32_t frames, std::uint64
     return s;
   }
   const std::uint32_t id = next_++;
+  mapped_bytes_ += segment.bytes;
   const DeviceSegment out{id, reinterpret_cast<std::byte*>(segment.at), frames, segment.fd.get(), 0};
+  if (options_.managed) managed_.emplace(out.base, segment.bytes);
   segments_.emplace(id, std::move(segment));
   return out;
+}
+
+std::uint64_t Segments::InOneCopy(const std::byte* at, std::uint64_t bytes) const {
+  auto after = managed_.upper_bound(at);
+  if (after != managed_.begin()) {
+    const auto& [start, length] = *std::prev(after);
+    if (at < start + length) return std::min<std::uint64_t>(bytes, start + length - at);
+  }
+  // Outside of all; a range that runs into one ends where that begins.
+  return after == managed_.end() ? bytes : std::min<std::uint64_t>(bytes, after->first - at);
 }
 
 void Segments::Free(std::uint32_t id) {
   const auto found = segments_.find(id);
   if (found == segments_.end()) return;
+  managed_.erase(reinterpret_cast<const std::byte*>(found->second.at));
   Unmap(found->second);
+  mapped_bytes_ -= found->second.bytes;
   segments_.erase(found);
 }
 

@@ -32,6 +32,10 @@ class Segments {
   [[nodiscard]] wire::Result<DeviceSegment> Allocate(std::uint32_t frames, std::uint64_t page_bytes,
                                                      std::uint32_t domain);
   void Free(std::uint32_t id);
+  // How many of the `bytes` from `at` one copy may take. Managed segments can lie side by side, and the
+  // driver refuses a copy over two of them; ranges that were mapped here are one to it.
+  [[nodiscard]] std::uint64_t InOneCopy(const std::byte* at, std::uint64_t bytes) const;
+  [[nodiscard]] std::uint64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
   struct Segment {
@@ -51,7 +55,9 @@ class Segments {
   Queues& queues_;
   const Options options_;
   std::map<std::uint32_t, Segment> segments_;
+  std::map<const std::byte*, std::uint64_t> managed_;    // bytes of each managed segment, by its start
   std::multimap<std::uint64_t, CUdeviceptr> addresses_;  // reserved ranges in no use, by size
+  std::uint64_t mapped_bytes_ = 0;  // of all segments
   std::uint32_t next_ = 1;
 };
 

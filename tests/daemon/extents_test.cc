@@ -209,7 +209,7 @@ TEST_F(Kept, TheyGoWhenTheirTimeIsOver) {
   EXPECT_EQ(daemon_.jobs(), 0U);
   EXPECT_EQ(daemon_.core().pager.used_host_frames(), 0U);
   EXPECT_EQ(daemon_.core().pager.free_frames(), 16U);
-  EXPECT_TRUE(daemon_.Noticed("job_expired"));
+  EXPECT_TRUE(daemon_.Noticed("expired"));
 }
 
 TEST_F(Kept, AReturnStopsTheirClock) {

@@ -26,7 +26,7 @@ TEST(DeviceFault, EndsEverySessionAndMarksWhatWasHalfWritten) {
   ASSERT_TRUE(daemon.TurnUntil([&] { return first->failed() != Code::kOk; }));
   EXPECT_EQ(first->failed(), Code::kDeviceFault);
   EXPECT_EQ(second->failed(), Code::kDeviceFault);
-  EXPECT_TRUE(daemon.Noticed("device_fault"));
+  EXPECT_TRUE(daemon.Noticed("error", "device fault"));
   daemon.Settle();
   EXPECT_EQ(daemon.sessions(), 0U);
   // What was half written says so; what was whole goes on.
@@ -109,18 +109,18 @@ class SlowEnd : public ::testing::Test {
 
 TEST_F(SlowEnd, WaitsForWhatRunsOnMemoryOfSessions) {
   daemon_.core().notify = [&](const daemon::Notice& notice) {
-    if (notice.name == "device_awaited") daemon_.device->hold_compute = false;
+    if (notice.text.find("requests still run") != std::string::npos) daemon_.device->hold_compute = false;
     daemon_.notices.push_back(notice);
   };
   EXPECT_TRUE(daemon_.dispatcher->Run());
-  EXPECT_TRUE(daemon_.Noticed("device_awaited"));
+  EXPECT_TRUE(daemon_.Noticed("error", "requests still run"));
   EXPECT_EQ(client_->failed(), Code::kDraining) << "its client was told before";
   EXPECT_EQ(client_->view().header().done.word.load(), wire::kDoneReleased);
 }
 
 TEST_F(SlowEnd, SaysThatNothingMayBeFreedUnderADeviceThatNeverEnds) {
   EXPECT_FALSE(daemon_.dispatcher->Run());
-  EXPECT_TRUE(daemon_.Noticed("device_failed"));
+  EXPECT_TRUE(daemon_.Noticed("error", "did not end what it runs"));
   EXPECT_EQ(client_->failed(), Code::kDraining);
   EXPECT_EQ(daemon_.device->imports, 1) << "the memory that it works on is mapped";
 }

@@ -192,7 +192,7 @@ TEST(Heartbeat, ItsEndEndsASessionWithoutPidfd) {
   daemon.Settle();
   EXPECT_EQ(daemon.sessions(), 1U);
   EXPECT_EQ(daemon.core().counters.sessions_lost, 1U);
-  EXPECT_TRUE(daemon.Noticed("session_lost"));
+  EXPECT_TRUE(daemon.Noticed("killed"));
   EXPECT_EQ(RawClient::CodeOf(beating->Run(wire::Op::kNoop, wire::PhaseBody{})), Code::kOk);
 }
 

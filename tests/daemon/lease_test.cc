@@ -27,7 +27,8 @@ class LeaseTest : public ::testing::Test {
     body.elements = kElements;
     const Reply reply = client.Ask(MessageType::kCreateWeight, body);
     EXPECT_TRUE(reply.ok()) << reply.text();
-    FillGradient(memory.map.At<float>(0), kElements, 1, 1);
+    static std::uint64_t made = 0;  // no two hold the same
+    FillGradient(memory.map.At<float>(0), kElements, ++made, 1);
     wire::QuantizeBody quantize;
     quantize.extent = reply.value(0);
     quantize.in = memory.Place();
@@ -191,7 +192,7 @@ class OverdueLease : public LeaseTest {
     Evict();
     daemon_.clock.AdvanceMs(daemon_.core().settings.lease_return_ms - 1);
     daemon_.Turn();
-    EXPECT_FALSE(daemon_.Noticed("lease_overdue"));
+    EXPECT_FALSE(daemon_.Noticed("error", "does not give"));
     daemon_.clock.AdvanceMs(2);
     EXPECT_GT(daemon_.Turn(), 0);
     daemon_.CheckInvariants();
@@ -208,7 +209,7 @@ TEST_F(OverdueLease, IsNamedOnce) {
   }
   int notices = 0;
   for (const daemon::Notice& notice : daemon_.notices) {
-    if (notice.name != "lease_overdue") continue;
+    if (notice.name != "error") continue;
     ++notices;
     EXPECT_EQ(notice.job, "job");
     EXPECT_EQ(notice.bytes, 3 * kTestPageBytes);
@@ -229,7 +230,7 @@ TEST_F(OverdueLease, OthersWorkWithWhatIsLeft) {
   std::optional<wire::CompletionRecord> done;
   ASSERT_TRUE(daemon_.TurnUntil([&] { return (done = other->Pop()).has_value(); }));
   EXPECT_EQ(RawClient::CodeOf(*done), Code::kOk) << RawClient::TextIn(*done);
-  EXPECT_TRUE(daemon_.Noticed("lease_overdue"));
+  EXPECT_TRUE(daemon_.Noticed("error", "does not give"));
   shadow.Step(1);
   trainer.ExpectParams(shadow);
   daemon_.CheckInvariants();

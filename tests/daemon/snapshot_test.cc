@@ -13,6 +13,37 @@ using nlohmann::json;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
+DeviceSnapshot FullDevice() {
+  DeviceSnapshot d;
+  d.kind = "cpu";
+  d.uuid = "cpu-0";
+  d.name = "Test CPU";
+  d.budget_bytes = 1ULL << 30;
+  d.used_bytes = d.free_bytes = 1ULL << 29;
+  d.budget_frames = 512;
+  d.used_frames = d.free_frames = 256;
+  d.host_budget_bytes = 1ULL << 40;
+  d.host_committed_bytes = 1ULL << 39;
+  d.gpu = "cpu";
+  d.memory_total_bytes = 64ULL << 30;
+  d.memory_free_bytes = 3ULL << 30;
+  d.own_bytes = 1ULL << 29;
+  d.pinned_host_bytes = 4096;
+  d.pressure_ratio = 0.25;
+  d.leased_bytes = 1U << 21;
+  d.dirty_bytes = 1U << 22;
+  d.link = {50'000'000'000, 49'000'000'000};
+  d.evictions_by_reason = {1, 2, 3, 4, 5, 6, 7};
+  d.moved_by_reason = {{10, 20}, {1, 2, 3, 4, 5, 6}, {7, 6, 5, 4, 3, 2, 1}};
+  d.requests = 100;
+  d.steps = 12;
+  d.faults = 9;
+  d.histograms.step = {{0.001, 0.1}, {3, 4, 5}, 1.5, 12};
+  d.ipc_survives = "unknown";
+  d.ipc_problem = "no answer";
+  return d;
+}
+
 Snapshot Full() {
   Snapshot s;
   s.time_unix_ms = 1700000000123;
@@ -26,8 +57,7 @@ Snapshot Full() {
   s.window_pages = 8;
   s.host_budget_bytes = 1ULL << 40;
   s.host_committed_bytes = (1ULL << 53) + 1;  // not a double
-  s.devices = {{"cpu", "cpu-0", "Test CPU", 1ULL << 30, 1ULL << 29, 1ULL << 29, 512, 256, 256, 1ULL << 40,
-                1ULL << 39, true}};
+  s.devices.push_back(FullDevice());
   JobSnapshot job;
   job.id = 7;
   job.name = "llm";
@@ -42,7 +72,28 @@ Snapshot Full() {
   job.shared_bytes = 6U << 20;
   job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true, 1});
   job.extents.push_back({10, "quantized_weight", "up", 0, 3, 6U << 20, 0, false, 2});
+  job.evictions_by_reason = {1, 0, 0, 0, 2};
+  job.moved_by_reason.to_device = {1ULL << 54, 5};
+  job.saved_bytes = {6ULL << 30, 3ULL << 30};
+  job.host_by_kind = {1U << 20, 2U << 20};
+  job.faults = 8;
+  job.step_ns_last = 1'000'001;
+  job.stall_ns_last = 999;
+  job.last_event = "evict";
   s.jobs.push_back(job);
+  PastJobSnapshot past;
+  past.name = "gone";
+  past.device = "cpu-0";
+  past.uid = 1001;
+  past.jobs = 3;
+  past.steps = 44;
+  past.moved_by_reason.dropped = {0, 0, 0, 0, 0, 0, 77};
+  s.past_jobs.push_back(past);
+  s.events = {{"attach", 2}, {"killed", 1}};
+  s.start_unix_ms = 1'699'999'996'398;
+  s.http = "127.0.0.1:9790";
+  s.totals.http = {4, 3, 250'000};
+  s.totals.events_dropped = 1;
   s.sessions.push_back({3, 4711, 1000, "llm", "cpu-0", 1, "train.py", 2});
   s.totals.steps = 12;
   s.totals.nonfinite_blocks = 3;
@@ -58,7 +109,22 @@ TEST(SnapshotJson, HasASchemaVersionAndIntegerBytes) {
   EXPECT_EQ(parsed["jobs"][0]["bytes_by_kind"]["quantized_weight"], 20U << 20);
   EXPECT_EQ(parsed["jobs"][0]["extents"][0]["step"], 120);
   EXPECT_EQ(parsed["errors"]["quota_exceeded"], 2);
-  EXPECT_EQ(parsed["devices"][0]["uuid"], "cpu-0");
+  const json& device = parsed["devices"][0];
+  EXPECT_EQ(device["uuid"], "cpu-0");
+  EXPECT_EQ(device["gpu"], "cpu");
+  EXPECT_EQ(device["link"]["to_host_bytes_per_s"], 49'000'000'000);
+  EXPECT_EQ(device["evictions_by_reason"]["share"], 3);
+  EXPECT_EQ(device["moved_by_reason"]["dropped"]["closing"], 1);
+  EXPECT_EQ(device["histograms"]["step"]["bounds_s"], (json{0.001, 0.1}));
+  EXPECT_EQ(device["histograms"]["step"]["counts"], (json{3, 4, 5}));
+  EXPECT_EQ(device["pressure_ratio"], 0.25);
+  EXPECT_EQ(parsed["jobs"][0]["saved_bytes"]["weights_16bit"], 3ULL << 30);
+  EXPECT_EQ(parsed["jobs"][0]["host_by_kind"]["quantized_weight"], 2U << 20);
+  EXPECT_EQ(parsed["jobs"][0]["last_event"], "evict");
+  EXPECT_EQ(parsed["past_jobs"][0]["steps"], 44);
+  EXPECT_EQ(parsed["totals"]["http"]["scrapes"], 3);
+  EXPECT_EQ(parsed["http"], "127.0.0.1:9790");
+  EXPECT_EQ(parsed["events"]["attach"], 2);
 }
 
 TEST(SnapshotJson, RoundTripLosesNothing) {
@@ -70,6 +136,9 @@ TEST(SnapshotJson, RoundTripLosesNothing) {
   EXPECT_EQ(read->jobs[0].extents[0].name, "adamw");
   EXPECT_EQ(read->jobs[0].extents[1].uses, 2U);
   EXPECT_EQ(read->jobs[0].shared_bytes, 6U << 20);
+  EXPECT_EQ(read->jobs[0].moved_by_reason.to_device[0], 1ULL << 54);
+  EXPECT_EQ(read->devices[0].histograms.step.counts, (std::vector<std::uint64_t>{3, 4, 5}));
+  EXPECT_EQ(read->past_jobs[0].moved_by_reason.dropped[6], 77U);
 }
 
 TEST(SnapshotJson, PassesOverUnknownKeys) {
@@ -92,7 +161,9 @@ TEST(SnapshotJson, RefusesWhatIsNoSnapshot) {
         good.substr(0, good.size() / 2), with(P("/schema_version"), 2), with(P("/page_bytes"), -1),
         with(P("/page_bytes"), 1.5), with(P("/jobs"), "none"), with(P("/jobs/0"), 3),
         with(P("/jobs/0/uid"), 1ULL << 40), with(P("/jobs/0/bytes_by_kind"), json::array()),
-        with(P("/errors"), json::array()), with(P("/pid"), ~0ULL), with(P("/draining"), 1)}) {
+        with(P("/errors"), json::array()), with(P("/pid"), ~0ULL), with(P("/draining"), 1),
+        with(P("/devices/0/histograms/step/counts"), json{1, -1}), with(P("/devices/0/link"), 3),
+        with(P("/jobs/0/evictions_by_reason/demand"), "many"), with(P("/past_jobs"), json::object())}) {
     const auto read = SnapshotFromJson(bad);
     ASSERT_FALSE(read.ok()) << bad;
     EXPECT_EQ(read.status().code(), wire::Code::kProtocol);

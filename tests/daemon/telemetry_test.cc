@@ -83,7 +83,8 @@ class TelemetryServer : public ::testing::Test {
   std::atomic<int> taken_{0};
   std::atomic<bool> fail_{false};
   zmq::context_t context_{1};
-  Telemetry telemetry_;
+  EventLog events_;
+  Telemetry telemetry_{events_};
 };
 
 mode_t ModeOf(const std::string& path) {
@@ -204,26 +205,42 @@ TEST_F(TelemetryServer, SnapshotErrorBecomesTheReply) {
 TEST_F(TelemetryServer, PublishesEvents) {
   ASSERT_TRUE(Start().ok());
   zmq::socket_t listener(context_, zmq::socket_type::sub);
-  listener.set(zmq::sockopt::subscribe, "session_");
+  listener.set(zmq::sockopt::subscribe, "kill");
   listener.set(zmq::sockopt::rcvtimeo, 20);
   listener.connect(config_.events_endpoint);
   std::string body = "timeout";
   for (int i = 0; i < 250 && body == "timeout"; ++i) {  // subscriptions take a moment to arrive
-    telemetry_.Publish({"other", {}, {}});
-    telemetry_.Publish({"session_lost", {{"job", "llm\xff"}}, {{"pid", 42}}});
+    events_.Add({"attach", 0, "llm", "", 0, ""});
+    events_.Add({"killed", 0, "llm\xff\"\n", "GPU-1", 42, "train.py"});
     body = Receive(listener);
   }
   const json event = json::parse(body);
-  EXPECT_EQ(event["name"], "session_lost");
-  EXPECT_EQ(event["pid"], 42);
+  EXPECT_EQ(event["schema_version"], kEventSchemaVersion);
+  EXPECT_EQ(event["name"], "killed");
+  EXPECT_EQ(event["job"], "llm\xEF\xBF\xBD\"\n");
+  EXPECT_EQ(event["device"], "GPU-1");
+  EXPECT_EQ(event["bytes"], 42);
+  EXPECT_EQ(event["text"], "train.py");
   EXPECT_GT(event["time_unix_ms"].get<std::int64_t>(), 0);
+  EXPECT_EQ(event.size(), 7U);
 }
 
-TEST_F(TelemetryServer, PublishBeforeStartAndAfterStopIsDropped) {
-  telemetry_.Publish({"early", {}, {}});
+TEST_F(TelemetryServer, TellsTheLastEventsThatItKeeps) {
+  events_.Add({"attach", 0, "early", "", 0, ""});
+  ASSERT_TRUE(Start().ok());
+  for (std::size_t i = 0; i < EventLog::kKept; ++i) events_.Add({"detach", 0, std::to_string(i), "", 0, ""});
+  const json reply = json::parse(Ask(R"({"query":"events"})"));
+  EXPECT_EQ(reply["schema_version"], kEventSchemaVersion);
+  ASSERT_EQ(reply["events"].size(), EventLog::kKept);
+  EXPECT_EQ(reply["events"][0]["job"], "0") << "the oldest one made room";
+  EXPECT_EQ(reply["events"][EventLog::kKept - 1]["job"], std::to_string(EventLog::kKept - 1));
+  EXPECT_EQ(taken_, 0) << "the dispatcher was not troubled";
+}
+
+TEST_F(TelemetryServer, EventsAfterStopHarmNothing) {
   ASSERT_TRUE(Start().ok());
   telemetry_.Stop();
-  telemetry_.Publish({"late", {}, {}});
+  events_.Add({"detach", 0, "late", "", 0, ""});
   telemetry_.Stop();
 }
 

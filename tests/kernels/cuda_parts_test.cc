@@ -251,6 +251,25 @@ TEST_P(CudaParts, HostFramesArePinnedAheadAndGivenBackByPieces) {
   EXPECT_EQ(host.counts().unpinned_copies, 0U);
 }
 
+// Announced, and given back before or while it is pinned: nothing stays.
+TEST_P(CudaParts, HostFramesExpectedByWhoDiesAtOnceDoNotStayPinned) {
+  HostFrames host(*driver_, *queues_, {0, kPiece, 0});
+  const auto region = host.Reserve(16 * kPiece);
+  ASSERT_TRUE(region.ok());
+  for (int round = 0; round < 20; ++round) {
+    host.Expect(region->base, 16 * kPiece);
+    usleep(static_cast<useconds_t>(100 * round));
+    host.Decommit(region->base, 16 * kPiece);
+    if (round % 3 == 0) continue;  // expected anew while some still leave
+    host.Settle();
+    ASSERT_EQ(host.counts().pinned_bytes, 0U) << round;
+  }
+  host.Expect(region->base, 2 * kPiece);
+  host.Settle();
+  EXPECT_EQ(host.counts().pinned_bytes, 2 * kPiece);
+  EXPECT_TRUE(queues_->TakeFault().ok());
+}
+
 TEST_P(CudaParts, HostFramesInUseAreNotGivenBackUnderACopy) {
   HostFrames host(*driver_, *queues_, {0, kPiece, kPiece});
   const auto region = host.Reserve(4 * kPiece);

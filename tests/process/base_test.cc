@@ -15,8 +15,8 @@ namespace {
 
 constexpr std::uint64_t kPage = 16U << 10;
 constexpr std::uint64_t kWeights = 6;
-constexpr std::uint64_t kElements = 150'000;  // 6 pages
-constexpr std::uint64_t kBasePages = kWeights * 6;
+constexpr std::uint64_t kElements = 150'000;  // 6 pages, 5 when double-quantized
+constexpr std::uint64_t kBasePages = kWeights / 2 * (6 + 5);
 
 std::vector<std::string> Flags(std::uint64_t device_pages, std::vector<std::string> more = {}) {
   std::vector<std::string> flags{"--device-budget", std::to_string(device_pages * kPage),

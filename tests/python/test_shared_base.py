@@ -14,7 +14,7 @@ import pytest
 import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
-LAYERS, WIDTH = 24, 1024
+LAYERS, WIDTH = 12, 2048
 
 
 class Job:

@@ -43,6 +43,15 @@ kernels::DeviceInfo FaultyDevice::Info() const {
   return info;
 }
 
+kernels::DeviceMemory FaultyDevice::Memory() const {
+  kernels::DeviceMemory memory = inner_->Memory();
+  if (plan_.capacity_bytes != 0) {
+    memory.total_bytes = std::min(memory.total_bytes, plan_.capacity_bytes);
+    memory.free_bytes = std::min(memory.free_bytes, plan_.capacity_bytes - used_bytes_);
+  }
+  return memory;
+}
+
 wire::Result<kernels::DeviceSegment> FaultyDevice::AllocateSegment(std::uint32_t frames,
                                                                    std::uint64_t page_bytes,
                                                                    std::uint32_t domain) {

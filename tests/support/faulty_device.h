@@ -34,6 +34,7 @@ class FaultyDevice final : public kernels::Device {
   [[nodiscard]] std::uint64_t work_calls() const { return work_calls_; }
 
   [[nodiscard]] kernels::DeviceInfo Info() const override;
+  [[nodiscard]] kernels::DeviceMemory Memory() const override;
   [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                      std::uint64_t page_bytes,
                                                                      std::uint32_t domain) override;

@@ -111,9 +111,10 @@ class InProcessDaemon {
   [[nodiscard]] daemon::Core& core() { return dispatcher->core(); }
   [[nodiscard]] std::size_t sessions() { return core().registry.sessions().size(); }
   [[nodiscard]] std::size_t jobs() { return core().registry.jobs().size(); }
-  [[nodiscard]] bool Noticed(const std::string& name) const {
+  // Of this name, with `text` somewhere in its own.
+  [[nodiscard]] bool Noticed(const std::string& name, const std::string& text = "") const {
     for (const daemon::Notice& notice : notices) {
-      if (notice.name == name) return true;
+      if (notice.name == name && notice.text.find(text) != std::string::npos) return true;
     }
     return false;
   }

@@ -32,6 +32,7 @@ class ScriptedDevice final : public kernels::Device {
   std::uint64_t copied_bytes = 0;
 
   [[nodiscard]] kernels::DeviceInfo Info() const override { return inner_->Info(); }
+  [[nodiscard]] kernels::DeviceMemory Memory() const override { return inner_->Memory(); }
   [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                      std::uint64_t page_bytes,
                                                                      std::uint32_t domain) override {

@@ -208,6 +208,23 @@ void CheckFiles(const std::string& socket, Findings& out) {
                  may ? "" : "sudo usermod -aG bitpager $USER, then log in again"});
 }
 
+// Whether a killed client can take the daemon with it.
+void CheckIpc(const daemon::DeviceSnapshot& device, Findings& out) {
+  if (device.ipc_survives.empty() || device.ipc_survives == "not tested") return;
+  Finding finding{"memory by handle", Level::kOk, device.uuid + ": survives the process that lent it", ""};
+  if (device.ipc_survives == "no") {
+    finding.level = Level::kWarning;
+    finding.found = device.uuid + ": ends with the process that lent it";
+    finding.hint =
+        "a training process killed in the middle of a step can end the daemon: set "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True there, then memory is lent by file";
+  } else if (device.ipc_survives != "yes") {
+    finding.level = Level::kNote;
+    finding.found = device.uuid + ": not known whether it survives its process (" + device.ipc_problem + ")";
+  }
+  out.push_back(finding);
+}
+
 void CheckDaemon(const Target& target, Findings& out) {
   const auto reply = AskStatus(target, "status");
   if (!reply.ok()) {
@@ -233,6 +250,7 @@ void CheckDaemon(const Target& target, Findings& out) {
        snapshot->version + " at " + reply->socket + ", serving " + served + ", " +
            std::to_string(snapshot->jobs.size()) + " jobs",
        same ? "" : std::string("this command is ") + daemon::kVersion + ": install one release of both"});
+  for (const daemon::DeviceSnapshot& device : snapshot->devices) CheckIpc(device, out);
 }
 
 Level Worst(const Findings& findings) {

@@ -1,0 +1,423 @@
+#include "daemon/metrics_text.h"
+
+#include <array>
+#include <charconv>
+#include <initializer_list>
+#include <map>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "daemon/event.h"
+
+namespace bitpager::daemon {
+namespace {
+
+using Label = std::pair<std::string_view, std::string_view>;
+using Labels = std::vector<Label>;
+
+std::string Number(double value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value);
+  return {text.data(), end.ptr};
+}
+std::string Number(std::uint64_t value) {
+  return std::to_string(value);
+}
+
+class Writer {
+ public:
+  // Begins a metric; its samples follow at once.
+  void Metric(std::string_view name, std::string_view type, std::string_view help) {
+    name_ = "bitpager_" + std::string(name);
+    out_ += "# HELP " + name_ + " ";
+    out_ += help;
+    out_ += "\n# TYPE " + name_ + " ";
+    out_ += type;
+    out_ += "\n";
+  }
+  template <typename T>
+  void Sample(const Labels& labels, T value, std::string_view suffix = {}) {
+    out_ += name_;
+    out_ += suffix;
+    for (std::size_t i = 0; i < labels.size(); ++i) {
+      out_ += i == 0 ? '{' : ',';
+      out_ += labels[i].first;
+      out_ += "=\"" + EscapeLabel(std::string(labels[i].second)) + "\"";
+    }
+    if (!labels.empty()) out_ += '}';
+    out_ += " " + Number(value) + "\n";
+  }
+  [[nodiscard]] std::string Take() { return std::move(out_); }
+
+ private:
+  std::string name_;
+  std::string out_;
+};
+
+Labels With(const Labels& labels, std::initializer_list<Label> more) {
+  Labels out = labels;
+  out.insert(out.end(), more);
+  return out;
+}
+
+// What a device's jobs of one name have together, past ones included.
+struct Series {
+  std::uint64_t alive = 0;  // jobs that are there
+  JobSnapshot job;          // sums
+};
+struct DeviceSeries {
+  const DeviceSnapshot* device = nullptr;
+  std::map<std::string, Series> jobs;
+  [[nodiscard]] Labels labels() const { return {{"gpu", device->gpu}, {"UUID", device->uuid}}; }
+};
+
+void Add(paging::ByReason& to, const paging::ByReason& more) {
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] += more[i];
+}
+
+// Of jobs and past jobs alike.
+template <typename S>
+void AddCounts(JobSnapshot& to, const S& more) {
+  to.steps += more.steps;
+  to.faults += more.faults;
+  to.nonfinite_blocks += more.nonfinite_blocks;
+  Add(to.evictions_by_reason, more.evictions_by_reason);
+  Add(to.moved_by_reason.to_device, more.moved_by_reason.to_device);
+  Add(to.moved_by_reason.to_host, more.moved_by_reason.to_host);
+  Add(to.moved_by_reason.dropped, more.moved_by_reason.dropped);
+}
+
+void AddState(JobSnapshot& to, const JobSnapshot& more) {
+  for (std::size_t kind = 0; kind < 2; ++kind) {
+    to.resident_by_kind[kind] += more.resident_by_kind[kind];
+    to.host_by_kind[kind] += more.host_by_kind[kind];
+  }
+  to.dirty_bytes += more.dirty_bytes;
+  to.leased_bytes += more.leased_bytes;
+  to.shared_bytes += more.shared_bytes;
+  to.buffer_bytes += more.buffer_bytes;
+  to.device_quota_bytes += more.device_quota_bytes;
+  to.share_bytes += more.share_bytes;
+  to.weight += more.weight;
+  to.sessions += more.sessions;
+  to.saved_bytes.states_32bit += more.saved_bytes.states_32bit;
+  to.saved_bytes.weights_16bit += more.saved_bytes.weights_16bit;
+}
+
+std::vector<DeviceSeries> SeriesOf(const Snapshot& s) {
+  std::vector<DeviceSeries> out;
+  for (const DeviceSnapshot& device : s.devices) {
+    DeviceSeries& series = out.emplace_back();
+    series.device = &device;
+    const auto entry = [&](const std::string& name) -> Series& {
+      const auto [found, fresh] = series.jobs.try_emplace(name);
+      if (fresh) found->second.job.weight = 0;
+      return found->second;
+    };
+    for (const JobSnapshot& job : s.jobs) {
+      if (job.device != device.uuid) continue;
+      Series& sum = entry(job.name);
+      sum.alive += 1;
+      AddState(sum.job, job);
+      AddCounts(sum.job, job);
+    }
+    for (const PastJobSnapshot& past : s.past_jobs) {
+      if (past.device == device.uuid) AddCounts(entry(past.name).job, past);
+    }
+  }
+  return out;
+}
+
+class Exposition {
+ public:
+  explicit Exposition(const Snapshot& snapshot) : s_(snapshot), devices_(SeriesOf(snapshot)) {}
+
+  std::string Write() {
+    WriteDaemon();
+    WriteDevices();
+    WriteTiers();
+    WriteJobs();
+    WriteTraffic();
+    WriteCounts();
+    WriteHistograms();
+    WriteLinks();
+    WriteEvents();
+    return w_.Take();
+  }
+
+ private:
+  template <typename T>
+  void One(std::string_view name, std::string_view type, std::string_view help, T value) {
+    w_.Metric(name, type, help);
+    w_.Sample({}, value);
+  }
+  template <typename Value>
+  void OfDevices(std::string_view name, std::string_view type, std::string_view help, Value value) {
+    w_.Metric(name, type, help);
+    for (const DeviceSeries& series : devices_) {
+      if (series.device->open) w_.Sample(series.labels(), value(*series.device));
+    }
+  }
+  // Of jobs that are there.
+  template <typename Value>
+  void OfJobs(std::string_view name, std::string_view help, Value value) {
+    w_.Metric(name, "gauge", help);
+    ForJobs(true, [&](const Labels& labels, const JobSnapshot& job) { w_.Sample(labels, value(job)); });
+  }
+  template <typename Write>
+  void ForJobs(bool alive, Write write) {
+    for (const DeviceSeries& series : devices_) {
+      for (const auto& [name, sum] : series.jobs) {
+        if (!alive || sum.alive > 0) write(With(series.labels(), {{"job", name}}), sum.job);
+      }
+    }
+  }
+  void OfKinds(std::string_view name, std::string_view help,
+               const std::array<std::uint64_t, 2>& (*value)(const JobSnapshot&)) {
+    w_.Metric(name, "gauge", help);
+    ForJobs(true, [&](const Labels& labels, const JobSnapshot& job) {
+      for (std::size_t kind = 0; kind < 2; ++kind) {
+        w_.Sample(With(labels, {{"kind", kKindNames[kind]}}), value(job)[kind]);
+      }
+    });
+  }
+
+  void WriteDaemon();
+  void WriteDevices();
+  void WriteTiers();
+  void WriteJobs();
+  void WriteTraffic();
+  void WriteCounts();
+  void WriteHistograms();
+  void WriteHistogram(std::string_view name, std::string_view help,
+                      HistogramSnapshot HistogramsSnapshot::*which);
+  void WriteLinks();
+  void WriteEvents();
+
+  const Snapshot& s_;
+  const std::vector<DeviceSeries> devices_;
+  Writer w_;
+};
+
+void Exposition::WriteDaemon() {
+  w_.Metric("build_info", "gauge", "Always 1; the version is a label.");
+  w_.Sample({{"version", s_.version}}, std::uint64_t{1});
+  One("start_time_seconds", "gauge", "When the daemon started, in Unix time.",
+      static_cast<double>(s_.start_unix_ms) / 1000);
+  One("draining", "gauge", "1 while no new sessions are taken.", std::uint64_t{s_.draining ? 1U : 0U});
+  One("page_bytes", "gauge", "Bytes of a page.", s_.page_bytes);
+  One("clients", "gauge", "Sessions that are there.", std::uint64_t{s_.sessions.size()});
+  One("jobs", "gauge", "Jobs that are there, on all devices.", std::uint64_t{s_.jobs.size()});
+  One("sessions_opened_total", "counter", "Sessions that began.", s_.totals.sessions_opened);
+  One("sessions_lost_total", "counter", "Sessions that ended without a detach: killed, crashed, failed.",
+      s_.totals.sessions_lost);
+}
+
+void Exposition::WriteDevices() {
+  using D = DeviceSnapshot;
+  OfDevices("device_budget_bytes", "gauge", "Device memory that frames may take now.",
+            [](const D& d) { return d.budget_bytes; });
+  w_.Metric("device_frames", "gauge", "Frames of the budget that are free, and frames that are used.");
+  for (const DeviceSeries& series : devices_) {
+    if (!series.device->open) continue;
+    w_.Sample(With(series.labels(), {{"state", "free"}}), series.device->free_frames);
+    w_.Sample(With(series.labels(), {{"state", "used"}}), series.device->used_frames);
+  }
+  w_.Metric("device_memory_bytes", "gauge",
+            "Memory of the device as its driver tells it; of the CPU device, the system's.");
+  for (const DeviceSeries& series : devices_) {
+    if (!series.device->open) continue;
+    w_.Sample(With(series.labels(), {{"state", "total"}}), series.device->memory_total_bytes);
+    w_.Sample(With(series.labels(), {{"state", "free"}}), series.device->memory_free_bytes);
+  }
+  OfDevices("device_own_bytes", "gauge", "Device memory that the daemon's segments of frames take.",
+            [](const D& d) { return d.own_bytes; });
+  OfDevices("pinned_host_bytes", "gauge", "Host memory that is locked for copies.",
+            [](const D& d) { return d.pinned_host_bytes; });
+  OfDevices("host_budget_bytes", "gauge", "Host memory that frames and buffers may take.",
+            [](const D& d) { return d.host_budget_bytes; });
+  OfDevices("host_committed_bytes", "gauge", "Host memory committed to frames and buffers.",
+            [](const D& d) { return d.host_committed_bytes; });
+  OfDevices("pressure_ratio", "gauge",
+            "How near free device memory is to the watermark that pages leave free: 0 from twice the "
+            "watermark up, 1 at it.",
+            [](const D& d) { return d.pressure_ratio; });
+}
+
+void Exposition::WriteTiers() {
+  using J = JobSnapshot;
+  OfKinds("resident_bytes", "Bytes of pages in device frames, those on their way included.",
+          [](const J& j) -> const std::array<std::uint64_t, 2>& { return j.resident_by_kind; });
+  OfKinds("host_bytes", "Host memory committed to a job's pages.",
+          [](const J& j) -> const std::array<std::uint64_t, 2>& { return j.host_by_kind; });
+  static constexpr std::array<std::uint64_t, 2> kNone = {0, 0};
+  OfKinds("disk_bytes", "Bytes of pages on disk: 0, there is no disk tier yet.",
+          [](const J&) -> const std::array<std::uint64_t, 2>& { return kNone; });
+}
+
+void Exposition::WriteJobs() {
+  using J = JobSnapshot;
+  OfJobs("dirty_bytes", "Bytes of pages that are newer on the device than on the host.",
+         [](const J& j) { return j.dirty_bytes; });
+  OfJobs("leased_bytes", "Bytes of pages that clients read in place.",
+         [](const J& j) { return j.leased_bytes; });
+  OfJobs("shared_bytes",
+         "Bytes of weights that other jobs have too, in full; a job's part of them is in the other figures.",
+         [](const J& j) { return j.shared_bytes; });
+  OfJobs("buffer_bytes", "Shared memory for parameters and gradients that the daemon made for clients.",
+         [](const J& j) { return j.buffer_bytes; });
+  OfJobs("quota_bytes", "Device bytes that a job may have; 0: no limit but the budget.",
+         [](const J& j) { return j.device_quota_bytes; });
+  OfJobs("share_bytes", "Device bytes that are a job's fair share now.",
+         [](const J& j) { return j.share_bytes; });
+  OfJobs("job_weight", "Weight of a job's share.", [](const J& j) { return j.weight; });
+  OfJobs("sessions", "Connected processes of a job.", [](const J& j) { return std::uint64_t{j.sessions}; });
+  w_.Metric(
+      "saved_bytes", "gauge",
+      "Bytes less than 32-bit states of the same rule, or 16-bit weights, of the same elements would take.");
+  ForJobs(true, [&](const Labels& labels, const J& job) {
+    w_.Sample(With(labels, {{"against", "states_32bit"}}), job.saved_bytes.states_32bit);
+    w_.Sample(With(labels, {{"against", "weights_16bit"}}), job.saved_bytes.weights_16bit);
+  });
+}
+
+void Exposition::WriteTraffic() {
+  const auto reasons = [&](const Labels& labels, const paging::ByReason& counts, std::size_t most) {
+    for (std::size_t i = 0; i < most; ++i) w_.Sample(With(labels, {{"reason", kReasonNames[i]}}), counts[i]);
+  };
+  // Pages come for demand or ahead of it; one whose extent ends is never copied.
+  constexpr std::size_t kLoadReasons = 2;
+  constexpr std::size_t kStoreReasons = paging::kReasons - 1;
+  w_.Metric("transfer_bytes_total", "counter", "Bytes copied between the tiers.");
+  ForJobs(false, [&](const Labels& labels, const JobSnapshot& job) {
+    reasons(With(labels, {{"direction", "to_device"}}), job.moved_by_reason.to_device, kLoadReasons);
+    reasons(With(labels, {{"direction", "to_host"}}), job.moved_by_reason.to_host, kStoreReasons);
+  });
+  w_.Metric("dropped_bytes_total", "counter", "Bytes of pages that left the device without a copy.");
+  ForJobs(false, [&](const Labels& labels, const JobSnapshot& job) {
+    reasons(labels, job.moved_by_reason.dropped, paging::kReasons);
+  });
+  w_.Metric("evictions_total", "counter", "Pages that left the device.");
+  ForJobs(false, [&](const Labels& labels, const JobSnapshot& job) {
+    reasons(labels, job.evictions_by_reason, paging::kReasons);
+  });
+}
+
+void Exposition::WriteCounts() {
+  const auto of_jobs = [&](std::string_view name, std::string_view help, std::uint64_t JobSnapshot::*value) {
+    w_.Metric(name, "counter", help);
+    ForJobs(false, [&](const Labels& labels, const JobSnapshot& job) { w_.Sample(labels, job.*value); });
+  };
+  of_jobs("steps_total", "Optimizer steps applied.", &JobSnapshot::steps);
+  of_jobs("nonfinite_blocks_total", "Blocks of gradients that held NaN or inf.",
+          &JobSnapshot::nonfinite_blocks);
+  of_jobs("faults_total", "Waits for pages that were not there.", &JobSnapshot::faults);
+  OfDevices("requests_total", "counter", "Requests taken off the rings.",
+            [](const DeviceSnapshot& d) { return d.requests; });
+}
+
+void Exposition::WriteHistogram(std::string_view name, std::string_view help,
+                                HistogramSnapshot HistogramsSnapshot::*which) {
+  w_.Metric(name, "histogram", help);
+  for (const DeviceSeries& series : devices_) {
+    if (!series.device->open) continue;
+    const HistogramSnapshot& h = series.device->histograms.*which;
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < h.counts.size(); ++i) {
+      sum += h.counts[i];
+      const std::string bound = i < h.bounds_s.size() ? Number(h.bounds_s[i]) : "+Inf";
+      w_.Sample(With(series.labels(), {{"le", bound}}), sum, "_bucket");
+    }
+    w_.Sample(series.labels(), h.sum_s, "_sum");
+    w_.Sample(series.labels(), h.count, "_count");
+  }
+}
+
+void Exposition::WriteHistograms() {
+  WriteHistogram("step_duration_seconds",
+                 "Steps, from the moment that their inputs are ready and it is their turn.",
+                 &HistogramsSnapshot::step);
+  WriteHistogram("stall_seconds", "The part of each request for pages in which none of it ran.",
+                 &HistogramsSnapshot::stall);
+  WriteHistogram("fault_seconds", "Waits for a window whose pages were not there.",
+                 &HistogramsSnapshot::fault);
+  WriteHistogram("request_duration_seconds", "Requests of every kind, from the moment that it is their turn.",
+                 &HistogramsSnapshot::request);
+}
+
+void Exposition::WriteLinks() {
+  w_.Metric("link_bytes_per_second", "gauge", "The fastest that copies of many pages were seen to go.");
+  for (const DeviceSeries& series : devices_) {
+    const LinkSnapshot& link = series.device->link;
+    const std::pair<const char*, std::uint64_t> directions[] = {{"to_device", link.to_device_bytes_per_s},
+                                                                {"to_host", link.to_host_bytes_per_s}};
+    for (const auto& [direction, speed] : directions) {
+      if (speed > 0) w_.Sample(With(series.labels(), {{"direction", direction}}), speed);
+    }
+  }
+}
+
+void Exposition::WriteEvents() {
+  w_.Metric("errors_total", "counter", "Replies and completions that failed, by code.");
+  for (const auto& [code, count] : s_.errors) w_.Sample({{"code", code}}, count);
+  w_.Metric("events_total", "counter", "Events, by name.");
+  for (const std::string_view name : kEventNames) {
+    const auto found = s_.events.find(std::string(name));
+    w_.Sample({{"event", name}}, found == s_.events.end() ? std::uint64_t{0} : found->second);
+  }
+  One("events_dropped_total", "counter", "Events that a reader was too slow for.", s_.totals.events_dropped);
+  One("http_requests_total", "counter", "Requests answered over HTTP.", s_.totals.http.requests);
+  One("scrapes_total", "counter", "Times that these metrics were asked for.", s_.totals.http.scrapes);
+  One("scrape_duration_seconds", "gauge", "What the scrape before this one took.",
+      static_cast<double>(s_.totals.http.scrape_ns_last) / 1e9);
+}
+
+// The bytes of the UTF-8 character at text[at]; 0 when it is none.
+std::size_t Utf8Length(const std::string& text, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(at);
+  if (lead < 0x80) return 1;
+  const std::size_t length = lead >= 0xC2 && lead < 0xE0
+                                 ? 2
+                                 : (lead >= 0xE0 && lead < 0xF0 ? 3 : (lead >= 0xF0 && lead < 0xF5 ? 4 : 0));
+  if (length == 0 || at + length > text.size()) return 0;
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(at + i) & 0xC0U) != 0x80U) return 0;
+  }
+  const unsigned char next = byte(at + 1);
+  const bool overlong = (lead == 0xE0 && next < 0xA0) || (lead == 0xF0 && next < 0x90);
+  const bool beyond = (lead == 0xED && next >= 0xA0) || (lead == 0xF4 && next >= 0x90);
+  return overlong || beyond ? 0 : length;
+}
+
+}  // namespace
+
+std::string EscapeLabel(const std::string& value) {
+  std::string out;
+  for (std::size_t at = 0; at < value.size();) {
+    const std::size_t length = Utf8Length(value, at);
+    if (length == 0) {
+      out += "\xEF\xBF\xBD";
+      ++at;
+      continue;
+    }
+    const char c = value[at];
+    if (c == '\\' || c == '"') {
+      out += '\\';
+      out += c;
+    } else if (c == '\n') {
+      out += "\\n";
+    } else {
+      out.append(value, at, length);
+    }
+    at += length;
+  }
+  return out;
+}
+
+std::string ToPrometheus(const Snapshot& snapshot) {
+  return Exposition(snapshot).Write();
+}
+
+}  // namespace bitpager::daemon

@@ -102,13 +102,14 @@ typedef struct bp_session_info {
 } bp_session_info;
 BP_API int bp_session_get_info(bp_session* session, bp_session_info* out);
 
-/* Usage of the session's job; see the field names. Bytes count whole pages. */
+/* Usage of the session's job; see the field names. Bytes count whole pages. shared_bytes: weights that others
+ * have too, in full; the other figures have the job's part of them. */
 typedef struct bp_usage {
   uint32_t struct_bytes;
   uint32_t reserved;
   uint64_t resident_bytes, host_bytes, state_bytes, weight_bytes, resident_state_bytes, resident_weight_bytes,
       leased_bytes, loaded_bytes, stored_bytes, dropped_bytes, pages, share_bytes, stall_ns, steps,
-      nonfinite_blocks, device_budget_bytes, buffer_bytes, disk_bytes, disk_budget_bytes;
+      nonfinite_blocks, device_budget_bytes, buffer_bytes, disk_bytes, disk_budget_bytes, shared_bytes;
 } bp_usage;
 BP_API int bp_get_usage(bp_session* session, bp_usage* out);
 /* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there;
@@ -254,9 +255,9 @@ typedef struct bp_weight_options {
   int32_t nested;     /* double quantization */
   uint64_t elements;
   const char* name;
-  int32_t on_disk; /* 1: where its pages are not on the device they lie on the daemon's disk, not in host
-                      memory */
-  uint32_t reserved;
+  int32_t on_disk;  /* 1: where its pages are not on the device they lie on the daemon's disk, not in host
+                       memory */
+  int32_t unshared; /* 1: never held once with equal weights of the same user's jobs */
 } bp_weight_options;
 
 /* BP_UNSUPPORTED: on_disk, and the daemon keeps no pages on disk. */

@@ -103,7 +103,9 @@ int bp_get_usage(bp_session* session, bp_usage* out) {
     filled.buffer_bytes = usage->buffer_bytes;
     filled.disk_bytes = usage->disk_bytes;
     filled.disk_budget_bytes = usage->disk_budget_bytes;
-    return CopyOut(filled, out, "bp_usage");
+    filled.shared_bytes = usage->shared_bytes;
+    // Callers of before have no more.
+    return CopyOut(filled, out, "bp_usage", offsetof(bp_usage, disk_bytes));
   });
 }
 

@@ -1,4 +1,5 @@
 // The C ABI over the C++ API: quantized weights. Any thread; nothing throws out of here.
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -25,7 +26,7 @@ int bp_weight_create(bp_session* session, const bp_weight_options* options, uint
     }
     Result<std::unique_ptr<client::Weight>> made =
         client::Weight::Create(s, {static_cast<wire::QuantType>(in.quant_type), in.blocksize, in.nested != 0,
-                                   in.elements, Text(in.name), in.on_disk != 0});
+                                   in.elements, Text(in.name), in.unshared == 0, in.on_disk != 0});
     if (!made.ok()) return made.status();
     *weight = Keep(session, &bp_session::weights, std::move(*made));
     return {};

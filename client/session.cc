@@ -165,6 +165,7 @@ Result<Usage> Session::GetUsage() {
   usage.buffer_bytes = value(V::kBufferBytes);
   usage.disk_bytes = value(V::kDiskBytes);
   usage.disk_budget_bytes = value(V::kDiskBudgetBytes);
+  usage.shared_bytes = value(V::kSharedBytes);
   return usage;
 }
 

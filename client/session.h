@@ -47,6 +47,7 @@ struct Usage {
   std::uint64_t steps = 0;
   std::uint64_t nonfinite_blocks = 0;
   std::uint64_t device_budget_bytes = 0;
+  std::uint64_t shared_bytes = 0;  // of weights that others have too, in full; its part is in the others
   std::uint64_t buffer_bytes = 0;
   std::uint64_t disk_bytes = 0;
   std::uint64_t disk_budget_bytes = 0;  // of the daemon; 0: it keeps no pages on disk

@@ -61,6 +61,7 @@ Result<std::unique_ptr<Weight>> Weight::Create(const Session& session, const Wei
   body.type = options.type;
   body.nested = options.nested ? 1 : 0;
   body.on_disk = options.on_disk ? 1 : 0;
+  body.unshared = options.share ? 0 : 1;
   body.blocksize = options.blocksize;
   body.elements = options.elements;
   const Result<Connection::Lock> lock = connection->Enter();

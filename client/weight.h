@@ -23,6 +23,7 @@ struct WeightOptions {
   bool nested = false;           // double quantization
   std::uint64_t elements = 0;    // at least 1
   std::string name;              // shown to people; at most 63 bytes
+  bool share = true;             // its pages may be held once with those of equal weights
   bool on_disk = false;          // not in host memory: kUnsupported where the daemon keeps no pages on disk
 };
 

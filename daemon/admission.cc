@@ -81,7 +81,7 @@ AdmitResult Admit(const SessionScope& scope, const wire::RequestRecord& record, 
     case Op::kQuantize:
       return AdmitQuantize(scope, BodyOf<wire::QuantizeBody>(record), device);
     case Op::kMovePacked:
-      return AdmitMovePacked(scope, BodyOf<wire::PackedBody>(record));
+      return AdmitMovePacked(scope, BodyOf<wire::PackedBody>(record), device);
     case Op::kMoveStates:
       return AdmitMoveStates(scope, BodyOf<wire::StatesBody>(record));
     default:

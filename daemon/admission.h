@@ -47,7 +47,8 @@ using AdmitResult = wire::Result<std::unique_ptr<Work>>;
 [[nodiscard]] AdmitResult AdmitDequantize(const SessionScope& scope, const wire::DequantizeBody& body);
 [[nodiscard]] AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& body,
                                         kernels::Device& device);
-[[nodiscard]] AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& body);
+[[nodiscard]] AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& body,
+                                          kernels::Device& device);
 [[nodiscard]] AdmitResult AdmitMoveStates(const SessionScope& scope, const wire::StatesBody& body);
 
 // Finders with errors that name the extent and what it should have been.

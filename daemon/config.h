@@ -62,6 +62,7 @@ struct Config {
   double job_weight = 1.0;
   SizeSetting job_device_quota;  // kDefault: none but the budget; kPercent: of the budget
   SizeSetting job_host_quota;
+  bool share_weights = true;   // equal weights of one user's jobs are held once
   std::int64_t linger_ms = 0;  // 0: pages are dropped when the job's last session ends
 
   // ---- limits, life, log

@@ -194,6 +194,8 @@ constexpr std::array kSettings = std::to_array<Setting>({
      [](Config& c, const std::string& t) { return SetSize(c.job_device_quota, t); }},
     {"jobs.host_quota", "--job-host-quota", "SIZE", "host bytes of a job (none but the budget)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.job_host_quota, t); }},
+    {"jobs.share_weights", "--share-weights", "BOOL", "hold equal weights of one user's jobs once (true)", kBoolean,
+     [](Config& c, const std::string& t) { return SetBool(c.share_weights, t); }},
     {"jobs.linger", "--linger", "TIME", "how long a job's pages stay after its last session (0)", kText,
      SetLinger},
     {"limits.max_sessions", "--max-sessions", "N", "sessions at a time (256)", kInteger,

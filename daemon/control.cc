@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "client/wire/text.h"
+#include "daemon/host_room.h"
 #include "daemon/pidfd.h"
 #include "daemon/shared_memory.h"
 
@@ -216,7 +217,7 @@ Status Control::CreateBuffer(Call& call) {
     return {Code::kInvalidArgument, "a buffer has 1 byte to 64 TiB, not " + std::to_string(body.bytes) + "."};
   }
   Job& job = *core_.registry.FindJob(call.session->identity().job);
-  Status room = lifecycle_.CheckHostRoom(job, body.bytes, "a shared buffer");
+  Status room = CheckHostRoom(core_, job, body.bytes, "a shared buffer");
   if (!room.ok()) return room;
   wire::Result<wire::UniqueFd> memory = MakeSealedMemory("bitpager-buffer", body.bytes);
   if (!memory.ok()) return memory.status();

@@ -38,6 +38,7 @@ Status Control::Usage(Call& call) {
   set(UsageValue::kBufferBytes, job.buffer_bytes);
   set(UsageValue::kDiskBytes, usage->disk_frames * page);
   set(UsageValue::kDiskBudgetBytes, core_.settings.pager.disk_frames * page);
+  set(UsageValue::kSharedBytes, usage->shared_pages * page);
   return {};
 }
 

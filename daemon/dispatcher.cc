@@ -129,6 +129,16 @@ int Dispatcher::ReapSessions() {
   return reaped;
 }
 
+int Dispatcher::SettleWeights() {
+  const int work = sharing_.Poll();
+  if (work == 0) return 0;
+  for (const wire::SessionId id : sharing_.TakeSettled()) {
+    if (Session* session = core_.registry.FindSession(id); session != nullptr) tasks_.Settled(*session);
+  }
+  tasks_.Touch();
+  return work;
+}
+
 void Dispatcher::CheckDevice() {
   Status fault = core_.device.TakeFault();
   if (fault.ok()) fault = core_.mover.disk_fault();
@@ -148,6 +158,7 @@ int Dispatcher::DoWork() {
     CheckDevice();
   }
   work += moved + tasks_.PumpPager();
+  work += SettleWeights();
   work += ReapSessions() + lifecycle_.EmptyBuffers();
   const std::uint64_t now_ns = core_.clock.NowNs();
   work += tasks_.TellBursts(now_ns);

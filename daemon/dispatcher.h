@@ -18,6 +18,7 @@
 #include "daemon/lifecycle.h"
 #include "daemon/mailbox.h"
 #include "daemon/pressure.h"
+#include "daemon/sharing.h"
 #include "daemon/tasks.h"
 
 namespace bitpager::daemon {
@@ -56,6 +57,7 @@ class Dispatcher {
       : epoll_(std::move(epoll)), core_(settings, device, clock), mailbox_(std::move(bell)) {}
 
   int ServeSessions();
+  int SettleWeights();
   [[nodiscard]] int ReapSessions();
   // At most `longest_ns`; negative: until something rings.
   void Sleep(std::int64_t longest_ns = -1);
@@ -68,12 +70,13 @@ class Dispatcher {
 
   wire::UniqueFd epoll_;  // first: the sessions in core_ take their bells out of it
   Core core_;
+  Mailbox mailbox_;
   Leases leases_{core_};
-  Lifecycle lifecycle_{core_, leases_};
-  Tasks tasks_{core_, leases_};
+  Sharing sharing_{core_, leases_, [this] { mailbox_.Post([] {}); }};
+  Lifecycle lifecycle_{core_, leases_, sharing_};
+  Tasks tasks_{core_, leases_, sharing_};
   Pressure pressure_{core_};
   Control control_{core_, lifecycle_, tasks_, pressure_};
-  Mailbox mailbox_;
   std::atomic<bool> stopping_{false};  // pairs with Run's load; the mailbox's bell wakes it
   std::unordered_map<wire::SessionId, ConnectionRef, wire::IdHash> connections_;  // by session
   bool ending_ = false;   // no more requests are taken

@@ -39,7 +39,8 @@ struct Weight {
   std::string name;
   kernels::WeightFormat format;
   std::uint64_t elements = 0;
-  bool filled = false;  // quantized or imported: may be read
+  bool filled = false;    // quantized or imported: may be read
+  bool shareable = true;  // its pages may be had by other weights that hold the same
   [[nodiscard]] std::uint64_t blocks() const { return quant::BlocksOf(elements, format.layout.blocksize); }
 };
 
@@ -48,6 +49,8 @@ struct Extent {
   wire::JobId job;
   wire::SessionId owner;  // none while it lingers
   std::uint64_t pages = 0;
+  wire::ExtentId paged;  // what the pager calls its pages: `id`, unless they are shared or were
+  wire::ExtentId fresh;  // pages of its own that are being filled in place of shared ones; else none
   std::variant<Arena, Weight> body;
 
   [[nodiscard]] Arena* arena() { return std::get_if<Arena>(&body); }

@@ -15,21 +15,22 @@ Status Leases::Grant(Session& session, const Extent& extent, wire::CompletionRec
   if (Again(session, extent, completion)) return {};
   Hold hold;
   hold.session = session.identity().id;
+  hold.weight = extent.id;
   hold.frames = extent.pages;
   hold.generation = ++last_generation_;
   Table& table = tables_[hold.session];
   if (!TakeRoom(table, extent.pages, hold)) {
     return {Code::kFull, "this session holds as many leases as its table has room for."};
   }
-  std::vector<Hold>& holders = holds_[extent.id];
+  std::vector<Hold>& holders = holds_[extent.paged];
   if (holders.empty()) {
-    Status leased = core_.pager.Lease(extent.id);
+    Status leased = core_.pager.Lease(extent.paged);
     if (!leased.ok()) {
       GiveRoom(hold);
-      holds_.erase(extent.id);
+      holds_.erase(extent.paged);
       return leased;
     }
-  } else if (std::find(revoking_.begin(), revoking_.end(), extent.id) != revoking_.end()) {
+  } else if (std::find(revoking_.begin(), revoking_.end(), extent.paged) != revoking_.end()) {
     GiveRoom(hold);
     return {Code::kFull, "the lease on this weight is being revoked."};
   }
@@ -41,10 +42,10 @@ Status Leases::Grant(Session& session, const Extent& extent, wire::CompletionRec
 
 // The session holds a lease on the extent: the same one serves.
 bool Leases::Again(const Session& session, const Extent& extent, wire::CompletionRecord& completion) const {
-  const auto found = holds_.find(extent.id);
+  const auto found = holds_.find(extent.paged);
   if (found == holds_.end()) return false;
   for (const Hold& hold : found->second) {
-    if (hold.session != session.identity().id || hold.revoked) continue;
+    if (hold.session != session.identity().id || hold.weight != extent.id || hold.revoked) continue;
     Fill(extent, hold, completion);
     return true;
   }
@@ -101,7 +102,7 @@ void Leases::GiveRoom(const Hold& hold) {
 void Leases::Publish(Session& session, const Extent& extent, const Hold& hold) {
   const wire::SegmentView view = session.segment();
   for (std::uint64_t page = 0; page < extent.pages; ++page) {
-    const paging::FrameRef frame = *core_.pager.FrameOf({extent.id, page});
+    const paging::FrameRef frame = *core_.pager.FrameOf({extent.paged, page});
     const kernels::DeviceSegment& segment = *core_.mover.SegmentOf(frame);
     view.lease_frames()[hold.first_frame + page] = {core_.mover.MappingOf(segment),
                                                     segment.fd_offset + frame.slot * core_.page_bytes()};
@@ -127,16 +128,17 @@ bool Leases::StillUsed(const Hold& hold) {
 void Leases::Revoke(wire::ExtentId extent) {
   const auto found = holds_.find(extent);
   if (found == holds_.end()) return;
-  for (Hold& hold : found->second) {
-    if (hold.revoked) continue;
-    hold.revoked = true;
-    hold.revoked_ns = core_.clock.NowNs();
-    Session* session = core_.registry.FindSession(hold.session);
-    if (session != nullptr) {
-      session->segment().leases()[hold.slot].revoke.store(hold.generation, std::memory_order_seq_cst);
-    }
-  }
+  for (Hold& hold : found->second) Tell(hold);
   if (std::find(revoking_.begin(), revoking_.end(), extent) == revoking_.end()) revoking_.push_back(extent);
+}
+
+void Leases::Tell(Hold& hold) {
+  if (hold.revoked) return;
+  hold.revoked = true;
+  hold.revoked_ns = core_.clock.NowNs();
+  Session* session = core_.registry.FindSession(hold.session);
+  if (session == nullptr) return;
+  session->segment().leases()[hold.slot].revoke.store(hold.generation, std::memory_order_seq_cst);
 }
 
 int Leases::Poll() {
@@ -208,6 +210,20 @@ void Leases::DropSession(wire::SessionId session) {
     std::erase(revoking_, extent);
     Released(extent);
   }
+}
+
+void Leases::DropHolds(const Extent& weight) {
+  const auto found = holds_.find(weight.paged);
+  if (found == holds_.end()) return;
+  std::erase_if(found->second, [&](Hold& hold) {
+    if (hold.weight != weight.id) return false;
+    Tell(hold);
+    GiveRoom(hold);
+    return true;
+  });
+  if (!found->second.empty()) return;
+  std::erase(revoking_, weight.paged);
+  Released(weight.paged);
 }
 
 void Leases::DropExtent(wire::ExtentId extent) {

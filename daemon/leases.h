@@ -25,7 +25,7 @@ class Leases {
   // first.
   [[nodiscard]] wire::Status Grant(Session& session, const Extent& extent,
                                    wire::CompletionRecord& completion);
-  // Asks every holder to let go.
+  // Asks every holder of what the pager calls `extent` to let go.
   void Revoke(wire::ExtentId extent);
   // Looks at holders that were asked; reports extents that nobody holds any more, and those that became
   // overdue. Returns how many.
@@ -38,12 +38,16 @@ class Leases {
   [[nodiscard]] std::string OverdueText() const;
   // Its client is gone: whatever it held is free.
   void DropSession(wire::SessionId session);
-  // The extent goes away: holders are told, and nothing waits for them longer than their next look.
+  // What the pager calls `extent` goes away: holders are told, and nothing waits for them longer than their
+  // next look.
   void DropExtent(wire::ExtentId extent);
+  // The weight leaves its pages, which others have too: the same for its holders alone.
+  void DropHolds(const Extent& weight);
 
  private:
   struct Hold {
     wire::SessionId session;
+    wire::ExtentId weight;  // as its session knows it
     std::uint32_t slot = 0;
     std::uint64_t first_frame = 0;
     std::uint64_t frames = 0;
@@ -68,10 +72,11 @@ class Leases {
   [[nodiscard]] bool StillUsed(const Hold& hold);
   [[nodiscard]] bool Overdue(wire::ExtentId extent, const std::vector<Hold>& holders);
   void Released(wire::ExtentId extent);
+  void Tell(Hold& hold);
 
   Core& core_;
   std::uint64_t last_generation_ = 0;
-  std::map<wire::ExtentId, std::vector<Hold>> holds_;
+  std::map<wire::ExtentId, std::vector<Hold>> holds_;  // by what the pager calls their pages
   std::map<wire::SessionId, Table> tables_;
   std::vector<wire::ExtentId> revoking_;
   std::map<wire::ExtentId, std::string> overdue_;  // who holds them

@@ -12,12 +12,13 @@
 #include "client/wire/status.h"
 #include "daemon/core.h"
 #include "daemon/leases.h"
+#include "daemon/sharing.h"
 
 namespace bitpager::daemon {
 
 class Lifecycle {
  public:
-  Lifecycle(Core& core, Leases& leases) : core_(core), leases_(leases) {}
+  Lifecycle(Core& core, Leases& leases, Sharing& sharing) : core_(core), leases_(leases), sharing_(sharing) {}
 
   // ---- sessions
   [[nodiscard]] wire::Result<Session*> Open(const Peer& peer, const wire::HelloBody& hello);
@@ -31,10 +32,7 @@ class Lifecycle {
   [[nodiscard]] wire::Result<Extent*> CreateWeight(Session& session, const wire::CreateWeightBody& body);
   [[nodiscard]] wire::Status Drop(Session& session, wire::ExtentId id);
 
-  // ---- memory: kQuotaExceeded or kBudgetExceeded, with the bytes, when `bytes` more of host memory for this
-  // job would pass a limit.
-  [[nodiscard]] wire::Status CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const;
-
+  // ---- memory
   // The session releases a buffer. kNotFound. Of the daemon's own, the memory is gone soon, whoever keeps the
   // file: EmptyBuffers takes it away in pieces.
   [[nodiscard]] wire::Status ReleaseBuffer(Session& session, wire::BufferId id);
@@ -67,6 +65,7 @@ class Lifecycle {
 
   Core& core_;
   Leases& leases_;
+  Sharing& sharing_;
   std::vector<wire::SessionId> dead_;
   std::deque<BufferRef> emptying_;  // released by their sessions
 };

@@ -3,34 +3,13 @@
 #include <string>
 
 #include "client/wire/text.h"
+#include "daemon/host_room.h"
 #include "daemon/lifecycle.h"
 
 namespace bitpager::daemon {
 
 using wire::Code;
 using wire::Status;
-
-Status Lifecycle::CheckHostRoom(const Job& job, std::uint64_t bytes, const char* what) const {
-  const std::uint64_t page = core_.page_bytes();
-  const auto usage = core_.pager.Usage(job.id);
-  const std::uint64_t mine = (usage ? usage->host_frames * page : 0) + job.buffer_bytes;
-  const std::uint64_t quota = job.spec.host_quota_frames * page;
-  if (quota != 0 && (mine > quota || bytes > quota - mine)) {
-    return {Code::kQuotaExceeded,
-            std::string(what) + " needs " + std::to_string(bytes) + " bytes of host memory; job '" +
-                job.name + "' has " + std::to_string(quota > mine ? quota - mine : 0) + " of its quota of " +
-                std::to_string(quota) + " left. Hint: bitpager limit " + job.name + " --host SIZE."};
-  }
-  const std::uint64_t used = core_.pager.used_host_frames() * page + core_.registry.buffer_bytes();
-  const std::uint64_t budget = core_.settings.host_budget_bytes;
-  if (used > budget || bytes > budget - used) {
-    return {Code::kBudgetExceeded,
-            std::string(what) + " needs " + std::to_string(bytes) + " bytes of host memory; the daemon has " +
-                std::to_string(budget > used ? budget - used : 0) + " of its host budget of " +
-                std::to_string(budget) + " left. Hint: raise --host-budget."};
-  }
-  return {};
-}
 
 wire::Result<Arena> Lifecycle::MakeArena(Session& session, const wire::CreateArenaBody& body) {
   const bool known = body.rule <= wire::Rule::kLion &&
@@ -137,21 +116,23 @@ Status Lifecycle::CheckReplace(const Extent& kept, std::uint64_t pages,
   spec.job = job.id;
   spec.pages = pages;
   const std::uint64_t freed_bytes =
-      core_.pager.HostFrameOf({kept.id, 0}) == ~0ULL ? 0 : kept.pages * core_.page_bytes();
+      core_.pager.HostFrameOf({kept.paged, 0}) == ~0ULL ? 0 : kept.pages * core_.page_bytes();
   const std::uint64_t bytes = pages * core_.page_bytes();
   if (spec.evictable && bytes > freed_bytes) {
-    Status room =
-        CheckHostRoom(job, bytes - freed_bytes, "an optimizer arena, beyond the kept one in its place,");
+    Status room = CheckHostRoom(core_, job, bytes - freed_bytes,
+                                "an optimizer arena, beyond the kept one in its place,");
     if (!room.ok()) return room;
   }
-  Status fits = core_.pager.CheckReplace(kept.id, spec);
+  Status fits = core_.pager.CheckReplace(kept.paged, spec);
   if (fits.ok()) return {};
   return {fits.code(), fits.message() + ". The kept states are as they were."};
 }
 
 wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::CreateWeightBody& body) {
-  if (body.type > wire::QuantType::kFP4 || body.nested > 1 || !wire::IsTerminated(body.name)) {
-    return Status(Code::kInvalidArgument, "a weight is NF4 or FP4, nested or not, with a terminated name.");
+  if (body.type > wire::QuantType::kFP4 || body.nested > 1 || body.unshared > 1 ||
+      !wire::IsTerminated(body.name)) {
+    return Status(Code::kInvalidArgument,
+                  "a weight is NF4 or FP4, nested or not, unshared or not, with a terminated name.");
   }
   if (body.on_disk > 1) return Status(Code::kInvalidArgument, "a weight lies on disk (1) or not (0).");
   if (body.on_disk == 1 && core_.settings.pager.disk_frames == 0) {
@@ -170,6 +151,7 @@ wire::Result<Extent*> Lifecycle::CreateWeight(Session& session, const wire::Crea
   weight.format.type = body.type;
   weight.format.layout = *layout;
   weight.elements = body.elements;
+  weight.shareable = core_.settings.share_weights && body.unshared == 0 && body.on_disk == 0;
   Extent extent;
   extent.pages = quant::PagesOf(*layout, body.elements);
   extent.body = std::move(weight);
@@ -187,12 +169,13 @@ wire::Result<Extent*> Lifecycle::Admit(Session& session, Extent extent, const pa
   spec.job = job.id;
   spec.pages = extent.pages;
   if (spec.evictable && !spec.on_disk) {
-    Status room = CheckHostRoom(job, extent.pages * core_.page_bytes(), what);
+    Status room = CheckHostRoom(core_, job, extent.pages * core_.page_bytes(), what);
     if (!room.ok()) return room;
   }
   wire::Result<wire::ExtentId> id = core_.pager.AddExtent(spec);
   if (!id.ok()) return id.status();
   extent.id = *id;
+  extent.paged = *id;
   extent.job = job.id;
   extent.owner = session.identity().id;
   Extent& added = core_.registry.AddExtent(std::move(extent));
@@ -217,9 +200,8 @@ Status Lifecycle::Drop(Session& session, wire::ExtentId id) {
 }
 
 void Lifecycle::DropExtent(Extent& extent) {
-  leases_.DropExtent(extent.id);
-  core_.pager.RemoveExtent(extent.id);
-  core_.room.Freed(core_.clock.NowNs());
+  sharing_.AbandonFill(extent);
+  sharing_.Drop(extent);
   core_.registry.RemoveExtent(extent.id);
 }
 

@@ -96,6 +96,7 @@ void AddState(JobSnapshot& to, const JobSnapshot& more) {
   }
   to.dirty_bytes += more.dirty_bytes;
   to.leased_bytes += more.leased_bytes;
+  to.shared_bytes += more.shared_bytes;
   to.buffer_bytes += more.buffer_bytes;
   to.device_quota_bytes += more.device_quota_bytes;
   to.share_bytes += more.share_bytes;
@@ -261,6 +262,9 @@ void Exposition::WriteJobs() {
          [](const J& j) { return j.dirty_bytes; });
   OfJobs("leased_bytes", "Bytes of pages that clients read in place.",
          [](const J& j) { return j.leased_bytes; });
+  OfJobs("shared_bytes",
+         "Bytes of weights that other jobs have too, in full; a job's part of them is in the other figures.",
+         [](const J& j) { return j.shared_bytes; });
   OfJobs("buffer_bytes", "Shared memory for parameters and gradients that the daemon made for clients.",
          [](const J& j) { return j.buffer_bytes; });
   OfJobs("quota_bytes", "Device bytes that a job may have; 0: no limit but the budget.",

@@ -64,6 +64,7 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   out.job_device_quota_bytes = budgets.job_device_quota_bytes;
   out.job_host_quota_bytes = budgets.job_host_quota_bytes;
   out.linger_ms = config.linger_ms;
+  out.share_weights = config.share_weights;
   out.max_sessions = config.max_sessions;
   out.max_sessions_of_user = config.max_sessions_of_user;
   out.lease_return_ms = static_cast<std::uint64_t>(config.lease_return_ms);

@@ -1,7 +1,10 @@
 #include "daemon/observe.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <set>
+#include <vector>
 
 #include "daemon/config.h"
 #include "daemon/event.h"
@@ -15,7 +18,8 @@ ExtentSnapshot ObserveExtent(const Core& core, const Extent& extent) {
   out.id = extent.id.value;
   out.pages = extent.pages;
   out.lingering = !extent.owner;
-  out.resident_bytes = core.pager.FramesOf(extent.id) * core.page_bytes();
+  out.uses = core.pager.UsesOf(extent.paged);
+  out.resident_bytes = core.pager.FramesOf(extent.paged) * core.page_bytes();
   if (const Arena* arena = extent.arena(); arena != nullptr) {
     out.kind = "optimizer_state";
     out.name = arena->key.optimizer;
@@ -60,8 +64,8 @@ HistogramSnapshot ObserveHistogram(const Histogram& histogram) {
 }
 
 // What the same elements take elsewhere, less what they take here.
-void ObserveSaved(const Extent& extent, std::uint64_t page, SavedSnapshot& out) {
-  const std::uint64_t ours = extent.pages * page;
+void ObserveSaved(const Extent& extent, std::uint64_t uses, std::uint64_t page, SavedSnapshot& out) {
+  const std::uint64_t ours = extent.pages * page / std::max<std::uint64_t>(1, uses);
   const auto saved = [&](std::uint64_t theirs) { return theirs > ours ? theirs - ours : 0; };
   if (const Weight* weight = extent.weight(); weight != nullptr) {
     out.weights_16bit += saved(2 * weight->elements);
@@ -80,6 +84,7 @@ void ObservePages(const paging::JobUsage& usage, std::uint64_t page, JobSnapshot
   out.disk_bytes = usage.disk_frames * page;
   out.leased_bytes = usage.leased_frames * page;
   out.dirty_bytes = usage.dirty_pages * page;
+  out.shared_bytes = usage.shared_pages * page;
   for (std::size_t kind = 0; kind < 2; ++kind) {
     out.bytes_by_kind[kind] = usage.pages_by_kind[kind] * page;
     out.resident_by_kind[kind] = usage.resident_by_kind[kind] * page;
@@ -117,7 +122,7 @@ JobSnapshot ObserveJob(Core& core, const Job& job, std::uint64_t now_ns) {
   for (const wire::ExtentId id : job.extents) {
     const Extent& extent = *core.registry.FindExtent(id);
     out.extents.push_back(ObserveExtent(core, extent));
-    ObserveSaved(extent, page, out.saved_bytes);
+    ObserveSaved(extent, out.extents.back().uses, page, out.saved_bytes);
   }
   return out;
 }
@@ -236,19 +241,24 @@ DevicePages ObservePages(const Core& core, std::uint64_t cells) {
   out.kind = core.device_info.kind;
   out.gpu = out.kind == "cpu" ? out.kind : "";
   out.page_bytes = core.page_bytes();
-  std::uint64_t jobs = 0;
+  // What several weights lie in is shown once, with the first job that has it.
+  std::map<wire::JobId, std::vector<wire::ExtentId>> shown;
+  std::set<wire::ExtentId> seen;
   for (const auto& [id, job] : core.registry.jobs()) {
-    std::uint64_t pages = 0;
-    for (const wire::ExtentId extent : job.extents) pages += core.registry.FindExtent(extent)->pages;
-    out.pages += pages;
-    jobs += pages > 0 ? 1 : 0;
+    for (const wire::ExtentId name : job.extents) {
+      const Extent& extent = *core.registry.FindExtent(name);
+      if (!seen.insert(extent.paged).second) continue;
+      shown[id].push_back(extent.paged);
+      out.pages += extent.pages;
+    }
   }
+  const std::uint64_t jobs = shown.size();
   // Every job may have a cell that is not full.
   const std::uint64_t whole = cells > jobs ? cells - jobs : 1;
   out.pages_per_cell = std::max<std::uint64_t>(1, (out.pages + whole - 1) / whole);
   for (const auto& [id, job] : core.registry.jobs()) {
     paging::PageCells of_job{out.pages_per_cell, 0, {}};
-    for (const wire::ExtentId extent : job.extents) core.pager.ReadPages(extent, of_job);
+    for (const wire::ExtentId extent : shown[id]) core.pager.ReadPages(extent, of_job);
     if (of_job.cells.empty()) continue;
     const auto index = static_cast<std::uint32_t>(out.jobs.size());
     out.jobs.push_back(job.name);

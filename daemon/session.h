@@ -44,7 +44,10 @@ struct ActiveTask {
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;
   std::uint32_t runs_in_flight = 0;
-  std::uint64_t loaded_before = 0;  // the job's counters when it was admitted
+  bool settling = false;  // done, but for the shared base (sharing.h): then it completes with this
+  wire::CompletionRecord completion;
+  wire::ExtentId counted;           // copies of pages that are counted with its own
+  std::uint64_t loaded_before = 0;  // when it was admitted
   std::uint64_t stored_before = 0;
 };
 

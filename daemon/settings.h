@@ -16,6 +16,7 @@ struct Settings {
   std::uint64_t job_device_quota_bytes = 0;  // 0: none but the budget
   std::uint64_t job_host_quota_bytes = 0;
   std::int64_t linger_ms = 0;
+  bool share_weights = true;  // equal weights of one share domain lie in the same pages
   std::uint32_t max_sessions = 256;
   std::uint32_t max_sessions_of_user = 256;  // of each uid but root and owner_uid
   std::uint64_t host_budget_bytes = 0;

@@ -94,6 +94,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Exten
   visit("resident_bytes", s.resident_bytes);
   visit("step", s.step);
   visit("lingering", s.lingering);
+  visit("uses", s.uses);
 }
 
 template <typename S, typename V>
@@ -115,6 +116,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("leased_bytes", s.leased_bytes);
   visit("dirty_bytes", s.dirty_bytes);
   visit("buffer_bytes", s.buffer_bytes);
+  visit("shared_bytes", s.shared_bytes);
   visit("bytes_by_kind", s.bytes_by_kind);
   visit("resident_bytes_by_kind", s.resident_by_kind);
   visit("share_bytes", s.share_bytes);

@@ -67,9 +67,10 @@ struct ExtentSnapshot {
   std::string name;  // optimizer or weight
   std::uint32_t rank = 0;
   std::uint64_t pages = 0;
-  std::uint64_t resident_bytes = 0;
-  std::uint64_t step = 0;  // optimizer states: the step they are at
-  bool lingering = false;  // kept without a session
+  std::uint64_t resident_bytes = 0;  // of all its pages, whoever has them too
+  std::uint64_t step = 0;            // optimizer states: the step they are at
+  bool lingering = false;            // kept without a session
+  std::uint64_t uses = 1;            // weights, of this and other jobs, that lie in its pages
 };
 
 struct JobSnapshot {
@@ -89,7 +90,10 @@ struct JobSnapshot {
   std::uint64_t disk_bytes = 0;  // likewise
   std::uint64_t leased_bytes = 0;
   std::uint64_t dirty_bytes = 0;
-  std::uint64_t buffer_bytes = 0;                      // slabs that the daemon made for it
+  std::uint64_t buffer_bytes = 0;  // slabs that the daemon made for it
+  // Weights that others have too, in full. The other figures have the job's part of them, so that all jobs'
+  // sum to the device's.
+  std::uint64_t shared_bytes = 0;
   std::array<std::uint64_t, 2> bytes_by_kind = {};     // indexed by wire::ExtentKind: all pages
   std::array<std::uint64_t, 2> resident_by_kind = {};  // indexed by wire::ExtentKind
   std::uint64_t share_bytes = 0;                       // fair share of the device now

@@ -59,6 +59,14 @@ void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
     completion.op = record.op;
     return Complete(session, completion, admitted.status(), taken_ns_);
   }
+  if (Extent* const filled = (*admitted)->Fills().extent; filled != nullptr) {
+    if (Status begun = sharing_.BeginFill(*filled); !begun.ok()) {
+      wire::CompletionRecord completion;
+      completion.ticket = record.ticket;
+      completion.op = record.op;
+      return Complete(session, completion, begun, taken_ns_);
+    }
+  }
   ActiveTask& task = session.active.emplace();
   task.ticket = record.ticket;
   task.op = record.op;
@@ -80,7 +88,7 @@ void Tasks::StartLease(Session& session, const wire::RequestRecord& record) {
   task.ticket = record.ticket;
   task.op = record.op;
   task.lease_extent = (*extent)->id;
-  Submit(session, {(*extent)->job, paging::Access::kRead, {{(*extent)->id, 0, (*extent)->pages}}, false});
+  Submit(session, {(*extent)->job, paging::Access::kRead, {{(*extent)->paged, 0, (*extent)->pages}}, false});
 }
 
 void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
@@ -88,10 +96,10 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   task.taken_ns = taken_ns_;
   task.admitted_ns = core_.clock.NowNs();
   task.idle_since_ns = task.admitted_ns;
-  if (const auto usage = core_.pager.Usage(spec.job); usage) {
-    task.loaded_before = usage->loaded_pages;
-    task.stored_before = usage->stored_pages;
-  }
+  if (!spec.ranges.empty()) task.counted = spec.ranges.front().extent;
+  const paging::Pager::Moves before = core_.pager.MovesWith(task.counted);
+  task.loaded_before = before.loaded;
+  task.stored_before = before.stored;
   wire::Result<wire::RequestId> request = core_.pager.Submit(spec);
   touched_ = true;
   if (request.ok()) {
@@ -105,6 +113,9 @@ void Tasks::Submit(Session& session, const paging::RequestSpec& spec) {
   wire::CompletionRecord completion;
   completion.ticket = task.ticket;
   completion.op = task.op;
+  if (task.work != nullptr && task.work->Fills().extent != nullptr) {
+    sharing_.AbandonFill(*task.work->Fills().extent);
+  }
   session.active.reset();
   Complete(session, completion, request.status(), taken_ns_);
 }
@@ -119,8 +130,8 @@ Status Tasks::Prefetch(Session& session, const wire::PrefetchBody& body) {
                                    " (" + std::to_string(extent->pages) + " pages)."};
   }
   const std::uint64_t pages = body.pages == 0 ? extent->pages - body.first_page : body.pages;
-  wire::Result<wire::RequestId> request =
-      core_.pager.Submit({extent->job, paging::Access::kRead, {{extent->id, body.first_page, pages}}, true});
+  wire::Result<wire::RequestId> request = core_.pager.Submit(
+      {extent->job, paging::Access::kRead, {{extent->paged, body.first_page, pages}}, true});
   touched_ = true;
   return request.status();
 }
@@ -199,8 +210,18 @@ int Tasks::RefuseStarved() {
     core_.pager.Cancel(session->active->request);
     ++refused;
   }
+  sharing_.reader().CancelStarved();
   if (refused > 0) touched_ = true;
   return refused;
+}
+
+void Tasks::TakePages(std::span<const paging::RunAction> runs) {
+  pages_.clear();
+  for (const paging::RunAction& run : runs) {
+    for (const paging::RunPage& page : run.pages) {
+      pages_.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
+    }
+  }
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
@@ -228,18 +249,17 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
     task->runs_in_flight += static_cast<std::uint32_t>(runs.size());
     if (task->work != nullptr) {
       if (runs.front().window == 0) task->work->Prepare(core_.device);
-      pages_.clear();
-      for (const paging::RunAction& run : runs) {
-        for (const paging::RunPage& page : run.pages) {
-          pages_.push_back({page.page.index, core_.mover.AddressOf(page.frame), page.zero});
-        }
-      }
+      TakePages(runs);
       event = task->work->Launch(core_.device, pages_);
     }
     if (runs.back().last) {
       event =
           core_.device.Signal(kernels::Queue::kCompute, &session->segment().header().done.word, task->ticket);
     }
+  }
+  if (task == nullptr && sharing_.reader().Owns(runs.front().request)) {
+    TakePages(runs);
+    event = sharing_.reader().Launch(pages_);
   }
   for (const paging::RunAction& run : runs) runs_.push_back({event, run.request, run.window});
 }
@@ -274,114 +294,6 @@ void Tasks::RunEnded(const Run& run) {
   if (session != nullptr && session->failed()) session->ReleaseWaiters();
   core_.pager.RunDone(run.request, run.window);
   touched_ = true;
-}
-
-void Tasks::Finished(wire::RequestId request) {
-  Session* session = nullptr;
-  ActiveTask* task = TaskOf(request, &session);
-  requests_.erase(request);
-  if (task == nullptr) return;
-  wire::CompletionRecord completion;
-  completion.ticket = task->ticket;
-  completion.op = task->op;
-  const std::uint64_t taken_ns = task->taken_ns;
-  if (!task->refused.ok()) {
-    const Status refused = task->refused;
-    session->active.reset();
-    return Complete(*session, completion, refused, taken_ns);
-  }
-  if (task->work != nullptr) {
-    FinishWork(*session, *task, completion);
-    return;
-  }
-  const Extent* extent = core_.registry.FindExtent(task->lease_extent);
-  session->active.reset();
-  if (extent == nullptr) {
-    Complete(*session, completion, {Code::kNotFound, "the weight was dropped while a lease was asked for."},
-             taken_ns);
-  } else {
-    Status granted = leases_.Grant(*session, *extent, completion);
-    Complete(*session, completion, granted, taken_ns);
-  }
-}
-
-void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecord& completion) {
-  Job* job = core_.registry.FindJob(session.identity().job);
-  Status status = task.work->Finish(completion);
-  const bool input_lost = task.work->InputLost();
-  const std::uint64_t now = core_.clock.NowNs();
-  if (const auto usage = core_.pager.Usage(job->id); usage) {
-    completion.values[2] = usage->loaded_pages - task.loaded_before;
-    completion.values[3] = usage->stored_pages - task.stored_before;
-  }
-  completion.values[4] = now - task.admitted_ns;
-  completion.values[5] = task.stall_ns;
-  job->counters.stall_ns += task.stall_ns;
-  job->stall_ns_last = task.stall_ns;
-  core_.counters.jobs.stall_ns += task.stall_ns;
-  core_.counters.stall.Observe(task.stall_ns);
-  if (task.op == Op::kStep) {
-    CountStep(session, *job, task, completion, now);
-    // Pairs with an acquire load by whoever asks which step was applied last.
-    session.segment().header().applied_step.word.store(task.ticket, std::memory_order_release);
-  }
-  const std::uint64_t taken_ns = task.taken_ns;
-  session.active.reset();
-  if (input_lost) {
-    status = {Code::kOutOfRange, "a registered buffer was shrunk while it was used; the session ends."};
-  }
-  Complete(session, completion, status, taken_ns);
-  if (input_lost) FailSession(session, status);
-}
-
-void Tasks::CountStep(const Session& session, Job& job, const ActiveTask& task,
-                      const wire::CompletionRecord& completion, std::uint64_t now_ns) {
-  const std::uint64_t nonfinite_blocks = completion.values[0];
-  for (JobCounters* counters : {&job.counters, &core_.counters.jobs}) {
-    ++counters->steps;
-    counters->nonfinite_blocks += nonfinite_blocks;
-  }
-  job.step_ns_last = now_ns - task.taken_ns;
-  core_.counters.step.Observe(job.step_ns_last);
-  if (nonfinite_blocks == 0) return;
-  core_.TellSeldom({"nonfinite", job.name, 0,
-                    "request " + std::to_string(task.ticket) + " of rank " +
-                        std::to_string(session.identity().rank) + ": " + std::to_string(nonfinite_blocks) +
-                        " blocks of gradients with NaN or inf, the first in tensor " +
-                        std::to_string(completion.values[1])});
-}
-
-void Tasks::Complete(Session& session, wire::CompletionRecord& completion, const Status& status,
-                     std::uint64_t taken_ns) {
-  core_.counters.request.Observe(core_.clock.NowNs() - taken_ns);
-  completion.code = static_cast<std::uint32_t>(status.code());
-  wire::CopyText(completion.message, status.message());
-  if (!status.ok()) ++core_.counters.errors[status.code()];
-  if (session.failed() || session.closing) return;
-  wire::Word& done = session.segment().header().done.word;
-  // Pairs with the client's wait on `done`. The device stores it for works; here for all others.
-  if (done.load(std::memory_order_relaxed) < completion.ticket) {
-    done.store(completion.ticket, std::memory_order_release);
-  }
-  if (!session.Complete(completion)) {
-    FailSession(session, {Code::kProtocol, "the completion ring is full or its cursor was overwritten."});
-  }
-}
-
-void Tasks::FailSession(Session& session, const Status& why) {
-  if (session.failed()) return;
-  ++core_.counters.errors[why.code()];
-  session.Fail(why.code());
-  session.closing = true;
-  const Job* job = core_.registry.FindJob(session.identity().job);
-  core_.TellSeldom({"error", job->name, 0, why.message()});
-}
-
-void Tasks::FailAll(const Status& fault) {
-  for (auto& [id, session] : core_.registry.sessions()) {
-    if (session->active && session->active->work != nullptr) session->active->work->Abandon();
-    FailSession(*session, fault);
-  }
 }
 
 }  // namespace bitpager::daemon

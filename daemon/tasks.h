@@ -12,12 +12,13 @@
 #include "daemon/core.h"
 #include "daemon/evict_bursts.h"
 #include "daemon/leases.h"
+#include "daemon/sharing.h"
 
 namespace bitpager::daemon {
 
 class Tasks {
  public:
-  Tasks(Core& core, Leases& leases) : core_(core), leases_(leases) {}
+  Tasks(Core& core, Leases& leases, Sharing& sharing) : core_(core), leases_(leases), sharing_(sharing) {}
 
   // Starts the session's next tickets as far as they can go now. Returns how many records it took.
   int Advance(Session& session);
@@ -25,6 +26,8 @@ class Tasks {
   int PollRuns();
   // Lets the pager decide, performs it, completes what finished. Returns how much there was to do.
   int PumpPager();
+  // Completes what waited for the shared base.
+  void Settled(Session& session);
   // Something may have changed what the pager would decide.
   void Touch() { touched_ = true; }
   // Windows that were launched have not been seen to end.
@@ -56,6 +59,9 @@ class Tasks {
 
   void LaunchAll(std::span<const paging::RunAction> runs);
   void Launch(std::span<const paging::RunAction> runs);
+  void TakePages(std::span<const paging::RunAction> runs);
+  // Whether the session goes on only when its weight has settled.
+  [[nodiscard]] bool Settles(Session& session, ActiveTask& task, const wire::CompletionRecord& completion);
   void RunEnded(const Run& run);
   void Finished(wire::RequestId request);
   // The device has less memory than the budget says, or leases do not come back: cancels what could never
@@ -72,6 +78,7 @@ class Tasks {
 
   Core& core_;
   Leases& leases_;
+  Sharing& sharing_;
   EvictBursts bursts_{core_};
   bool touched_ = false;
   std::uint64_t taken_ns_ = 0;       // when the record in hand was taken

@@ -4,6 +4,8 @@
 #include <string>
 
 #include "daemon/admission.h"
+#include "daemon/weight_piece.h"
+#include "daemon/weight_spans.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -11,38 +13,23 @@ namespace {
 using wire::Code;
 using wire::Status;
 
-// A run of blocks of a weight that a request touches.
-struct BlockRange {
-  std::uint64_t first = 0;
-  std::uint64_t end = 0;
-  std::uint64_t end_element = 0;  // elements past this are not touched
-};
-
-std::vector<paging::PageRange> Cover(const Extent& extent, const BlockRange& range) {
-  const std::uint64_t per_page = extent.weight()->format.layout.blocks_per_page;
-  const std::uint64_t first = range.first / per_page;
-  return {{extent.id, first, (range.end + per_page - 1) / per_page - first}};
+// Behind a window that holds the first page: copies the start of the weight out, for whoever looks whether
+// others hold the same.
+kernels::Event CopyStart(kernels::Device& device, const WeightPiece& start,
+                         std::span<const ResidentPage> window, kernels::Event filled) {
+  if (!start) return filled;
+  for (const ResidentPage& page : window) {
+    if (page.index == 0) return start.Out(device, {&page, 1});
+  }
+  return filled;
 }
 
-// The part of `range` that lies in `page`.
-kernels::WeightSpan Cut(const Weight& weight, const BlockRange& range, const ResidentPage& page) {
-  const std::uint64_t per_page = weight.format.layout.blocks_per_page;
-  const std::uint64_t blocksize = weight.format.layout.blocksize;
-  const std::uint64_t page_first = page.index * per_page;
-  const std::uint64_t first = std::max(range.first, page_first);
-  const std::uint64_t end = std::min(range.end, page_first + per_page);
-  kernels::WeightSpan span;
-  span.page = page.at;
-  span.first_block = static_cast<std::uint32_t>(first - page_first);
-  span.blocks = static_cast<std::uint32_t>(end - first);
-  span.first_global_block = first;
-  span.page_global_block = page_first;
-  span.elements = std::min(end * blocksize, range.end_element) - first * blocksize;
-  return span;
-}
-
-BlockRange Whole(const Weight& weight) {
-  return {0, weight.blocks(), weight.elements};
+WeightPiece StartOf(kernels::Device& device, const Weight& weight) {
+  if (!weight.shareable) return {};
+  const std::uint64_t blocks = StartBlocks(weight);
+  WeightPiece start(device, weight.format.layout, blocks);
+  start.Aim(weight, {0, blocks, std::min(weight.elements, blocks * weight.format.layout.blocksize)});
+  return start;
 }
 
 class DequantizeWork final : public Work {
@@ -52,7 +39,7 @@ class DequantizeWork final : public Work {
     Hold(std::move(out.buffer));
   }
   [[nodiscard]] paging::RequestSpec Pages() const override {
-    return {extent_.job, paging::Access::kRead, Cover(extent_, range_), false};
+    return {extent_.job, paging::Access::kRead, Cover(extent_.paged, *extent_.weight(), range_), false};
   }
   kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
     const Weight& weight = *extent_.weight();
@@ -87,13 +74,18 @@ struct Statistics {
 
 class QuantizeWork final : public Work {
  public:
-  QuantizeWork(Extent& extent, Place in, wire::DType dtype, Statistics statistics)
-      : extent_(extent), in_(in.at), dtype_(dtype), statistics_(std::move(statistics)) {
+  QuantizeWork(Extent& extent, Place in, wire::DType dtype, Statistics statistics, WeightPiece start)
+      : extent_(extent),
+        in_(in.at),
+        dtype_(dtype),
+        statistics_(std::move(statistics)),
+        start_(std::move(start)) {
     Hold(std::move(in.buffer));
   }
   [[nodiscard]] paging::RequestSpec Pages() const override {
-    return {extent_.job, paging::Access::kOverwrite, Cover(extent_, Whole(*extent_.weight())), false};
+    return {extent_.job, paging::Access::kOverwrite, CoverFilled(extent_), false};
   }
+  [[nodiscard]] Filling Fills() const override { return {&extent_, &start_}; }
 
   void Prepare(kernels::Device& device) override {
     Weight& weight = *extent_.weight();
@@ -119,7 +111,7 @@ class QuantizeWork final : public Work {
       args.spans.push_back(span);
       args.ins.push_back(in_ + element * wire::DTypeBytes(dtype_));
     }
-    return device.Quantize(std::move(args));
+    return CopyStart(device, start_, window, device.Quantize(std::move(args)));
   }
 
   wire::Status Finish(wire::CompletionRecord& completion) override {
@@ -142,12 +134,13 @@ class QuantizeWork final : public Work {
   const std::byte* in_;
   wire::DType dtype_;
   Statistics statistics_;
+  WeightPiece start_;
 };
 
 class PackedWork final : public Work {
  public:
-  PackedWork(Extent& extent, bool into_pages, float offset)
-      : extent_(extent), into_pages_(into_pages), offset_(offset) {
+  PackedWork(Extent& extent, bool into_pages, float offset, WeightPiece start)
+      : extent_(extent), into_pages_(into_pages), offset_(offset), start_(std::move(start)) {
     args_.format = extent.weight()->format;
     args_.into_pages = into_pages;
   }
@@ -165,8 +158,12 @@ class PackedWork final : public Work {
   }
 
   [[nodiscard]] paging::RequestSpec Pages() const override {
-    return {extent_.job, into_pages_ ? paging::Access::kOverwrite : paging::Access::kRead,
-            Cover(extent_, Whole(*extent_.weight())), false};
+    if (into_pages_) return {extent_.job, paging::Access::kOverwrite, CoverFilled(extent_), false};
+    const Weight& weight = *extent_.weight();
+    return {extent_.job, paging::Access::kRead, Cover(extent_.paged, weight, Whole(weight)), false};
+  }
+  [[nodiscard]] Filling Fills() const override {
+    return into_pages_ ? Filling{&extent_, &start_} : Filling{};
   }
   kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
     if (into_pages_) extent_.weight()->filled = false;
@@ -174,7 +171,7 @@ class PackedWork final : public Work {
     for (const ResidentPage& page : window) {
       args.spans.push_back(Cut(*extent_.weight(), Whole(*extent_.weight()), page));
     }
-    return device.MovePacked(std::move(args));
+    return CopyStart(device, start_, window, device.MovePacked(std::move(args)));
   }
   wire::Status Finish(wire::CompletionRecord& completion) override {
     Weight& weight = *extent_.weight();
@@ -190,6 +187,7 @@ class PackedWork final : public Work {
   Extent& extent_;
   bool into_pages_;
   float offset_;
+  WeightPiece start_;
   kernels::PackedArgs args_;
 };
 
@@ -245,11 +243,12 @@ AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& b
     return Status(Code::kOutOfMemory,
                   "no memory for the absmaxes of " + std::to_string(blocks) + " blocks while quantizing.");
   }
-  return std::unique_ptr<Work>(
-      std::make_unique<QuantizeWork>(**extent, std::move(*in), body.in_dtype, std::move(statistics)));
+  return std::unique_ptr<Work>(std::make_unique<QuantizeWork>(
+      **extent, std::move(*in), body.in_dtype, std::move(statistics), StartOf(device, weight)));
 }
 
-AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& body) {
+AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& body,
+                            kernels::Device& device) {
   const bool into = body.into_pages == 1;
   if (body.into_pages > 1) return Status(Code::kInvalidArgument, "into_pages is neither 0 nor 1.");
   wire::Result<Extent*> extent = FindWeight(scope, body.extent, !into);
@@ -268,7 +267,8 @@ AdmitResult AdmitMovePacked(const SessionScope& scope, const wire::PackedBody& b
     absmax2 = Resolve(scope, body.absmax2, groups * sizeof(float), sizeof(float), !into, "absmax2");
     if (!absmax2.ok()) return absmax2.status();
   }
-  auto work = std::make_unique<PackedWork>(**extent, into, body.offset);
+  auto work = std::make_unique<PackedWork>(**extent, into, body.offset,
+                                           into ? StartOf(device, weight) : WeightPiece());
   work->SetPlanes(std::move(*packed), std::move(*absmax), std::move(*absmax2));
   return std::unique_ptr<Work>(std::move(work));
 }

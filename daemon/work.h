@@ -17,6 +17,8 @@
 
 namespace bitpager::daemon {
 
+class WeightPiece;
+
 // A page of a window, with the address of its frame.
 struct ResidentPage {
   std::uint64_t index = 0;  // in its extent
@@ -65,6 +67,12 @@ class Work {
   virtual kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) = 0;
   // All windows are done: fills values and, for an outcome that is not plain success, returns it.
   virtual wire::Status Finish(wire::CompletionRecord& completion) = 0;
+  // What the work fills, all of it: a weight, and the start of its new content; null when it fills none.
+  struct Filling {
+    Extent* extent = nullptr;
+    const WeightPiece* start = nullptr;
+  };
+  [[nodiscard]] virtual Filling Fills() const { return {}; }
   // The device failed in the middle: what was being written is not whole.
   virtual void Abandon() {}
   // True when a buffer that it uses was shrunk by its owner.

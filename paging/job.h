@@ -31,7 +31,8 @@ struct Window {
 
 struct Request {
   wire::RequestId id;
-  Job* job = nullptr;
+  Job* job = nullptr;  // in whose queue it is
+  Job* by = nullptr;   // who asked; null: it is gone
   RequestSpec spec;
   std::vector<Extent*> extents;  // of each range; valid while the cursor is not at the end
   Cursor cursor;                 // first page not in any window yet
@@ -57,8 +58,10 @@ struct Request {
 struct Job {
   wire::JobId id;
   JobSpec spec;
+  bool base = false;     // holds what several jobs of a domain share; nobody's by name
   bool closing = false;  // removed; lives until its zombies' frames are free
   std::vector<Extent*> extents;
+  std::uint64_t uses = 0;      // of extents that a base holds
   std::deque<Request*> queue;  // front: the one that may run
 
   // Evictable pages and their frames.
@@ -72,6 +75,8 @@ struct Job {
   std::uint64_t overdue = 0;            // of those, pages whose holders do not let go
   std::uint64_t dirty = 0;
   std::uint64_t share = 0;
+  double weight = 1.0;                 // of what it holds itself: the rest of spec.weight is lent to bases
+  std::uint64_t cap = ~0ULL;           // frames that its evictable pages may hold at most, by quota; likewise
   std::vector<EvictionOrder> victims;  // by pool
   // Pages that never leave.
   std::uint64_t fixed_pages = 0;
@@ -94,13 +99,11 @@ struct Job {
   std::uint64_t host_by_kind[2] = {0, 0};
   std::uint64_t disk_by_kind[2] = {0, 0};
   Traffic traffic;
+  Traffic charged;         // of bases: told of the job that has used an extent longest
+  std::int64_t moved = 0;  // frames that came with extents from other jobs, less those that went
 
   // Frames that it has or will have once every claim and every eviction under way is settled.
   [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }
-  // Frames that its evictable pages may hold at most, by quota.
-  [[nodiscard]] std::uint64_t Cap() const {
-    return spec.device_quota_frames == 0 ? ~0ULL : spec.device_quota_frames - fixed_pages;
-  }
   [[nodiscard]] std::uint64_t Listed() const {
     std::uint64_t sum = 0;
     for (const EvictionOrder& order : victims) sum += order.size();

@@ -46,7 +46,9 @@ struct Extent {
   PoolId pool = kNone;
   std::vector<Page> pages;  // never resized: pages are pointed at
   std::vector<HostRun> host;
+  std::vector<Job*> users;   // one for each use, oldest first; all are `job` unless that is a base
   std::uint64_t framed = 0;  // pages that have a frame
+  std::uint64_t dirty = 0;   // pages whose device copy is newer
   std::uint64_t leased_at = 0;
   bool leased = false;
   bool revoking = false;  // a RevokeAction is out

@@ -43,6 +43,7 @@ Pager::Impl::Impl(const PagerConfig& c)
 
 void Pager::Impl::Pump(Actions& out) {
   ++decisions;
+  if (unsettled) SettleHomes();
   if (shares_stale) RecomputeShares();
   EnforceLimits();
   Advance();
@@ -99,6 +100,16 @@ wire::Result<wire::ExtentId> Pager::AddExtent(const ExtentSpec& spec) {
 }
 void Pager::RemoveExtent(wire::ExtentId id) {
   impl_->RemoveExtent(id);
+}
+wire::Status Pager::AddUse(wire::ExtentId id, wire::JobId job) {
+  return impl_->AddUse(id, job);
+}
+void Pager::RemoveUse(wire::ExtentId id, wire::JobId job) {
+  impl_->RemoveUse(id, job);
+}
+std::uint64_t Pager::UsesOf(wire::ExtentId id) const {
+  const Extent* extent = impl_->FindExtent(id);
+  return extent == nullptr ? 0 : extent->users.size();
 }
 wire::Result<wire::RequestId> Pager::Submit(const RequestSpec& spec) {
   return impl_->Submit(spec);
@@ -166,6 +177,7 @@ std::uint64_t Pager::HostFrameOf(PageRef ref) const {
 }
 
 bool Pager::Servable(wire::RequestId id) const {
+  if (impl_->shares_stale) impl_->RecomputeShares();
   const auto it = impl_->requests.find(id.value);
   return it == impl_->requests.end() || it->second->started || impl_->Servable(*it->second);
 }

@@ -162,12 +162,14 @@ struct SegmentRequest {
 
 struct JobUsage {
   std::string name;
+  // Of shared extents the job's part: over all jobs these sum to what there is.
   std::uint64_t pages = 0;
   std::uint64_t resident_frames = 0;  // device frames held, Loading and Evicting included
   std::uint64_t leased_frames = 0;
   std::uint64_t host_frames = 0;  // committed
   std::uint64_t disk_frames = 0;  // committed on disk
   std::uint64_t dirty_pages = 0;
+  std::uint64_t shared_pages = 0;              // of extents with more uses than one, whole
   std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
   std::uint64_t pages_by_kind[2] = {0, 0};
   std::uint64_t host_by_kind[2] = {0, 0};
@@ -252,9 +254,28 @@ class Pager {
   // kept by RemoveExtent(old) and AddExtent(spec) that follow at once.
   [[nodiscard]] wire::Status CheckReplace(wire::ExtentId old, const ExtentSpec& spec);
 
-  // ---- requests. Always accepted (kNotFound / kOutOfRange for bad ranges); one request of a job runs at a
-  // time, in order of arrival. Prefetches run only behind no other request of the job; one that waits is
-  // finished by whatever comes after it.
+  // ---- shared extents: quantized weights of one domain that hold the same. An extent has one use, its
+  // job's; each further one is a job's (the same or another) whose own copy it replaces. From then on it is
+  // only read. While several jobs use an extent its pages are counted once: a base of the domain holds them,
+  // which has the part of its users' weights and device quotas that falls to these pages (of a job that uses
+  // `own` pages and a part of `shared` ones: own : shared), and each use answers for an equal part of every
+  // count. kPending: a request that uses it is under way, ask again. kBudgetExceeded: the device cannot hold
+  // a window of the base beside every job's.
+  [[nodiscard]] wire::Status AddUse(wire::ExtentId id, wire::JobId job);
+  // Ends one use; the last one is RemoveExtent. When one job is left, the extent becomes its own again.
+  void RemoveUse(wire::ExtentId id, wire::JobId job);
+  [[nodiscard]] std::uint64_t UsesOf(wire::ExtentId id) const;
+  // Copies so far of pages that are counted with the extent's: its job's, or its base's.
+  struct Moves {
+    std::uint64_t loaded = 0;
+    std::uint64_t stored = 0;
+  };
+  [[nodiscard]] Moves MovesWith(wire::ExtentId id) const;
+
+  // ---- requests. Always accepted (kNotFound / kOutOfRange for bad ranges, kInvalidArgument to write what is
+  // shared); one request of a job runs at a time, in order of arrival. Those on shared extents of a base
+  // count as the base's. Prefetches run only behind no other request of the job; one that waits is finished
+  // by whatever comes after it.
   [[nodiscard]] wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
   // Ends a request: windows already run stay applied. A request that has not started is not applied at all.
   void Cancel(wire::RequestId id);

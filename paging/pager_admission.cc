@@ -34,7 +34,7 @@ std::uint64_t Pager::Impl::MissingFrames(std::uint64_t segments, std::uint64_t n
         need += pages;
       } else if (pages > 0) {
         need += std::min(window, pages);
-      } else if (pool == 0 && job->pages == 0 && !job->closing) {
+      } else if (pool == 0 && job->pages == 0 && !job->closing && !job->base) {
         need += window;  // it has no evictable pages yet
       }
     }
@@ -63,7 +63,9 @@ Status Pager::Impl::CheckJob(const JobSpec& spec, const Job* job) const {
 }
 
 Status Pager::Impl::AddJob(wire::JobId id, const JobSpec& spec) {
-  if (!id) return {Code::kInvalidArgument, "0 is not a job"};
+  if (!id || id.value >= kBases) {
+    return {Code::kInvalidArgument, std::to_string(id.value) + " is not a job"};
+  }
   if (FindJob(id) != nullptr) return {Code::kAlreadyExists, "job '" + spec.name + "' is already there"};
   if (Status status = CheckJob(spec, nullptr); !status.ok()) return status;
   (void)frames.PoolOf(kPrivateDomain, false);  // pool 0
@@ -101,6 +103,7 @@ void Pager::Impl::RemoveJob(wire::JobId id) {
   Job* job = FindJob(id);
   if (job == nullptr) return;
   job->closing = true;
+  RemoveUses(*job);
   for (Extent* extent : std::vector<Extent*>(job->extents)) RemoveExtent(extent->id);
   for (Request* request : std::vector<Request*>(job->queue.begin(), job->queue.end())) Cancel(request->id);
   shares_stale = true;
@@ -139,11 +142,11 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uin
                                       " that stay on the device exceed its quota by " +
                                       Bytes(wanted - limits.device_quota_frames)};
   }
-  if (!spec.on_disk && limits.host_quota_frames != 0 &&
-      job->host_frames + spec.pages > limits.host_quota_frames) {
+  const std::uint64_t charge = HostCharge(*job) + spec.pages;
+  if (!spec.on_disk && limits.host_quota_frames != 0 && charge > limits.host_quota_frames) {
     return {Code::kQuotaExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
                                       " exceed its host quota by " +
-                                      Bytes(job->host_frames + spec.pages - limits.host_quota_frames)};
+                                      Bytes(charge - limits.host_quota_frames)};
   }
   const std::uint64_t free = TierOf(spec).free() + freed;
   if (spec.pages > free) {
@@ -235,12 +238,13 @@ Status Pager::Impl::CheckReplace(wire::ExtentId old, const ExtentSpec& spec) {
 }
 
 wire::Result<wire::ExtentId> Pager::Impl::AddExtent(const ExtentSpec& spec) {
-  Job* job = FindJob(spec.job);
+  Job* job = spec.job.value < kBases ? FindJob(spec.job) : nullptr;
   if (Status status = CheckExtent(spec, job, 0); !status.ok()) return status;
   auto extent = std::make_unique<Extent>();
   extent->job = job;
   extent->spec = spec;
   if (Status status = CheckDevice(*extent); !status.ok()) return status;
+  extent->users.push_back(job);
   extent->id = {++last_extent};
   extent->pages.resize(spec.pages);
   for (std::uint64_t i = 0; i < spec.pages; ++i) {
@@ -279,18 +283,19 @@ bool Pager::Impl::Servable(const Request& request) const {
     const std::uint64_t there = leaves ? evictable : frames.budget() * config.segment_frames;
     if (needed > there) return false;
     const Job& job = *request.job;
-    if (leaves && job.overdue > 0 && needed > job.Cap() - std::min(job.Cap(), job.overdue)) return false;
+    if (leaves && job.overdue > 0 && needed > job.cap - std::min(job.cap, job.overdue)) return false;
   }
   return true;
 }
 
 void Pager::Impl::RecomputeShares() {
+  LendToBases();
   std::vector<Claimant> claimants;
   const std::uint64_t budget = EvictableFrames();
   std::uint64_t least_sum = 0;
   for (const auto& [id, job] : jobs) {
     Claimant c;
-    c.weight = job->spec.weight;
+    c.weight = job->weight;
     std::uint64_t needy = 0;
     for (PoolId pool = 0; pool < frames.pools(); ++pool) {
       if (frames.pool(pool).stays) continue;
@@ -298,7 +303,7 @@ void Pager::Impl::RecomputeShares() {
       needy += pages;
       c.least += std::min<std::uint64_t>(pages, config.window_pages);
     }
-    c.most = std::min({needy, job->Cap() - std::min(job->Cap(), job->overdue), budget});
+    c.most = std::min({needy, job->cap - std::min(job->cap, job->overdue), budget});
     c.least = std::min(c.least, c.most);
     least_sum += c.least;
     claimants.push_back(c);

@@ -129,13 +129,14 @@ void Pager::Impl::CheckTraffic() const {
   Traffic sum = past_traffic;
   for (const auto& [id, job] : jobs) {
     const Traffic& own = job->traffic;
-    Require(own.arrived - sum_of(own.evicted) == job->frames + job->fixed_frames,
-            "what came to the device and did not leave it is there");
-    Add(sum, own);
-    for (std::size_t r = 0; r < kReasons; ++r) {
-      Require(own.dropped[r] <= own.evicted[r] && own.evicted[r] <= own.dropped[r] + own.to_host[r],
-              "what left the device was dropped or copied");
-    }
+    const std::uint64_t came = own.arrived - sum_of(own.evicted) + static_cast<std::uint64_t>(job->moved);
+    Require(came == job->frames + job->fixed_frames, "what came to the device and did not leave it is there");
+    if (!job->base) Add(sum, own), Add(sum, job->charged);
+  }
+  for (std::size_t r = 0; r < kReasons; ++r) {
+    Require(traffic.dropped[r] <= traffic.evicted[r] &&
+                traffic.evicted[r] <= traffic.dropped[r] + traffic.to_host[r],
+            "what left the device was dropped or copied");
   }
   Require(sum.arrived == traffic.arrived && sum.to_device == traffic.to_device &&
               sum.to_host == traffic.to_host && sum.dropped == traffic.dropped &&
@@ -159,10 +160,35 @@ void Pager::Impl::CheckHost() const {
   Require(count[1] == disk.total() - disk.free(), "the frames on disk add up");
 }
 
+void Pager::Impl::CheckUses() const {
+  std::map<const Job*, std::uint64_t> uses;
+  for (const auto& [id, extent] : extents) {
+    Require(!extent->users.empty(), "an extent has a user");
+    const auto dirty = std::count_if(extent->pages.begin(), extent->pages.end(),
+                                     [](const Page& page) { return page.dirty; });
+    Require(static_cast<std::uint64_t>(dirty) == extent->dirty, "an extent counts its dirty pages");
+    Require(extent->users.size() == 1 || extent->spec.evictable, "what is shared may leave");
+    for (const Job* user : extent->users) {
+      Require(!user->base, "a base uses nothing");
+      if (extent->job->base) ++uses[user];
+      if (!extent->job->base) Require(user == extent->job, "what one job uses is its own");
+    }
+  }
+  for (const auto& [id, job] : jobs) {
+    Require(uses[job.get()] == job->uses, "a job counts its uses");
+    Require(job->base == (id >= kBases), "bases have names of their own");
+    for (const Request* request : job->queue) {
+      Require(request->job == job.get(), "a request knows its queue");
+      Require(request->by == job.get() || job->base || request->by == nullptr, "a job asks for itself");
+    }
+  }
+}
+
 void Pager::Impl::CheckInvariants() const {
   CheckFrames();
   CheckPools();
   CheckJobs();
+  CheckUses();
   CheckTraffic();
   CheckHost();
 }

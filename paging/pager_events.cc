@@ -35,6 +35,7 @@ void Pager::Impl::StoreDone(PageRef ref) {
   }
   page->dirty = false;
   --extent.job->dirty;
+  --extent.dirty;
   const bool stays = page->rescued && !extent.zombie && !(draining && page->holds == 0);
   page->rescued = false;
   if (stays) {
@@ -42,7 +43,7 @@ void Pager::Impl::StoreDone(PageRef ref) {
     if (page->holds == 0) List(*page);
     return;
   }
-  Tally(*extent.job, &Traffic::evicted, page->reason);
+  Tally(extent, &Traffic::evicted, page->reason);
   Leave(*page);
   if (extent.zombie) BuryIfDone(extent);
 }
@@ -99,12 +100,7 @@ void Pager::Impl::Cancel(wire::RequestId id) {
 void Pager::Impl::RemoveExtent(wire::ExtentId id) {
   Extent* extent = FindExtent(id);
   if (extent == nullptr || extent->zombie) return;
-  for (Request* request : extent->job->queue) {
-    const std::vector<PageRange>& ranges = request->spec.ranges;
-    const bool uses =
-        std::any_of(ranges.begin(), ranges.end(), [&](const PageRange& r) { return r.extent == id; });
-    if (uses && !request->cancelled) EndRequest(*request);
-  }
+  EndRequestsOn(*extent->job, id, nullptr, false);
   CountPages(*extent, false);
   extent->zombie = true;
   if (extent->leased) {
@@ -124,7 +120,10 @@ void Pager::Impl::Discard(Page& page) {
   Extent& extent = *page.extent;
   if (extent.leased || page.holds > 0) return;
   if (page.listed) Unlist(page);
-  if (page.dirty) --(extent.spec.evictable ? extent.job->dirty : extent.job->fixed_dirty);
+  if (page.dirty) {
+    --(extent.spec.evictable ? extent.job->dirty : extent.job->fixed_dirty);
+    --extent.dirty;
+  }
   page.dirty = false;
   Drop(page, Reason::kClosing);
   BuryIfDone(extent);
@@ -138,6 +137,9 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
     TierOf(extent.spec).Give(extent.host);
     pending.free_host.insert(pending.free_host.end(), extent.host.begin(), extent.host.end());
     CountCommitted(extent, false);
+  }
+  if (job.base) {
+    for (Job* user : extent.users) --user->uses;
   }
   std::erase(job.extents, &extent);
   extents.erase(extent.id.value);
@@ -202,7 +204,7 @@ void Pager::Impl::LeaseReleased(wire::ExtentId id) {
 
 void Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
   Job* job = FindJob(id);
-  if (job == nullptr) return;
+  if (job == nullptr || job->base) return;
   const std::uint64_t there = job->frames - job->leaving;
   job->to_evict = count == 0 ? there : std::min(there, count);
   job->evict_reason = reason;

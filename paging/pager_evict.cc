@@ -36,9 +36,8 @@ void Pager::Impl::Leave(Page& page) {
 }
 
 void Pager::Impl::Drop(Page& page, Reason reason) {
-  Job& job = *page.extent->job;
-  Tally(job, &Traffic::dropped, reason);
-  Tally(job, &Traffic::evicted, reason);
+  Tally(*page.extent, &Traffic::dropped, reason);
+  Tally(*page.extent, &Traffic::evicted, reason);
   pending.drops.push_back({RefOf(page), frames.RefOf(page.frame), reason});
   Leave(page);
 }
@@ -53,7 +52,7 @@ void Pager::Impl::StartEvict(Page& page, Reason reason) {
   }
   page.state = PageState::kEvicting;
   page.reason = reason;
-  Tally(job, &Traffic::to_host, reason);
+  Tally(extent, &Traffic::to_host, reason);
   ++job.leaving;
   if (!frames.SegmentOf(page.frame).draining) ++frames.pool(extent.pool).leaving;
   pending.stores.push_back({RefOf(page), frames.RefOf(page.frame), page.host_frame, page.mark, reason});
@@ -108,7 +107,7 @@ Job* Pager::Impl::VictimJob(Job* job, std::uint64_t need) {
 
 Pager::Impl::Procured Pager::Impl::Procure(Job& job, PoolId pool, std::uint64_t need) {
   const std::uint64_t own = frames.pool(pool).stays ? 0 : need;
-  while (own > 0 && job.Settled() + own > job.Cap()) {
+  while (own > 0 && job.Settled() + own > job.cap) {
     if (EvictOwn(job, Reason::kDemand)) continue;
     (void)RevokeFor(&job);
     return Procured::kNotYet;
@@ -216,14 +215,14 @@ void Pager::Impl::TrimBudget() {
 void Pager::Impl::TrimJob(Job& job) {
   // Only a lowered quota leads here. Windows that have not run go back, to be cut anew: what they hold could
   // not leave, and what they were promised would not come.
-  if (job.Settled() > job.Cap() && !job.queue.empty()) {
+  if (job.Settled() > job.cap && !job.queue.empty()) {
     Request& request = *job.queue.front();
     for (Page* page : request.coming) {
       if (page->claimed && page->holds == 0) Unclaim(*page);
     }
     GiveUpWindows(request);
   }
-  while (job.Settled() > job.Cap()) {
+  while (job.Settled() > job.cap) {
     if (EvictOwn(job, Reason::kLimit)) continue;
     (void)RevokeFor(&job);
     break;

@@ -1,8 +1,8 @@
 // The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
 // (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_loads.cc (claims, loads,
-// prefetches), pager_evict.cc (victims, limits, leases), pager_overdue.cc (what does not come back, what
-// nobody needs), pager_events.cc (completions, refusals, endings), pager_usage.cc (counts), pager_check.cc
-// (invariants).
+// prefetches), pager_sharing.cc (extents with several uses, bases), pager_evict.cc (victims, limits, leases),
+// pager_overdue.cc (what does not come back, what nobody needs), pager_events.cc (completions, refusals,
+// endings), pager_usage.cc (counts), pager_check.cc (invariants).
 #pragma once
 
 #include <deque>
@@ -25,6 +25,9 @@ namespace bitpager::paging {
 inline void Require(bool holds, const char* what) {
   if (!holds) Broken(what);
 }
+
+// Ids of bases: this and their domain.
+inline constexpr std::uint64_t kBases = std::uint64_t{1} << 63;
 
 struct Pager::Impl {
   explicit Impl(const PagerConfig& c);
@@ -53,6 +56,23 @@ struct Pager::Impl {
   [[nodiscard]] std::uint64_t EvictableFrames() const;  // of the budget, less what stays
   void RecomputeShares();
   [[nodiscard]] std::string Bytes(std::uint64_t frames) const;
+
+  // ---- pager_sharing.cc
+  wire::Status AddUse(wire::ExtentId id, wire::JobId job);
+  void RemoveUse(wire::ExtentId id, wire::JobId job);
+  void RemoveUses(Job& job);  // of what bases hold
+  [[nodiscard]] static bool Uses(const Extent& extent, const Job& job);
+  [[nodiscard]] bool Busy(const Extent& extent) const;  // a request that is no hint works on it
+  [[nodiscard]] Job& BaseOf(DomainId domain);           // made when new
+  // Moves an extent that is not busy, with all counts, from job to job.
+  [[nodiscard]] wire::Status Rehome(Extent& extent, Job& to);
+  void MoveCounts(Extent& extent, Job& to);
+  void SettleHomes();  // extents of bases that one job alone uses go back to it
+  void EndRequestsOn(Job& queue, wire::ExtentId extent, const Job* by, bool hints_only);
+  void LendToBases();  // weights and caps of all jobs
+  void LendOf(Job& job);
+  void AddParts(const Job& job, JobUsage& usage) const;
+  [[nodiscard]] std::uint64_t HostCharge(const Job& job) const;
 
   // ---- pager_requests.cc
   wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
@@ -150,6 +170,7 @@ struct Pager::Impl {
   void CheckFrames() const;
   void CheckPage(const Page& page) const;
   void CheckJobs() const;
+  void CheckUses() const;
   void CheckTraffic() const;
   void CheckPools() const;
   void CheckHost() const;
@@ -162,8 +183,9 @@ struct Pager::Impl {
   [[nodiscard]] JobUsage UsageOf(const Job& job) const;
   [[nodiscard]] DeviceUsage Usage() const;
   void ReadPages(wire::ExtentId id, PageCells& cells) const;
-  // One page more in the job's and in all traffic; `refused`: one less, it did not come after all.
-  void Tally(Job& job, ByReason Traffic::*what, Reason reason);
+  // One page more in the job's and in all traffic, and in what is charged for a base's; `refused`: one less,
+  // it did not come after all.
+  void Tally(const Extent& extent, ByReason Traffic::*what, Reason reason);
   void TallyArrival(const Page& page, bool empty, bool refused);
   void BuryJobs();
 
@@ -190,6 +212,7 @@ struct Pager::Impl {
   std::uint64_t overdue = 0;    // pages of overdue leases
   std::uint32_t last_mark = 0;
   bool shares_stale = true;
+  bool unsettled = false;       // bases may hold what one job alone uses
   bool short_of_least = false;  // refused segments left less than every job's least
 };
 

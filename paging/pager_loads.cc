@@ -37,7 +37,7 @@ void Pager::Impl::FillClaims(PoolId pool) {
     const bool evictable = queue[at]->extent->spec.evictable;
     const bool later = std::find(passed_over.begin(), passed_over.end(), &job) != passed_over.end();
     if (later || count == 0 || filled.size() + count > frames.Free(pool) ||
-        (evictable && job.frames + count > job.Cap())) {
+        (evictable && job.frames + count > job.cap)) {
       // A job's windows run in order, so nothing of it may take what an earlier one waits for.
       if (count > 1 && !later) passed_over.push_back(&job);
       at = std::max(end, at + 1);
@@ -100,7 +100,7 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
 // Into a free frame up to the job's share; beyond it only in place of an own page that is expected later.
 bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
   const PoolId pool = page.extent->pool;
-  if (page.extent->spec.evictable && job.Settled() >= std::min(job.share, job.Cap())) {
+  if (page.extent->spec.evictable && job.Settled() >= std::min(job.share, job.cap)) {
     Page* victim = VictimOf(job);
     if (victim == nullptr || victim->extent->pool != pool || page.history.empty()) return false;
     if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;

@@ -23,12 +23,21 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
   Job* job = FindJob(spec.job);
   if (job == nullptr || job->closing) return Status(Code::kNotFound, "no such job");
   auto request = std::make_unique<Request>();
+  Job* queue = job;
   for (const PageRange& range : spec.ranges) {
     Extent* extent = FindExtent(range.extent);
-    if (extent == nullptr || extent->zombie || extent->job != job) {
+    if (extent == nullptr || extent->zombie || !Uses(*extent, *job)) {
       return Status(Code::kNotFound,
                     "job '" + job->spec.name + "' has no extent " + std::to_string(range.extent.value));
     }
+    if (spec.access != Access::kRead && extent->users.size() > 1) {
+      return Status(Code::kInvalidArgument,
+                    "extent " + std::to_string(range.extent.value) + " is shared, so it is only read");
+    }
+    if (&range != &spec.ranges.front() && extent->job != queue) {
+      return Status(Code::kInvalidArgument, "a request is on extents of one base, or on own ones");
+    }
+    queue = extent->job;
     const std::uint64_t pages = extent->spec.pages;
     if (range.first > pages || range.count > pages - range.first) {
       return Status(Code::kOutOfRange, "pages " + std::to_string(range.first) + " + " +
@@ -38,11 +47,12 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
     request->extents.push_back(extent);
   }
   request->id = {++last_request};
-  request->job = job;
+  request->job = queue;
+  request->by = job;
   request->spec = spec;
   request->SkipEmptyRanges();
-  DropWaitingHints(*job);
-  job->queue.push_back(request.get());
+  DropWaitingHints(*queue);
+  queue->queue.push_back(request.get());
   const wire::RequestId id = request->id;
   requests.emplace(id.value, std::move(request));
   return id;
@@ -132,7 +142,7 @@ std::uint64_t Pager::Impl::Room(const Job& job, const Request& request) const {
 Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t window = config.window_pages;
   const std::uint64_t in_flight = config.windows_in_flight;
-  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
+  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
   if (job.pages <= frames_had) return {window, in_flight * window};
   const std::uint64_t affordable = window * job.pages / (2 * (job.pages - frames_had) + window);
   const std::uint64_t under_way =
@@ -241,7 +251,7 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
 // besides.
 void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
   const std::uint64_t window = config.window_pages;
-  const std::uint64_t frames_had = std::min(job.share, job.Cap()) - std::min(job.share, job.leased);
+  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
   const std::uint64_t groups = (job.pages + window - 1) / window;
   const std::uint64_t streaming =
       job.pages <= frames_had ? 0
@@ -362,7 +372,10 @@ void Pager::Impl::Visit(Job& job, Page& page, Access access) {
   page.last_use = now;
   page.referenced = true;
   if (access == Access::kRead) return;
-  if (!page.dirty) ++(page.extent->spec.evictable ? job.dirty : job.fixed_dirty);
+  if (!page.dirty) {
+    ++(page.extent->spec.evictable ? job.dirty : job.fixed_dirty);
+    ++page.extent->dirty;
+  }
   page.dirty = true;
   page.zero = false;
   page.undefined = false;

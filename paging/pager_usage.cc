@@ -23,14 +23,19 @@ void Add(Traffic& to, const Traffic& more) {
   }
 }
 
-void Pager::Impl::Tally(Job& job, ByReason Traffic::*what, Reason reason) {
-  ++(job.traffic.*what)[static_cast<std::size_t>(reason)];
-  ++(traffic.*what)[static_cast<std::size_t>(reason)];
+void Pager::Impl::Tally(const Extent& extent, ByReason Traffic::*what, Reason reason) {
+  const auto at = static_cast<std::size_t>(reason);
+  ++(extent.job->traffic.*what)[at];
+  ++(traffic.*what)[at];
+  if (extent.job->base) ++(extent.users.front()->charged.*what)[at];
 }
 
 void Pager::Impl::TallyArrival(const Page& page, bool empty, bool refused) {
   const auto reason = static_cast<std::size_t>(page.reason);
-  for (Traffic* counts : {&page.extent->job->traffic, &traffic}) {
+  const Extent& extent = *page.extent;
+  Traffic* const charged = extent.job->base ? &extent.users.front()->charged : nullptr;
+  for (Traffic* counts : {&extent.job->traffic, &traffic, charged}) {
+    if (counts == nullptr) continue;
     refused ? --counts->arrived : ++counts->arrived;
     if (!empty) refused ? --counts->to_device[reason] : ++counts->to_device[reason];
   }
@@ -40,12 +45,16 @@ void Pager::Impl::TallyArrival(const Page& page, bool empty, bool refused) {
 void Pager::Impl::BuryJobs() {
   for (auto it = jobs.begin(); it != jobs.end();) {
     const Job& job = *it->second;
-    if (!job.closing || !job.extents.empty() || !job.queue.empty()) {
+    const bool gone = job.closing || job.base;
+    if (!gone || !job.extents.empty() || !job.queue.empty() || job.uses > 0) {
       ++it;
       continue;
     }
-    Add(past_traffic, job.traffic);
-    pending.ended.push_back({job.id, UsageOf(job)});
+    if (!job.base) {
+      Add(past_traffic, job.traffic);
+      Add(past_traffic, job.charged);
+      pending.ended.push_back({job.id, UsageOf(job)});
+    }
     it = jobs.erase(it);
   }
 }
@@ -66,10 +75,12 @@ JobUsage Pager::Impl::UsageOf(const Job& job) const {
     usage.disk_by_kind[kind] = job.disk_by_kind[kind];
   }
   usage.traffic = job.traffic;
-  usage.loaded_pages = SumOf(job.traffic.to_device);
-  usage.stored_pages = SumOf(job.traffic.to_host);
-  usage.dropped_pages = SumOf(job.traffic.dropped);
+  Add(usage.traffic, job.charged);
+  usage.loaded_pages = SumOf(usage.traffic.to_device);
+  usage.stored_pages = SumOf(usage.traffic.to_host);
+  usage.dropped_pages = SumOf(usage.traffic.dropped);
   usage.share_frames = job.share + job.fixed_pages;
+  AddParts(job, usage);
   return usage;
 }
 
@@ -111,9 +122,15 @@ void Pager::Impl::ReadPages(wire::ExtentId id, PageCells& out) const {
 
 std::optional<JobUsage> Pager::Usage(wire::JobId id) const {
   const Job* job = impl_->FindJob(id);
-  if (job == nullptr) return std::nullopt;
+  if (job == nullptr || job->base) return std::nullopt;
   if (impl_->shares_stale) impl_->RecomputeShares();
   return impl_->UsageOf(*job);
+}
+
+Pager::Moves Pager::MovesWith(wire::ExtentId id) const {
+  const Extent* extent = impl_->FindExtent(id);
+  if (extent == nullptr) return {};
+  return {SumOf(extent->job->traffic.to_device), SumOf(extent->job->traffic.to_host)};
 }
 
 std::uint64_t Pager::FramesOf(wire::ExtentId id) const {

@@ -95,8 +95,8 @@ struct CreateWeightBody {
   char name[kNameBytes] = {};
   QuantType type = QuantType::kNF4;
   std::uint8_t nested = 0;
-  std::uint8_t on_disk = 0;  // 1: its pages lie on disk where they are not on the device
-  std::uint8_t reserved = 0;
+  std::uint8_t on_disk = 0;   // 1: its pages lie on disk where they are not on the device
+  std::uint8_t unshared = 0;  // 1: its pages are never shared with weights that hold the same
   std::uint32_t blocksize = 64;
   std::uint64_t elements = 0;
 };
@@ -166,6 +166,7 @@ enum class UsageValue : std::uint8_t {
   kBufferBytes,  // slabs that the daemon made for the job
   kDiskBytes,
   kDiskBudgetBytes,  // of the daemon; 0: it keeps no pages on disk
+  kSharedBytes,      // of weights that others have too, in full; the job's part is in the other figures
   kCount,
 };
 static_assert(static_cast<int>(UsageValue::kCount) <= 24);

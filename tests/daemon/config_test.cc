@@ -127,6 +127,7 @@ threads = 3
 weight = 2.5
 device_quota = "50%"
 linger = "10m"
+share_weights = false
 [limits]
 max_sessions = 7
 [log]
@@ -149,6 +150,7 @@ status = "ipc:///tmp/s"
   EXPECT_DOUBLE_EQ(config.job_weight, 2.5);
   EXPECT_DOUBLE_EQ(config.job_device_quota.percent, 50);
   EXPECT_EQ(config.linger_ms, 600000);
+  EXPECT_FALSE(config.share_weights);
   EXPECT_EQ(config.max_sessions, 7U);
   EXPECT_EQ(config.max_sessions_of_user, 3U);
   EXPECT_EQ(config.log_level, "debug");
@@ -159,11 +161,13 @@ status = "ipc:///tmp/s"
 TEST_F(ConfigFile, FlagsOverrideTheFile) {
   const std::string path = Write("[memory]\ndevice_budget = \"8GiB\"\npolicy = \"lru\"\n");
   const auto loaded = Load({"--config", path, "--device-budget", "1GiB", "--private", "--poison-frames",
-                            "--linger=5s", "--socket", "/tmp/y.sock"});
+                            "--linger=5s", "--socket", "/tmp/y.sock", "--share-weights", "false"});
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded->config.device_budget.bytes, 1ULL << 30);
   EXPECT_EQ(loaded->config.policy, paging::Policy::kLru);
   EXPECT_EQ(loaded->config.linger_ms, 5000);
+  EXPECT_FALSE(loaded->config.share_weights);
+  EXPECT_TRUE(Load({})->config.share_weights);
   EXPECT_EQ(loaded->config.socket_path, "/tmp/y.sock");
   EXPECT_TRUE(loaded->config.private_mode);
   EXPECT_TRUE(loaded->config.poison_frames);

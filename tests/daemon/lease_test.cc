@@ -27,7 +27,8 @@ class LeaseTest : public ::testing::Test {
     body.elements = kElements;
     const Reply reply = client.Ask(MessageType::kCreateWeight, body);
     EXPECT_TRUE(reply.ok()) << reply.text();
-    FillGradient(memory.map.At<float>(0), kElements, 1, 1);
+    static std::uint64_t made = 0;  // no two hold the same
+    FillGradient(memory.map.At<float>(0), kElements, ++made, 1);
     wire::QuantizeBody quantize;
     quantize.extent = reply.value(0);
     quantize.in = memory.Place();

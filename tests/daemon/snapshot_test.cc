@@ -73,7 +73,9 @@ Snapshot Full() {
   job.resident_by_kind = {4ULL << 20, 2ULL << 20};
   job.stall_ns = 1'500'000'000;
   job.nonfinite_blocks = 3;
-  job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true});
+  job.shared_bytes = 6U << 20;
+  job.extents.push_back({9, "optimizer_state", "adamw", 1, 5, 4U << 20, 120, true, 1});
+  job.extents.push_back({10, "quantized_weight", "up", 0, 3, 6U << 20, 0, false, 2});
   job.evictions_by_reason = {1, 0, 0, 0, 2};
   job.moved_by_reason.to_device = {1ULL << 54, 5};
   job.saved_bytes = {6ULL << 30, 3ULL << 30};
@@ -136,6 +138,8 @@ TEST(SnapshotJson, RoundTripLosesNothing) {
   EXPECT_EQ(ToJson(*read), written);
   EXPECT_EQ(read->host_committed_bytes, (1ULL << 53) + 1);
   EXPECT_EQ(read->jobs[0].extents[0].name, "adamw");
+  EXPECT_EQ(read->jobs[0].extents[1].uses, 2U);
+  EXPECT_EQ(read->jobs[0].shared_bytes, 6U << 20);
   EXPECT_EQ(read->jobs[0].moved_by_reason.to_device[0], 1ULL << 54);
   EXPECT_EQ(read->devices[0].histograms.step.counts, (std::vector<std::uint64_t>{3, 4, 5}));
   EXPECT_EQ(read->past_jobs[0].moved_by_reason.dropped[6], 77U);

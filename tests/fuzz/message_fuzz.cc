@@ -193,6 +193,7 @@ class Target {
     wire::CreateWeightBody body;
     body.elements = 1 + input.Below(60'000);
     body.nested = static_cast<std::uint8_t>(input.Below(2));
+    body.unshared = static_cast<std::uint8_t>(input.Below(2));
     return body;
   }
   static wire::LimitBody Limit(Input& input) {

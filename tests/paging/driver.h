@@ -61,6 +61,34 @@ class Driver {
     owner_[id->value] = job.value;
     return *id;
   }
+  // What is shared, or was, is nobody's own: no quota holds for its frames here.
+  bool Share(wire::ExtentId id, wire::JobId with) {
+    if (!pager.AddUse(id, with).ok()) return false;
+    if (job_of_[id.value] == kNobody) return true;
+    for (const auto& [frame, page] : owners_) {
+      if (page.extent != id) continue;
+      --frames_of_[job_of_[id.value]];
+      ++frames_of_[kNobody];
+    }
+    job_of_[id.value] = kNobody;
+    return true;
+  }
+  // Over all jobs, the figures sum to what there is.
+  void CheckSums(std::uint64_t jobs) const {
+    JobUsage sum;
+    for (std::uint64_t job = 1; job <= jobs; ++job) {
+      const auto usage = pager.Usage({job});
+      if (!usage) continue;
+      sum.resident_frames += usage->resident_frames;
+      sum.host_frames += usage->host_frames;
+      sum.loaded_pages += usage->loaded_pages;
+      EXPECT_EQ(usage->resident_by_kind[0] + usage->resident_by_kind[1], usage->resident_frames);
+      EXPECT_EQ(usage->pages_by_kind[0] + usage->pages_by_kind[1], usage->pages);
+      EXPECT_LE(usage->dirty_pages, usage->resident_frames);
+    }
+    EXPECT_EQ(sum.resident_frames, owners_.size());
+    EXPECT_EQ(sum.host_frames, pager.used_host_frames());
+  }
 
   // Takes over what a test added by itself.
   void Adopt(std::uint64_t job, std::uint64_t quota) { quotas_[job] = quota; }
@@ -268,6 +296,7 @@ class Driver {
   }
 
   static constexpr std::uint64_t kPoison = ~0ULL;
+  static constexpr std::uint64_t kNobody = ~0ULL;
   PagerConfig config_;
 
  public:

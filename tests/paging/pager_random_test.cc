@@ -18,6 +18,13 @@ struct Machine {
 
 class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>> {
  protected:
+  struct Known {
+    wire::ExtentId id;
+    std::uint64_t job;
+    std::uint64_t pages;
+    std::vector<std::uint64_t> users;
+    bool shared = false;  // or was
+  };
   static constexpr std::uint64_t kJobs = 5;
   RandomOperations()
       : machine(std::get<0>(GetParam())),
@@ -59,16 +66,24 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     small.on_disk = machine.disk_frames > 0 && small.evictable && small.pages % 4 == 0;
     if (auto id = d.pager.AddExtent(small); id.ok()) {
       d.Adopt(*id, small);
-      extents.push_back({*id, job, small.pages});
+      extents.push_back({*id, job, small.pages, {job}});
     }
   }
   void SubmitSomething() {
     if (extents.empty()) return;
-    const std::uint64_t job = extents[Below(extents.size())].job;
+    const Known& one = extents[Below(extents.size())];
+    if (one.shared) {
+      const std::uint64_t first = Below(one.pages);
+      const Access access = one.users.size() > 1 ? Access::kRead : static_cast<Access>(Below(3));
+      requests.push_back(d.Ask({one.users[Below(one.users.size())]},
+                               {{one.id, first, Below(one.pages - first + 1)}}, access, Below(5) == 0));
+      return;
+    }
+    const std::uint64_t job = one.job;
     std::vector<PageRange> ranges;
     for (std::uint64_t i = 1 + Below(3); i-- > 0;) {
       const Known& known = extents[Below(extents.size())];
-      if (known.job != job) continue;
+      if (known.job != job || known.shared) continue;
       const std::uint64_t first = Below(known.pages);
       ranges.push_back({known.id, first, Below(known.pages - first + 1)});
     }
@@ -115,12 +130,34 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
         d.pager.GiveBackUnused();
         break;
       case 10:
-        if (!extents.empty()) d.pager.EvictExtent(extents[Below(extents.size())].id, Reason::kCommand);
+        if (!extents.empty()) UnshareOrEvict(Below(extents.size()));
         break;
+    }
+  }
+  void UnshareOrEvict(std::size_t i) {
+    extents[i].shared ? Unshare(i) : d.pager.EvictExtent(extents[i].id, Reason::kCommand);
+  }
+  void Share(Known& known, std::uint64_t with) {
+    if (!d.Share(known.id, {with})) return;
+    known.users.push_back(with);
+    known.shared = true;
+    ++shares;
+    EXPECT_EQ(d.pager.UsesOf(known.id), known.users.size());
+  }
+  void Unshare(std::size_t i) {
+    Known& known = extents[i];
+    const std::size_t user = Below(known.users.size());
+    d.pager.RemoveUse(known.id, {known.users[user]});
+    known.users.erase(known.users.begin() + static_cast<std::ptrdiff_t>(user));
+    if (known.users.empty()) {
+      extents.erase(extents.begin() + static_cast<std::ptrdiff_t>(i));
+    } else {
+      known.job = known.users.front();
     }
   }
   // What CheckReplace says is kept.
   void Replace(std::size_t i) {
+    if (extents[i].shared) return;
     const ExtentSpec spec{{extents[i].job}, wire::ExtentKind::kOptimizerState, 1 + Below(60), Below(8) != 0};
     if (!d.pager.CheckReplace(extents[i].id, spec).ok()) return;
     d.pager.CheckInvariants();
@@ -128,11 +165,15 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     const auto id = d.pager.AddExtent(spec);
     ASSERT_TRUE(id.ok()) << id.status().message();
     d.Adopt(*id, spec);
-    extents[i] = {*id, spec.job.value, spec.pages};
+    extents[i] = {*id, spec.job.value, spec.pages, {spec.job.value}};
   }
   void RemoveJob(std::uint64_t job) {
     d.pager.RemoveJob({job});
-    std::erase_if(extents, [&](const Known& known) { return known.job == job; });
+    for (Known& known : extents) {
+      std::erase(known.users, job);
+      if (!known.users.empty()) known.job = known.users.front();
+    }
+    std::erase_if(extents, [&](const Known& known) { return known.users.empty(); });
   }
   void ReleaseOne() {
     if (d.revoked.empty()) return;
@@ -140,15 +181,11 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     d.revoked.pop_back();
   }
 
-  struct Known {
-    wire::ExtentId id;
-    std::uint64_t job;
-    std::uint64_t pages;
-  };
   Machine machine;
   Driver d;
   std::vector<Known> extents;
   std::vector<wire::RequestId> requests;
+  int shares = 0;
 };
 
 TEST_P(RandomOperations, KeepContentAndInvariants) {
@@ -163,8 +200,11 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
       ChangeSomething();
     } else if (what < 14) {
       ReleaseOne();
+    } else if (what < 16) {
+      if (!extents.empty()) Share(extents[Below(extents.size())], 1 + Below(kJobs));
     } else if (what < 50) {
       d.Pump();
+      if (i % 8 == 0 && machine.refusals == 0) d.CheckSums(kJobs);
     } else {
       d.CompleteOne();
     }
@@ -178,7 +218,10 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
     for (const wire::RequestId id : requests)
       EXPECT_TRUE(d.finished.count(id.value)) << "request " << id.value;
   }
-  EXPECT_GT(d.visits.size(), 100U);
+  EXPECT_GT(d.visits.size(), 50U);
+  if (machine.refusals == 0) {
+    EXPECT_EQ(shares > 0, machine.domains > 1) << shares;
+  }
   for (std::uint64_t job = 1; job <= kJobs; ++job) RemoveJob(job);
   d.Settle();
   while (!d.revoked.empty()) ReleaseOne();

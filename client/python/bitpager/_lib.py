@@ -103,6 +103,7 @@ USAGE_FIELDS = (
     "buffer_bytes",
     "disk_bytes",
     "disk_budget_bytes",
+    "shared_bytes",
 )
 
 
@@ -215,7 +216,7 @@ class WeightOptions(Structure):
         ("elements", c_uint64),
         ("name", c_char_p),
         ("on_disk", c_int32),
-        ("reserved", c_uint32),
+        ("unshared", c_int32),
     ]
 
 

@@ -107,7 +107,8 @@ class Session:
         }
 
     def memory_stats(self) -> dict:
-        """Usage of this session's job as the daemon counts it, in whole pages; keys say their units."""
+        """Usage of this session's job as the daemon counts it, in whole pages; keys say their units. shared_bytes:
+        weights that others have too, in full; the other figures have the job's part of them."""
         usage = _lib.sized(_lib.Usage)
         _lib.check_idempotent(_lib.lib().bp_get_usage, self.handle, ctypes.byref(usage))
         return {name: getattr(usage, name) for name in _lib.USAGE_FIELDS}

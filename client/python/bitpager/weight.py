@@ -24,8 +24,9 @@ class Weight:
     shape: of the tensor; dtype: what dequantize() returns by default, and the dtype recorded for interchange;
     quant_type: "nf4" or "fp4"; blocksize: 32, 64 ... 4096; nested: double quantization; name: shown to operators;
     session: None for the default one; offload: "disk" for pages that lie on the daemon's disk instead of in host memory
-    while they are not on the device (UnsupportedError where the daemon has no folder for them). Raises QuotaError or
-    BudgetError with the bytes that are missing.
+    while they are not on the device (UnsupportedError where the daemon has no folder for them); share: its pages may be
+    held once with those of equal weights of the same user's jobs (writing to it takes pages of its own); those on disk
+    never are. Raises QuotaError or BudgetError with the bytes that are missing.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Weight:
         name=None,
         session=None,
         offload=None,
+        share=True,
     ):
         if offload not in (None, "disk"):
             raise ValueError(f'offload must be None or "disk"; got {offload!r}')
@@ -63,6 +65,7 @@ class Weight:
         options.elements = self.elements
         options.name = self.name.encode()
         options.on_disk = int(offload == "disk")
+        options.unshared = int(not share)
         handle = ctypes.c_uint64()
         _lib.check(_lib.lib().bp_weight_create(self.session.handle, ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle.value

@@ -1,5 +1,6 @@
 // Requests on a GPU's stream against a scripted daemon and a fake driver: order, streams that change, room,
 // failures told later, and every way in which the daemon can go away while a stream waits for it.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -518,6 +519,62 @@ TEST_F(Streams, WeightsAreQuantizedAndReadOnStreams) {
   EXPECT_EQ(body.first_element, 128U);
   EXPECT_EQ(body.elements, 1024U);
   EXPECT_EQ(body.out.offset, 0U);
+}
+
+// The daemon waits for the leases that it revokes; whoever asks for room may hold them.
+TEST_F(Streams, MakingRoomLetsGoOfOnesOwnRevokedLeasesAndGradients) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record,
+                         wire::CompletionRecord& done) {
+    Apply(daemon, record);
+    if (record.op != wire::Op::kLease) return Then::kComplete;
+    wire::LeaseBody body;
+    std::memcpy(&body, record.body, sizeof(body));
+    wire::LeaseSlot& slot = daemon.view().leases()[5];
+    slot.extent = body.extent;
+    slot.first_frame = 7;
+    slot.frames = 1;
+    daemon.view().lease_frames()[7] = {3, 0};
+    slot.generation.store(1);
+    done.values[0] = 5;
+    done.values[1] = 1;
+    return Then::kComplete;
+  };
+  std::atomic<int> asked{0};
+  script.on_message = [&](FakeDaemon& daemon, const wire::Packet& packet) {
+    wire::ReplyBody reply;
+    if (packet.header().type == wire::MessageType::kMapDomain) {
+      reply.values[0] = 1U << 21;
+      const wire::UniqueFd fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+      const int fds[1] = {fd.get()};
+      daemon.Reply(packet, reply, fds);
+      return true;
+    }
+    if (packet.header().type != wire::MessageType::kMakeRoom) return false;
+    // The first answer: what is leased is on its way out.
+    if (++asked == 1) daemon.view().leases()[5].revoke.store(1);
+    reply.values[0] = cuda_.shared_maps == 0 ? 1U << 20 : 0;
+    daemon.Reply(packet, reply);
+    return true;
+  };
+  Connect(std::move(script));
+  WeightOptions options;
+  options.elements = 4096;
+  const Result<std::unique_ptr<Weight>> weight = Weight::Create(*session_, options);
+  ASSERT_TRUE(weight.ok()) << weight.status().message();
+  ASSERT_TRUE((*weight)->QuantizeOnStream(wire::DType::kBF16, At(kGrads), Stream(3)).ok());
+  const Status read = (*weight)->ReadOnStream(Stream(3), [](const LeasedPages&) { return Status(); });
+  ASSERT_TRUE(read.ok()) << read.message();
+  ASSERT_EQ(cuda_.shared_maps, 1);
+  ASSERT_TRUE(Synchronized());
+  ASSERT_EQ(daemon_->registered().size(), 1U) << "what was quantized from";
+  std::uint64_t free_bytes = 0;
+  const Status made = session_->MakeRoom(1U << 20, 5'000, &free_bytes);
+  EXPECT_TRUE(made.ok()) << made.message();
+  EXPECT_EQ(free_bytes, 1U << 20);
+  EXPECT_EQ(cuda_.shared_maps, 0);
+  EXPECT_EQ(asked, 2);
+  EXPECT_TRUE(daemon_->registered().empty());
 }
 
 // PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import random
 import re
-import sys
 import traceback
 import warnings
-import weakref
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import errors
 from .optim import BlockOptimizer
 from .out_of_memory import Need, advice
 from .sizes import print_bytes
+from .undo import Buffers, Gradients, random_state, set_random_state
 
 OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 # What CUDA's own libraries say, when it is they who get no memory.
@@ -88,8 +85,8 @@ class Guard:
             if not isinstance(optimizer, BlockOptimizer):
                 self._begun[index] = 0
                 optimizer.register_step_pre_hook(self._counter(index))
-        self._gradients = _Gradients()
-        self._buffers = _Buffers(self.modules)
+        self._gradients = Gradients()
+        self._buffers = Buffers(self.modules)
 
     def around(self, step):
         """`step`, guarded."""
@@ -158,7 +155,7 @@ class Guard:
         return {
             "sent": self._sent(),
             "parameters": parameters,
-            "random": _random_state(),
+            "random": random_state(),
             "generators": [generator.get_state() for generator in self._generators],
             "scalers": [{k: dict(v) for k, v in scaler._per_optimizer_states.items()} for scaler in self._scalers],
             "allocated": _allocated(),
@@ -169,7 +166,7 @@ class Guard:
     def _restore(self, saved) -> None:
         self._gradients.restore(saved["parameters"])
         self._buffers.restore()
-        _set_random_state(saved["random"])
+        set_random_state(saved["random"])
         for generator, state in zip(self._generators, saved["generators"]):
             generator.set_state(state)
         for scaler, states in zip(self._scalers, saved["scalers"]):
@@ -289,10 +286,6 @@ def _told(error, more: str):
     return kind(f"{error}\n{more}")
 
 
-def _gpus():
-    return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-
-
 def _allocated() -> dict:
     """{the current device: bytes of its tensors}."""
     if not torch.cuda.is_initialized():
@@ -317,112 +310,6 @@ def _ask(sessions, wanted: int, need: int) -> str:
         except (errors.Error, TimeoutError) as error:
             said = f" (not all could be made: {str(error).splitlines()[0]})"
     return said if sessions else ", which no session of a GPU could make"
-
-
-# ---- what a step changes ----
-
-
-def _random_state() -> dict:
-    state = {"python": random.getstate(), "cpu": torch.get_rng_state()}
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        state["numpy"] = numpy.random.get_state()
-    state["gpus"] = [torch.cuda.get_rng_state(index) for index in _gpus()]
-    return state
-
-
-def _set_random_state(state) -> None:
-    random.setstate(state["python"])
-    torch.set_rng_state(state["cpu"])
-    if "numpy" in state:
-        sys.modules["numpy"].random.set_state(state["numpy"])
-    for index, of_gpu in enumerate(state["gpus"]):
-        torch.cuda.set_rng_state(of_gpu, index)
-
-
-class _Gradients:
-    """Copies of the gradients that there are when a step begins: of a GPU's in pinned host memory, made behind the
-    stream's work. The gradients themselves are not held, so that zero_grad() frees them as ever."""
-
-    def __init__(self):
-        self._kept = WeakTensorKeyDictionary()  # parameter -> host memory that is used again
-        self._saved = {}  # id of a parameter -> (weak reference to its gradient, copy)
-
-    @torch.no_grad()
-    def save(self, parameters) -> None:
-        self._saved = {}
-        for p in parameters:
-            grad = p.grad
-            if grad is not None:
-                self._saved[id(p)] = (weakref.ref(grad), self._copy(p, grad))
-
-    def _copy(self, parameter, grad):
-        if grad.layout is not torch.strided or not grad.is_cuda:
-            return grad.detach().clone()
-        kept = self._kept.get(parameter)
-        if kept is None or kept.shape != grad.shape or kept.dtype != grad.dtype or kept.stride() != grad.stride():
-            try:
-                kept = torch.empty_like(grad, device="cpu", pin_memory=True)
-            except RuntimeError:  # no more can be pinned: the copy then waits
-                kept = torch.empty_like(grad, device="cpu")
-            self._kept[parameter] = kept
-        return kept.copy_(grad, non_blocking=True)
-
-    @torch.no_grad()
-    def drop(self, parameters) -> None:
-        """Frees what the failed step made."""
-        for p in parameters:
-            saved = self._saved.get(id(p))
-            if saved is None or saved[0]() is not p.grad:
-                p.grad = None
-
-    @torch.no_grad()
-    def restore(self, parameters) -> None:
-        for p in parameters:
-            saved = self._saved.get(id(p))
-            if saved is None:
-                p.grad = None
-                continue
-            grad = saved[0]()
-            if grad is not None and p.grad is grad and grad.layout is torch.strided:
-                grad.copy_(saved[1])  # in place: it may be a view of a bucket
-            else:
-                p.grad = saved[1].detach().clone() if saved[1].device == p.device else saved[1].to(p.device)
-
-
-class _Buffers:
-    """Buffers of modules when a step begins, by name and value."""
-
-    def __init__(self, modules):
-        self._modules = modules
-        self._saved = []  # (module's dict of buffers, the same as it was)
-        self._buffers, self._copies = [], []
-
-    @torch.no_grad()
-    def save(self) -> None:
-        self._saved = [
-            (module._buffers, dict(module._buffers))
-            for root in self._modules
-            for module in root.modules()
-            if module._buffers
-        ]
-        buffers = list({id(b): b for _, saved in self._saved for b in saved.values() if b is not None}.values())
-        fits = len(buffers) == len(self._copies) and all(
-            b.shape == c.shape and b.dtype == c.dtype and b.device == c.device for b, c in zip(buffers, self._copies)
-        )
-        if not fits:
-            self._copies = [torch.empty_like(b) for b in buffers]
-        self._buffers = buffers
-        if buffers:
-            torch._foreach_copy_(self._copies, buffers)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for now, saved in self._saved:
-            now.clear()
-            now.update(saved)
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._copies)
 
 
 __all__ = ["Guard", "guard"]

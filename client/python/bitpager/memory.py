@@ -150,7 +150,7 @@ def _node_table(told: dict) -> list:
             lines.append("  " + "job".ljust(widths) + "".join(f"{head:>12}" for head in heads))
         for job in sorted(jobs, key=lambda one: -one["resident_bytes"]):
             keys = ("resident_bytes", "host_bytes", "share_bytes", "loaded_bytes", "stored_bytes")
-            figures = [*(job[key] for key in keys), sum(job["saved_bytes"].values())]
+            figures = [*(job[key] for key in keys), sum(job.get("saved_bytes", {}).values())]
             lines.append("  " + job["name"].ljust(widths) + "".join(f"{print_bytes(one):>12}" for one in figures))
     committed, budget = print_bytes(told["host_committed_bytes"]), print_bytes(told["host_budget_bytes"])
     return [*lines, f"host: {committed} of {budget} committed"]

@@ -17,7 +17,7 @@ _SAME = tuple(
     key
     for key in _lib.USAGE_FIELDS
     if key not in ("state_bytes", "weight_bytes", "resident_state_bytes", "resident_weight_bytes")
-    and key != "device_budget_bytes"
+    and key not in ("device_budget_bytes", "disk_budget_bytes")
 )
 
 
@@ -28,15 +28,17 @@ def memory_stats(device=None, job=None) -> dict:
     process's own; a name for another one's; "*" for the sum of all jobs there (those two ask the daemon's telemetry,
     and raise as telemetry.status). docs/telemetry.md lists the keys; in short:
 
-    resident_bytes, host_bytes   on the device; committed in host memory for all of the job's pages
+    resident_bytes               on the device
+    host_bytes, disk_bytes       committed to the job's pages in host memory, and on disk
     state_bytes, weight_bytes    all pages of optimizer states, of quantized weights; resident_* of them on the device
     leased_bytes                 read in place by the job's processes
     loaded_, stored_, dropped_bytes  copied to the device, to the host, left the device without a copy, so far
-    share_bytes, device_budget_bytes fair share of the job now; budget of the device
+    share_bytes, device_budget_bytes fair share of the job now; budget of the device; disk_budget_bytes, the daemon's
+    shared_bytes                 weights that other jobs use too, in full; the job's part of them is in the rest
     steps, stall_ns, nonfinite_blocks, pages, buffer_bytes
 
-    and, under torch.cuda's kind of name, "resident_bytes.POOL.current" and "host_bytes.POOL.current" for POOL in all,
-    optimizer_state, quantized_weight.
+    and, under torch.cuda's kind of name, "resident_bytes.POOL.current" for POOL in all, optimizer_state,
+    quantized_weight.
 
     NotFoundError: no job of that name is on the device."""
     if job is None:
@@ -103,18 +105,15 @@ def _of_snapshot(told: dict, uuid: str, job: str) -> dict:
         "resident_state_bytes": by_kind["resident_bytes_by_kind"]["optimizer_state"],
         "resident_weight_bytes": by_kind["resident_bytes_by_kind"]["quantized_weight"],
         "device_budget_bytes": devices[0]["budget_bytes"],
+        "disk_budget_bytes": devices[0]["disk_budget_bytes"],
     }
 
 
 def _with_pools(stats: dict) -> dict:
     """`stats` and its figures under torch.cuda's kind of names."""
     resident = (stats["resident_bytes"], stats["resident_state_bytes"], stats["resident_weight_bytes"])
-    host = (stats["host_bytes"], stats["state_bytes"], stats["weight_bytes"])
-    made = dict(stats)
-    for name, figures in (("resident_bytes", resident), ("host_bytes", host)):
-        for pool, value in zip(("all", *_KINDS), figures):
-            made[f"{name}.{pool}.current"] = value
-    return made
+    pools = zip(("all", *_KINDS), resident)
+    return {**stats, **{f"resident_bytes.{pool}.current": value for pool, value in pools}}
 
 
 def _own_table(held) -> list:
@@ -124,9 +123,11 @@ def _own_table(held) -> list:
     rows = [("", "RESIDENT", "ALL PAGES")]
     for name, key in (("optimizer states", "state_bytes"), ("quantized weights", "weight_bytes")):
         rows.append((name, print_bytes(stats[f"resident_{key}"]), print_bytes(stats[key])))
-    rows.append(("both", print_bytes(stats["resident_bytes"]), print_bytes(stats["host_bytes"])))
+    pages = stats["state_bytes"] + stats["weight_bytes"]
+    rows.append(("both", print_bytes(stats["resident_bytes"]), print_bytes(pages)))
     lines = [f"{title}, at {info['socket']}", *(f"  {name:<18}{one:>12}{two:>12}" for name, one, two in rows)]
     for name, text in (
+        ("on host, on disk", (print_bytes(stats["host_bytes"]), print_bytes(stats["disk_bytes"]))),
         ("share, budget", (print_bytes(stats["share_bytes"]), print_bytes(stats["device_budget_bytes"]))),
         ("leased, buffers", (print_bytes(stats["leased_bytes"]), print_bytes(stats["buffer_bytes"]))),
         ("came in, went out", (print_bytes(stats["loaded_bytes"]), print_bytes(stats["stored_bytes"]))),
@@ -146,7 +147,7 @@ def _node_table(told: dict) -> list:
         lines.append(f"{device['uuid']}: {used} of {budget} used")
         jobs = [one for one in told["jobs"] if one["device"] == device["uuid"]]
         if jobs:
-            heads = ("RESIDENT", "ALL PAGES", "SHARE", "CAME IN", "WENT OUT", "SAVED")
+            heads = ("RESIDENT", "HOST", "SHARE", "CAME IN", "WENT OUT", "SAVED")
             lines.append("  " + "job".ljust(widths) + "".join(f"{head:>12}" for head in heads))
         for job in sorted(jobs, key=lambda one: -one["resident_bytes"]):
             keys = ("resident_bytes", "host_bytes", "share_bytes", "loaded_bytes", "stored_bytes")

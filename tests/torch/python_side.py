@@ -12,9 +12,8 @@ import itertools
 import pathlib
 import sys
 
-import torch
-
 import bitpager
+import torch
 
 
 def read(path: pathlib.Path, dtype: str) -> torch.Tensor:

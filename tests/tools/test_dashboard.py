@@ -222,6 +222,7 @@ def test_a_recording_opens_moves_and_closes(page, tmp_path):
     browser.wait_text("#player-name", "tape.jsonl · 40 samples · 1 lines could not be read")
     seek(browser, 10)
     browser.wait("both jobs", lambda: sorted(column(browser, "name")) == ["other", "taped"])
+    browser.run("document.querySelector('#jobs tbody button.name').click()")
     seek(browser, 30)
     browser.wait("the one that was left", lambda: column(browser, "name") == ["taped"])
     browser.wait_text("#events", "halfway")
@@ -235,6 +236,7 @@ def test_a_recording_opens_moves_and_closes(page, tmp_path):
     assert "39 s of 39 s" in browser.run("return document.querySelector('#seek').getAttribute('aria-valuetext')")
     browser.click("#live")
     browser.wait("the living job", lambda: column(browser, "name") == ["living"])
+    assert "Esc" not in browser.text("#jobs-note")  # the job in focus was the recording's
     assert browser.text("#state-text") == "Live"
 
 

@@ -92,6 +92,7 @@ function draw() {
   if (model.snapshot === null) return;
   takePages();
   choose();
+  if (view.focus !== null && !model.knows(view.focus)) view.focus = null;
   view.colours.meet(model.jobs.map((row) => row.name));
   view.end = model.time;
   drawLedger(view);

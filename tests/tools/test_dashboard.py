@@ -34,11 +34,11 @@ def test_figures_are_the_nodes_and_add_up(page):
     with feed.lock:  # time stands still
         status = feed.node.status()
         device = status["devices"][0]
-        browser.wait("the used bytes", lambda: bytes_of(browser, "#device-used") == device["used_bytes"])
-        assert bytes_of(browser, "#host-used") == device["host_committed_bytes"]
-        shown = texts(browser, "#jobs tbody td.gauge", "title")
         sizes = sorted((job["resident_bytes"] for job in status["jobs"]), reverse=True)
-        assert shown == [f"{size:,} bytes" for size in sizes]
+        jobs = [f"{size:,} bytes" for size in sizes]
+        browser.wait("the used bytes", lambda: bytes_of(browser, "#device-used") == device["used_bytes"])
+        browser.wait("the host's bytes", lambda: bytes_of(browser, "#host-used") == device["host_committed_bytes"])
+        browser.wait("the jobs' bytes", lambda: texts(browser, "#jobs tbody td.gauge", "title") == jobs)
         for place in ("#device-sum", "#card-sum", "#host-sum"):
             left, right = browser.text(place).split(" = ")
             parts = [round(float(part.split()[0]) * 100) for part in left.split(" + ")]

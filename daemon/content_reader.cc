@@ -25,6 +25,8 @@ void ContentReader::Begin(wire::ExtentId paged, wire::JobId job, const Weight& w
     piece_ = WeightPiece(core_.device, weight.format.layout, blocks);
   }
   reading_->failed = !piece_;
+  ++asked_;  // also where it failed: Poll has the outcome
+  if (piece_) Ask();
 }
 
 void ContentReader::Stop() {

@@ -41,7 +41,7 @@ class ContentReader {
     wire::ExtentId paged;
     std::optional<Digest> digest;  // none: it could not be read
   };
-  // Requests so far: the pager has something to decide when there are more.
+  // Changes when there is something to do: for the pager, or by another Poll.
   [[nodiscard]] std::uint64_t asked() const { return asked_; }
   // Moves on. The outcome when there is one.
   [[nodiscard]] std::optional<Outcome> Poll();

@@ -126,7 +126,6 @@ bool Sharing::Advance(Settling& one) {
 
 void Sharing::Read(wire::ExtentId paged, const Extent& extent) {
   if (reader_.idle()) reader_.Begin(paged, extent.job, *extent.weight());
-  static_cast<void>(reader_.Poll());
 }
 
 void Sharing::TakeOutcome(const ContentReader::Outcome& outcome) {

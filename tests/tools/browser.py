@@ -106,7 +106,8 @@ class Browser:
                 and "the server responded with a status of 503" not in entry["message"]]  # fmt: skip
 
     def cpu_share(self, seconds):
-        """Processor time that Chromium's processes take, of a core, over some seconds."""
+        """Processor time that the page and its painting take, of a core, over some seconds. What the driver takes for
+        its own log of the page's network is not the page's."""
         before, begun = self._cpu_s(), time.monotonic()
         time.sleep(seconds)
         return (self._cpu_s() - before) / (time.monotonic() - begun)
@@ -117,9 +118,11 @@ class Browser:
             process = pathlib.Path("/proc") / str(left.pop())
             try:
                 fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
+                command = (process / "cmdline").read_text()
                 for task in (process / "task").iterdir():
                     left += map(int, (task / "children").read_text().split())
             except OSError:
                 continue  # it ended
-            ticks += int(fields[11]) + int(fields[12])
+            if "--type=renderer" in command or "--type=gpu-process" in command:
+                ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")

@@ -40,6 +40,7 @@ def page(chromium):
         chromium.prefer("prefers-color-scheme", "dark")
         chromium.open(feeds[-1].url)
         chromium.wait_text("#state-text", "Live")
+        chromium.wait_text("#facts", "bitpagerd")  # drawn
         return chromium, feeds[-1]
 
     yield open_page

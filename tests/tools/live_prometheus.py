@@ -157,7 +157,7 @@ class Prometheus:
         rules = re.sub(r"(?m)^(\s+)for: \d+m$", r"\1for: 0s", RULES.read_text())
         (self._folder / RULES.name).write_text(rules)
         config = CONFIG.read_text()
-        for given, wanted in (("15s", "500ms"), ('"127.0.0.1:9400"', f'"{target}"')):
+        for given, wanted in (("15s", "500ms"), ('"127.0.0.1:9790"', f'"{target}"')):
             assert given in config
             config = config.replace(given, wanted)
         (self._folder / "prometheus.yaml").write_text(config)

@@ -34,11 +34,11 @@ def test_figures_are_the_nodes_and_add_up(page):
     with feed.lock:  # time stands still
         status = feed.node.status()
         device = status["devices"][0]
-        browser.wait("the used bytes", lambda: bytes_of(browser, "#device-used") == device["used_bytes"])
-        assert bytes_of(browser, "#host-used") == device["host_committed_bytes"]
-        shown = texts(browser, "#jobs tbody td.gauge", "title")
         sizes = sorted((job["resident_bytes"] for job in status["jobs"]), reverse=True)
-        assert shown == [f"{size:,} bytes" for size in sizes]
+        jobs = [f"{size:,} bytes" for size in sizes]
+        browser.wait("the used bytes", lambda: bytes_of(browser, "#device-used") == device["used_bytes"])
+        browser.wait("the host's bytes", lambda: bytes_of(browser, "#host-used") == device["host_committed_bytes"])
+        browser.wait("the jobs' bytes", lambda: texts(browser, "#jobs tbody td.gauge", "title") == jobs)
         for place in ("#device-sum", "#card-sum", "#host-sum"):
             left, right = browser.text(place).split(" = ")
             parts = [round(float(part.split()[0]) * 100) for part in left.split(" + ")]
@@ -222,6 +222,7 @@ def test_a_recording_opens_moves_and_closes(page, tmp_path):
     browser.wait_text("#player-name", "tape.jsonl · 40 samples · 1 lines could not be read")
     seek(browser, 10)
     browser.wait("both jobs", lambda: sorted(column(browser, "name")) == ["other", "taped"])
+    browser.run("document.querySelector('#jobs tbody button.name').click()")
     seek(browser, 30)
     browser.wait("the one that was left", lambda: column(browser, "name") == ["taped"])
     browser.wait_text("#events", "halfway")
@@ -235,6 +236,7 @@ def test_a_recording_opens_moves_and_closes(page, tmp_path):
     assert "39 s of 39 s" in browser.run("return document.querySelector('#seek').getAttribute('aria-valuetext')")
     browser.click("#live")
     browser.wait("the living job", lambda: column(browser, "name") == ["living"])
+    assert "Esc" not in browser.text("#jobs-note")  # the job in focus was the recording's
     assert browser.text("#state-text") == "Live"
 
 
@@ -267,8 +269,8 @@ def test_many_pages_and_jobs_cost_little(page):
     feed.second = 1.0
     browser.wait("sixteen jobs", lambda: len(column(browser, "name")) == 16)
     shares = []
-    for _ in range(3):
-        shares.append(browser.cpu_share(4.0))
+    for _ in range(5):  # the first holds the compilation of the page; a busy machine makes all dearer
+        shares.append(browser.cpu_share(3.0))
         if shares[-1] < 0.05:
             break
-    assert min(shares) < 0.05, f"of a core, by all of the browser's processes: {shares}"
+    assert min(shares) < 0.05, f"of a core: {shares}"

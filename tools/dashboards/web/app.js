@@ -14,6 +14,7 @@ import { LiveSource } from "./source.js";
 import { JobTable, drawEvents, spoken } from "./tables.js";
 
 /* global Chart */
+const TOGETHER_MS = 60;
 const light = window.matchMedia("(prefers-color-scheme: light)");
 const store = (() => {
   try {
@@ -35,6 +36,7 @@ let connection = { mode: "connecting", since: 0 };
 let pagesText = null; // the newest page map, parsed when it is drawn
 let sizeNumber = 0;
 let asked = false;
+let arriving = 0; // a timer
 
 function invalidate() {
   if (asked || document.hidden) return;
@@ -43,6 +45,15 @@ function invalidate() {
     asked = false;
     draw();
   });
+}
+
+// What comes together, a status and its page map, is drawn together.
+function news() {
+  if (arriving !== 0 || document.hidden) return;
+  arriving = setTimeout(() => {
+    arriving = 0;
+    invalidate();
+  }, TOGETHER_MS);
 }
 
 function say(text) {
@@ -92,6 +103,7 @@ function draw() {
   if (model.snapshot === null) return;
   takePages();
   choose();
+  if (view.focus !== null && !model.knows(view.focus)) view.focus = null;
   view.colours.meet(model.jobs.map((row) => row.name));
   view.end = model.time;
   drawLedger(view);
@@ -128,20 +140,20 @@ function drawState() {
 
 const source = new LiveSource({
   status: (body) => {
-    if (live.apply(body)) invalidate();
+    if (live.apply(body)) news();
   },
   pages: (text) => {
     pagesText = text;
-    invalidate();
+    news();
   },
   event: (body) => {
     live.addEvent(body);
     if (view.model === live) say(spoken(body));
-    invalidate();
+    news();
   },
   events: (bodies) => {
     live.addEvents(bodies);
-    invalidate();
+    news();
   },
   state: (state) => {
     connection = state;

@@ -2,11 +2,12 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with properties and children: make("b", {className: "x"}, "text", child). */
+/** An element with properties and children: make("b", {className: "x", ariaLabel: "y"}, "text", child). */
 export function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name in node) node[name] = value;
+    if (name.startsWith("aria")) node.setAttribute(`aria-${name.slice(4).toLowerCase()}`, value);
+    else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
   node.append(...children);

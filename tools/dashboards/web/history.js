@@ -137,7 +137,7 @@ export function bucketsFor(span_ms, jobs = 0) {
 /** The span to show: no more than `wanted`, and not much more than there is; grows in few steps. */
 export function spanFor(history, end, wanted) {
   const there = history.length > 0 ? end - history.time(0) : 0;
-  return Math.min(wanted, [60_000, 120_000, 300_000, 600_000].find((span) => there <= span) ?? wanted);
+  return Math.min(wanted, [60_000, 120_000, 180_000, 300_000, 600_000].find((span) => there <= span) ?? wanted);
 }
 
 /**

@@ -74,6 +74,12 @@ export class Model {
     return list(this.snapshot?.devices);
   }
 
+  /** Whether a job of this name is there, or was in the time that the history holds. */
+  knows(name) {
+    const end = seriesKey("", name);
+    return this.jobs.some((row) => row.name === name) || [...this.history.keys].some((key) => key.endsWith(end));
+  }
+
   /** “GPU 0”, “CPU”. */
   label(uuid) {
     return this.#labels.get(uuid) ?? "–";

@@ -23,9 +23,7 @@ export class LiveSource {
   #take;
   #stream = null;
   #timer = 0;
-  #watch = 0;
   #failures = 0;
-  #running = false;
   #heard = 0; // when the stream last said something
   #fresh = 0; // when figures last came, by either way
   #mode = "";
@@ -36,25 +34,14 @@ export class LiveSource {
   }
 
   start() {
-    if (this.#running) return;
-    this.#running = true;
-    this.#failures = 0;
     this.#say("connecting");
     this.#open();
-    this.#watch = setInterval(() => this.#check(), 2000);
-  }
-
-  stop() {
-    this.#running = false;
-    clearTimeout(this.#timer);
-    clearInterval(this.#watch);
-    this.#shut();
-    this.#mode = "";
+    setInterval(() => this.#check(), 2000);
   }
 
   /** Tries at once when there is no stream. */
   retry() {
-    if (!this.#running || this.#mode === "live" || this.#mode === "connecting") return;
+    if (this.#mode === "live" || this.#mode === "connecting") return;
     clearTimeout(this.#timer);
     this.#open();
   }
@@ -115,7 +102,6 @@ export class LiveSource {
 
   #fail() {
     this.#shut();
-    if (!this.#running) return;
     this.#failures += 1;
     if (this.#mode === "live" || this.#mode === "connecting") this.#say("offline");
     clearTimeout(this.#timer);
@@ -126,7 +112,7 @@ export class LiveSource {
   /** Polls until `streamAt`, then tries the stream again; on an error it is tried after the usual wait. */
   async #poll(streamAt) {
     const answered = await this.#ask();
-    if (!this.#running || this.#stream !== null) return;
+    if (this.#stream !== null) return;
     this.#say(answered ? "polling" : "offline");
     const again = answered && Date.now() < streamAt;
     const next = again ? () => this.#poll(streamAt) : () => this.#open();
@@ -139,7 +125,7 @@ export class LiveSource {
     try {
       const answer = await get("api/events");
       const body = answer.ok ? await answer.json() : null;
-      if (this.#running && Array.isArray(body?.events)) this.#take.events(body.events);
+      if (Array.isArray(body?.events)) this.#take.events(body.events);
     } catch {
       // what follows says that there is no connection
     }
@@ -150,11 +136,10 @@ export class LiveSource {
       const status = await get("api/status");
       if (!status.ok) return false;
       const body = await status.json();
-      if (!this.#running) return false;
       this.#fresh = Date.now();
       this.#take.status(body);
       const pages = await get(`api/pages?cells=${CELLS}`);
-      if (pages.ok && this.#running) this.#take.pages(await pages.text());
+      if (pages.ok) this.#take.pages(await pages.text());
       await this.#events();
       return true;
     } catch {

@@ -122,7 +122,8 @@ class Cli : public ::testing::Test {
 
   std::string folder_;
   Target target_;
-  daemon::Telemetry telemetry_;
+  daemon::EventLog events_;
+  daemon::Telemetry telemetry_{events_};
   std::string out_;
   std::string err_;
 };

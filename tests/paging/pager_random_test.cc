@@ -173,6 +173,9 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
       EXPECT_TRUE(d.finished.count(id.value)) << "request " << id.value;
   }
   EXPECT_GT(d.visits.size(), 100U);
+  for (std::uint64_t job = 1; job <= kJobs; ++job) {
+    if (d.pager.Usage({job})) d.ExpectTraffic({job});
+  }
   for (std::uint64_t job = 1; job <= kJobs; ++job) RemoveJob(job);
   d.Settle();
   while (!d.revoked.empty()) ReleaseOne();

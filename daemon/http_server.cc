@@ -48,7 +48,8 @@ Status CannotServe(const HttpAddress& address, const error_code& error) {
 
 }  // namespace
 
-// Everything here is the HTTP thread's, but for `events` and what Start does before the thread is there.
+// Everything here is the HTTP thread's, but for `events` and what Bind and Serve do before the thread is
+// there.
 struct HttpServer::Impl {
   Impl(HttpSite& site_in, EventLog& events_in, HttpLimits limits_in)
       : site(site_in),
@@ -76,12 +77,13 @@ struct HttpServer::Impl {
   EventLog& events;
   const HttpLimits limits;
   HttpRoom room;
+  // Connections take themselves out when they go, so these go after `io`, which may hold the last of them.
+  std::set<HttpConnection*> connections;
+  std::set<HttpConnection*> streams;
   asio::io_context io{1};
   tcp::acceptor acceptor{io};
   asio::steady_timer retry{io};
   asio::steady_timer tick{io};
-  std::set<HttpConnection*> connections;
-  std::set<HttpConnection*> streams;
   std::uint64_t next_event = 0;
   int watch = 0;
   std::thread thread;
@@ -200,8 +202,8 @@ void HttpServer::Impl::End() {
   if (thread.joinable()) thread.join();
 }
 
-Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpAddress& address, HttpSite& site,
-                                                      EventLog& events, HttpLimits limits) {
+Result<std::unique_ptr<HttpServer>> HttpServer::Bind(const HttpAddress& address, HttpSite& site,
+                                                     EventLog& events, HttpLimits limits) {
   auto impl = std::make_unique<Impl>(site, events, limits);
   impl->room.own_host_only = address.loopback;
   const Status bound = impl->Bind(address);
@@ -210,17 +212,20 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpAddress& address
   server->address_ = address;
   error_code ignored;
   server->address_.port = server->impl_->acceptor.local_endpoint(ignored).port();
-  Impl* const running = server->impl_.get();
-  running->next_event = events.Next();
-  running->watch = events.Watch([running] { asio::post(running->io, [running] { running->TellEvents(); }); });
-  running->Accept();
+  return server;
+}
+
+void HttpServer::Serve() {
+  Impl* const impl = impl_.get();
+  impl->next_event = impl->events.Next();
+  impl->watch = impl->events.Watch([impl] { asio::post(impl->io, [impl] { impl->TellEvents(); }); });
+  impl->Accept();
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are main's; the thread inherits the mask
-  running->thread = std::thread([running] { running->Run(); });
+  impl->thread = std::thread([impl] { impl->Run(); });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return server;
 }
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

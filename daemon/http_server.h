@@ -32,11 +32,13 @@ struct HttpLimits {
 
 class HttpServer {
  public:
-  // Binds, then starts the thread. kPermissionDenied, kAlreadyExists (in use), kInvalidArgument (no address
-  // of this machine), with a hint.
-  [[nodiscard]] static wire::Result<std::unique_ptr<HttpServer>> Start(const HttpAddress& address,
-                                                                       HttpSite& site, EventLog& events,
-                                                                       HttpLimits limits = {});
+  // Takes the address; nobody is answered before Serve. kPermissionDenied, kAlreadyExists (in use),
+  // kInvalidArgument (no address of this machine), with a hint.
+  [[nodiscard]] static wire::Result<std::unique_ptr<HttpServer>> Bind(const HttpAddress& address,
+                                                                      HttpSite& site, EventLog& events,
+                                                                      HttpLimits limits = {});
+  // Starts the thread. Call it once.
+  void Serve();
   ~HttpServer();  // closes every connection
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

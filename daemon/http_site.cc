@@ -1,6 +1,7 @@
 #include "daemon/http_site.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -98,7 +99,9 @@ Result<HttpSite::Text> HttpSite::StatusJson() {
   return taken.json;
 }
 
-Result<HttpSite::Text> HttpSite::PagesJson(std::uint64_t cells) {
+// Of few different sizes: each costs the dispatchers a walk over their pages.
+Result<HttpSite::Text> HttpSite::PagesJson(std::uint64_t wanted_cells) {
+  const std::uint64_t cells = std::bit_floor(wanted_cells);
   const std::uint64_t now_ns = clock_.NowNs();
   std::erase_if(painted_, [&](const auto& entry) {
     return now_ns - entry.second.at_ns >= (entry.second.json.ok() ? kSharedNs : kFailedNs);

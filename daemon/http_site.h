@@ -54,9 +54,10 @@ class HttpSite {
 
   // A GET of `path` with `query`; `etag` is what the asker has (If-None-Match), or empty.
   [[nodiscard]] HttpReply Answer(std::string_view path, std::string_view query, std::string_view etag);
-  // As /api/status and /api/pages give them.
+  // As /api/status and /api/pages give them; pages in the greatest power of two of cells that is not above
+  // the wanted.
   [[nodiscard]] wire::Result<Text> StatusJson();
-  [[nodiscard]] wire::Result<Text> PagesJson(std::uint64_t cells);
+  [[nodiscard]] wire::Result<Text> PagesJson(std::uint64_t wanted_cells);
 
   // ---- any thread
   [[nodiscard]] HttpSnapshot counts() const;

@@ -139,7 +139,7 @@ class Daemon {
     if (config_.http.empty()) return {};
     const wire::Result<HttpAddress> address = ParseHttpAddress(config_.http);
     if (!address.ok()) return address.status();
-    wire::Result<std::unique_ptr<HttpServer>> server = HttpServer::Start(*address, site_, events_);
+    wire::Result<std::unique_ptr<HttpServer>> server = HttpServer::Bind(*address, site_, events_);
     if (!server.ok()) {
       // Private daemons read the machine's settings too, and one of them has the port.
       if (!config_.private_mode) return server.status();
@@ -148,6 +148,7 @@ class Daemon {
     }
     http_ = std::move(*server);
     http_text_ = ToText(http_->address());
+    http_->Serve();
     spdlog::info("metrics and dashboard on http://{}", http_text_);
     return {};
   }

@@ -46,6 +46,19 @@ class ConfigFile : public ::testing::Test {
   ConfigSources sources_;
 };
 
+TEST_F(ConfigFile, HttpIsOffUnlessGivenAndStaysOnThisMachineUnlessTold) {
+  EXPECT_EQ(Load({})->config.http, "");
+  EXPECT_EQ(LoadText("[telemetry]\nhttp = \"[::1]:9790\"\n")->config.http, "[::1]:9790");
+  EXPECT_EQ(Load({"--http", "localhost:0"})->config.http, "localhost:0");
+  const auto remote = LoadText("[telemetry]\nhttp = \"10.0.0.1:9790\"\n");
+  ASSERT_FALSE(remote.ok());
+  EXPECT_EQ(remote.status().code(), Code::kInvalidArgument);
+  EXPECT_THAT(remote.status().message(), AllOf(HasSubstr("10.0.0.1:9790"), HasSubstr("--http-remote")));
+  EXPECT_TRUE(Load({"--http", "10.0.0.1:9790", "--http-remote"})->config.http_remote);
+  EXPECT_TRUE(LoadText("[telemetry]\nhttp = \"0.0.0.0:9790\"\nhttp_remote = true\n").ok());
+  EXPECT_EQ(Load({"--http", "9790"}).status().code(), Code::kInvalidArgument);
+}
+
 TEST(ParseSize, ReadsBytesUnitsAndShares) {
   const auto bytes = [](const char* text) { return ParseSize(text).value().bytes; };
   EXPECT_EQ(bytes("4096"), 4096U);

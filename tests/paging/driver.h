@@ -135,6 +135,9 @@ class Driver {
     EXPECT_TRUE(finished.count(id.value)) << "request " << id.value << " never finished";
   }
 
+  // What the job's actions were, counted here.
+  void ExpectTraffic(wire::JobId job) { ExpectTraffic(job.value, pager.Usage(job)->traffic); }
+
   // ---- the caller's actions that change the model too
   void Remove(wire::ExtentId id) { pager.RemoveExtent(id); }
   void SetQuota(std::uint64_t job, std::uint64_t frames, JobSpec spec = {}) {
@@ -172,6 +175,7 @@ class Driver {
     Access access;
   };
   static Frame Of(FrameRef f) { return {f.segment, f.slot}; }
+  static std::size_t Index(Reason reason) { return static_cast<std::size_t>(reason); }
 
   void Own(Frame frame, PageRef page) {
     EXPECT_FALSE(owners_.count(frame)) << "frame given twice";
@@ -217,6 +221,7 @@ class Driver {
     for (const wire::RequestId id : actions.finished) {
       EXPECT_TRUE(finished.insert(id.value).second) << "finished twice";
     }
+    for (const EndedJob& job : actions.ended) TakeEnd(job);
     if (!refused.empty()) config_.device_frames = segments_.size() * config_.segment_frames;
     for (const std::uint32_t segment : refused) pager.SegmentRefused(segment);
     for (const auto& [job, count] : frames_of_) {
@@ -228,9 +233,28 @@ class Driver {
       EXPECT_LE(segments_.size() * config_.segment_frames, config_.device_frames);
     }
   }
+  void TakeEnd(const EndedJob& job) {
+    EXPECT_FALSE(pager.Usage(job.id)) << "an ended job is gone";
+    EXPECT_EQ(job.usage.resident_frames, 0U);
+    EXPECT_EQ(job.usage.host_frames, 0U);
+    ExpectTraffic(job.id.value, job.usage.traffic);
+    traffic_.erase(job.id.value);
+    ended.push_back(job.id);
+  }
+  void ExpectTraffic(std::uint64_t job, const Traffic& told) {
+    const Traffic& seen = traffic_[job];
+    EXPECT_EQ(told.arrived, seen.arrived) << "job " << job;
+    EXPECT_EQ(told.to_device, seen.to_device) << "job " << job;
+    EXPECT_EQ(told.to_host, seen.to_host) << "job " << job;
+    EXPECT_EQ(told.dropped, seen.dropped) << "job " << job;
+    EXPECT_EQ(told.evicted, seen.evicted) << "job " << job;
+  }
   void TakeDrop(const DropAction& drop) {
     Disown(Of(drop.frame), drop.page);
     ++dropped;
+    Traffic& traffic = traffic_[job_of_[drop.page.extent.value]];
+    ++traffic.dropped[Index(drop.reason)];
+    ++traffic.evicted[Index(drop.reason)];
     if (drop.reason == Reason::kClosing) return;
     const std::uint64_t host_frame = pager.HostFrameOf(drop.page);
     if (model_.count(drop.page) && host_frame != ~0ULL) {  // ~0: its extent was removed meanwhile
@@ -241,6 +265,7 @@ class Driver {
     EXPECT_EQ(owners_[Of(store.frame)], store.page);
     stores_.push_back(store);
     ++stored;
+    ++traffic_[job_of_[store.page.extent.value]].to_host[Index(store.reason)];
   }
   void TakeLoad(const LoadAction& load) {
     EXPECT_TRUE(segments_.count(load.frame.segment)) << "load into a segment that does not exist";
@@ -252,6 +277,10 @@ class Driver {
     Own(Of(load.frame), load.page);
     loads_.push_back(load);
     if (!load.zero) ++loaded;
+    EXPECT_TRUE(load.reason == Reason::kDemand || load.reason == Reason::kPrefetch);
+    Traffic& traffic = traffic_[job_of_[load.page.extent.value]];
+    ++traffic.arrived;
+    if (!load.zero) ++traffic.to_device[Index(load.reason)];
   }
   void TakeRun(RunAction& run) {
     EXPECT_LE(run.pages.size(), config_.window_pages);
@@ -274,7 +303,10 @@ class Driver {
     stores_.erase(stores_.begin() + static_cast<std::ptrdiff_t>(i));
     host_[store.host_frame] = device_[Of(store.frame)];
     pager.StoreDone(store.page);
-    if (pager.StateOf(store.page) != PageState::kResident) Disown(Of(store.frame), store.page);
+    if (pager.StateOf(store.page) != PageState::kResident) {
+      Disown(Of(store.frame), store.page);
+      ++traffic_[job_of_[store.page.extent.value]].evicted[Index(store.reason)];
+    }
   }
   void FinishRun(std::uint64_t job) {
     const Running running = runs_[job].front();
@@ -304,6 +336,7 @@ class Driver {
   std::set<std::uint64_t> finished;
   std::set<FrameRef> poisoned;
   std::vector<wire::ExtentId> revoked;
+  std::vector<wire::JobId> ended;
   std::vector<PageRef> visits;
   std::uint64_t loaded = 0;
   std::uint64_t stored = 0;
@@ -325,6 +358,7 @@ class Driver {
   std::map<std::uint64_t, std::uint64_t> host_;
   std::map<PageRef, std::uint64_t> model_;  // what each written page must hold
   std::map<std::uint32_t, DomainId> segments_;
+  std::map<std::uint64_t, Traffic> traffic_;  // by job, as its actions were seen
   std::vector<LoadAction> loads_;
   std::vector<StoreAction> stores_;
   std::map<std::uint64_t, std::deque<Running>> runs_;  // by job; a compute queue is in order

@@ -190,7 +190,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
 
 TEST_P(RandomOperations, KeepContentAndInvariants) {
   d.check_budget = false;
-  for (int i = 0; i < 5000 && !HasFailure(); ++i) {
+  for (int i = 0; i < 8000 && !HasFailure(); ++i) {
     const std::uint64_t what = Below(100);
     if (what < 3) {
       AddSomething();
@@ -218,9 +218,12 @@ TEST_P(RandomOperations, KeepContentAndInvariants) {
     for (const wire::RequestId id : requests)
       EXPECT_TRUE(d.finished.count(id.value)) << "request " << id.value;
   }
-  EXPECT_GT(d.visits.size(), 50U);
+  EXPECT_GT(d.visits.size(), 100U);
   if (machine.refusals == 0) {
     EXPECT_EQ(shares > 0, machine.domains > 1) << shares;
+  }
+  for (std::uint64_t job = 1; shares == 0 && job <= kJobs; ++job) {
+    if (d.pager.Usage({job})) d.ExpectTraffic({job});
   }
   for (std::uint64_t job = 1; job <= kJobs; ++job) RemoveJob(job);
   d.Settle();

@@ -22,6 +22,7 @@ class ScriptedDevice final : public kernels::Device {
   bool refuse_imports = false;
   bool hold_decommit = false;  // the newest DecommitHost is not reported as done
   bool hold_compute = false;   // nothing on Queue::kCompute is reported as done
+  bool hold_copies = false;    // nothing on the other queues is
   bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
   // ---- what was seen
   std::int64_t steps = 0;
@@ -112,6 +113,7 @@ class ScriptedDevice final : public kernels::Device {
   [[nodiscard]] bool Done(kernels::Event event) const override {
     bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
     held = held || (hold_compute && event.queue == kernels::Queue::kCompute);
+    held = held || (hold_copies && event.queue != kernels::Queue::kCompute);
     for (const HeldSignal& signal : signals_) {
       held = held || (event.queue == signal.event.queue && event.sequence >= signal.event.sequence);
     }

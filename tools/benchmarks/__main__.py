@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-GROUPS = ("cpu", "latency", "paging")
+GROUPS = ("cpu", "latency", "paging", "telemetry")
 GPU_GROUPS = ("gpu-step", "gpu-paged", "gpu-quant", "gpu-train", "gpu-oom")
 
 

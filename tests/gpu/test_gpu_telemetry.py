@@ -1,0 +1,174 @@
+"""What the daemon says of its memory, beside what the driver and the OS say of it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+
+import gpu_daemon
+import gpu_training
+import pytest
+import torch
+
+PAGE = 2 << 20
+# Frames come in segments of so many bytes; what the driver takes for itself beside them is less than one.
+SEGMENT_BYTES = 64 << 20
+# Pieces in which host frames are pinned.
+PIECE_BYTES = 256 << 20
+FLAGS = ("--device-budget", str(160 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
+PATIENCE_S = 30
+
+
+class Http:
+    """A daemon's answers over HTTP; its address stands in its log."""
+
+    def __init__(self, daemon):
+        for line in daemon.log().splitlines():
+            if "http://" in line:
+                self.url = "http://" + line.rsplit("http://", 1)[1].strip()
+                return
+        pytest.fail(f"no address in the log:\n{daemon.log()}")
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return answer.read().decode()
+
+    def device(self) -> dict:
+        """The first GPU's part of the snapshot."""
+        (found,) = [d for d in self.status()["devices"] if d["open"]]
+        return found
+
+    def status(self) -> dict:
+        time.sleep(0.3)  # answers of a quarter of a second share one snapshot
+        return json.loads(self.text("/api/status"))
+
+
+def used_bytes() -> int:
+    """Of the whole GPU, as the driver says; nothing else may come or go on it meanwhile."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def settled(read, enough_s: float = 1.0):
+    """What read() says once it has said the same for a while."""
+    end, last, since = time.monotonic() + PATIENCE_S, read(), time.monotonic()
+    while time.monotonic() - since < enough_s:
+        assert time.monotonic() < end, "it never settled"
+        time.sleep(0.1)
+        now = read()
+        if now != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def process_bytes(process, name: str) -> int:
+    """A line of /proc/PID/status, in bytes."""
+    with open(f"/proc/{process.pid}/status") as file:
+        for line in file:
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    pytest.fail(f"no {name} in /proc/{process.pid}/status")
+
+
+def begin(session, sizes=gpu_training.SMALL):
+    params = gpu_training.parameters(torch.bfloat16, sizes)
+    optimizer = gpu_training.make_optimizer("AdamW", params, session)
+    gpu_training.train(optimizer, params, 1, 2)
+    session.synchronize()
+    return optimizer, params
+
+
+def test_own_bytes_are_what_the_driver_says_we_took(make_daemon):
+    daemon = make_daemon(*FLAGS)
+    with gpu_daemon.connect(daemon, "warm") as session:
+        begin(session)  # contexts, modules and queues, here and there, take what they take
+        http = Http(daemon)
+        # Only frames of a job that is there are compared: the warm one's are part of both figures.
+        params = gpu_training.parameters(torch.bfloat16)
+        optimizer = gpu_training.make_optimizer("AdamW", params, session)
+        gpu_training.set_gradients(params, 1)
+        torch.cuda.synchronize()
+        # The client's tensors are there already; what comes now is the daemon's.
+        before, ours_before = used_bytes(), http.device()["own_bytes"]
+        optimizer.step()
+        session.synchronize()
+        after, device = used_bytes(), http.device()
+        grown = device["own_bytes"] - ours_before
+        assert grown >= SEGMENT_BYTES, "this shows nothing: no segment was needed"
+        assert abs((after - before) - grown) <= SEGMENT_BYTES, (after - before, grown)
+        assert device["used_bytes"] <= device["own_bytes"]
+        free, total = torch.cuda.mem_get_info()
+        assert abs(device["memory_total_bytes"] - total) <= SEGMENT_BYTES
+        assert abs(device["memory_free_bytes"] - free) <= SEGMENT_BYTES
+
+
+def test_memory_that_is_given_back_is_given_back(make_daemon):
+    daemon = make_daemon(*FLAGS)
+    with gpu_daemon.connect(daemon, "stays") as stays:
+        begin(stays)
+        http = Http(daemon)
+        before, ours_before = used_bytes(), http.device()["own_bytes"]
+        with gpu_daemon.connect(daemon, "goes") as goes:
+            begin(goes, gpu_training.SHAPES)
+            assert http.device()["own_bytes"] > ours_before, "this shows nothing: no segment was needed"
+        end = time.monotonic() + PATIENCE_S
+        while http.device()["own_bytes"] > ours_before:
+            assert time.monotonic() < end, "segments that nobody needs stay"
+        assert used_bytes() <= before + SEGMENT_BYTES
+
+
+def test_pinned_host_memory_is_what_the_os_says(make_daemon):
+    daemon = make_daemon(*FLAGS)
+    with gpu_daemon.connect(daemon, "pins") as session:
+        params = gpu_training.parameters(torch.bfloat16)
+        optimizer = gpu_training.make_optimizer("AdamW", params, session)
+        gpu_training.train(optimizer, params, 1, 2)
+        session.synchronize()
+        daemon.evict("pins")
+        http = Http(daemon)
+        device = settled(lambda: {k: http.device()[k] for k in ("pinned_host_bytes", "used_bytes")})
+        assert device["used_bytes"] == 0
+        pinned = device["pinned_host_bytes"]
+        committed = http.status()["jobs"][0]["host_bytes"]
+        assert pinned >= committed, "every frame that was stored is pinned"
+        # Host frames are shared memory, pinned in whole pieces; slabs of clients are shared memory too.
+        shared = process_bytes(daemon.process, "RssShmem")
+        slabs = http.status()["jobs"][0]["buffer_bytes"]
+        assert abs(shared - slabs - pinned) <= PIECE_BYTES, (shared, slabs, pinned)
+
+
+def test_figures_of_jobs_add_up_while_they_train(make_daemon, start_job):
+    daemon = make_daemon("--device-budget", str(80 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
+    http = Http(daemon)
+    jobs = [start_job("gpu_training.py", "train", daemon.socket, name, 200, "AdamW", "bf16", "large") for name in "ab"]
+    samples = 0
+    while any(job.process.poll() is None for job in jobs):
+        status = http.status()
+        (device,) = status["devices"]
+        if not device["open"]:
+            continue
+        samples += 1
+        for job_key, device_key in (
+            ("resident_bytes", "used_bytes"),
+            ("leased_bytes", "leased_bytes"),
+            ("dirty_bytes", "dirty_bytes"),
+        ):
+            assert sum(job[job_key] for job in status["jobs"]) == device[device_key], job_key
+        host = sum(job["host_bytes"] + job["buffer_bytes"] for job in status["jobs"])
+        assert host == device["host_committed_bytes"]
+        for reason, pages in device["evictions_by_reason"].items():
+            parts = [j["evictions_by_reason"][reason] for j in status["jobs"] + status["past_jobs"]]
+            assert sum(parts) == pages, reason
+        assert device["used_bytes"] <= device["own_bytes"]
+    assert samples > 2
+    for job in jobs:
+        job.finish()
+    device = http.device()
+    assert device["link"]["to_device_bytes_per_s"] > 1e9, "a GPU's link was measured"
+    assert device["link"]["to_host_bytes_per_s"] > 1e9
+    assert device["gpu"].isdigit() and device["uuid"].startswith("GPU-")
+    text = http.text("/metrics")
+    assert f'bitpager_device_own_bytes{{gpu="{device["gpu"]}",UUID="{device["uuid"]}"}}' in text

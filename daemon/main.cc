@@ -89,7 +89,9 @@ class Daemon {
     if (!listening.ok()) return listening;
     Status http = ServeHttp();
     if (!http.ok()) return http;
-    Status telemetry = telemetry_.Start(config_, [this] { return TakeSnapshot(); });
+    Status telemetry = telemetry_.Start(
+        config_, [this] { return TakeSnapshot(); },
+        [this](std::uint64_t cells) { return node_->ObservePages(cells); });
     if (!telemetry.ok()) return telemetry;
     if (config_.private_mode) {
       private_life_.Start(config_.private_first_client_ms, config_.private_grace_ms,

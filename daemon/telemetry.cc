@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -57,6 +58,12 @@ struct Query {
   std::vector<zmq::message_t> envelope;  // routing id and what stood before the body
   std::string body;
   bool too_many_frames = false;
+};
+
+// Made for one query of a batch, given to all that ask the same.
+struct Replies {
+  std::optional<std::string> status;
+  std::map<std::uint64_t, std::string> pages;  // by cells
 };
 
 // Reads one whole multipart message; nothing when none is waiting.
@@ -180,8 +187,8 @@ Status Bind(zmq::socket_t& socket, const std::string& endpoint, const Config& co
 
 }  // namespace
 
-// Constant after Start: take_snapshot, context and sockets (used by the thread alone). `stop` is stored by
-// Stop before it rings `wake`, and loaded by the thread after it woke.
+// Constant after Start: take_snapshot, take_pages, context and sockets (used by the thread alone). `stop` is
+// stored by Stop before it rings `wake`, and loaded by the thread after it woke.
 struct Telemetry::Impl {
   explicit Impl(EventLog& log) : events(log) {}
 
@@ -189,6 +196,7 @@ struct Telemetry::Impl {
   std::uint64_t next_event = 0;  // the first one that was not published
   int watch = 0;
   TakeSnapshot take_snapshot;
+  TakePages take_pages;
   std::optional<zmq::context_t> context;
   std::optional<zmq::socket_t> router;
   std::optional<zmq::socket_t> publisher;
@@ -203,7 +211,8 @@ struct Telemetry::Impl {
   void Run();
   void Serve();
   void AnswerAll();
-  std::string Answer(const Query& query, std::optional<std::string>& status_reply);
+  std::string Answer(const Query& query, Replies& made);
+  std::string Pages(const json& query, Replies& made);
   void PublishAll();
   void Ring() const;
 };
@@ -276,9 +285,9 @@ void Telemetry::Impl::AnswerAll() {
     if (!query) break;
     queries.push_back(std::move(*query));
   }
-  std::optional<std::string> status_reply;
+  Replies made;
   for (Query& query : queries) {
-    const std::string reply = Answer(query, status_reply);
+    const std::string reply = Answer(query, made);
     try {
       SendReply(*router, query, reply);
     } catch (const zmq::error_t&) {  // this asker has gone; the others are still answered
@@ -286,7 +295,22 @@ void Telemetry::Impl::AnswerAll() {
   }
 }
 
-std::string Telemetry::Impl::Answer(const Query& query, std::optional<std::string>& status_reply) {
+std::string Telemetry::Impl::Pages(const json& query, Replies& made) {
+  const json cells = query.value("cells", json(kUsualCells));
+  if (!take_pages) return BadQuery("page maps are not served here");
+  if (!cells.is_number_unsigned() || cells < kLeastCells || cells > kMostCells) {
+    return BadQuery("cells is a number from " + std::to_string(kLeastCells) + " to " +
+                    std::to_string(kMostCells));
+  }
+  const auto [found, fresh] = made.pages.try_emplace(cells.get<std::uint64_t>());
+  if (fresh) {
+    const Result<PageMap> map = take_pages(found->first);
+    found->second = map.ok() ? ToJson(*map) : ErrorReply(map.status());
+  }
+  return found->second;
+}
+
+std::string Telemetry::Impl::Answer(const Query& query, Replies& made) {
   if (query.too_many_frames) return BadQuery("the query has too many frames");
   const json parsed = json::parse(query.body, nullptr, /*allow_exceptions=*/false);
   if (parsed.is_discarded() || !parsed.is_object()) return BadQuery("the query is not a JSON object");
@@ -294,12 +318,13 @@ std::string Telemetry::Impl::Answer(const Query& query, std::optional<std::strin
   if (name == parsed.end() || !name->is_string()) return BadQuery("the query names nothing");
   if (*name == "version") return Dump({{"schema_version", kSnapshotSchemaVersion}, {"version", kVersion}});
   if (*name == "events") return ToJson(events.Last());
+  if (*name == "pages") return Pages(parsed, made);
   if (*name != "status") return BadQuery("unknown query '" + name->get<std::string>() + "'");
-  if (!status_reply) {
+  if (!made.status) {
     const Result<Snapshot> snapshot = take_snapshot();
-    status_reply = snapshot.ok() ? ToJson(*snapshot) : ErrorReply(snapshot.status());
+    made.status = snapshot.ok() ? ToJson(*snapshot) : ErrorReply(snapshot.status());
   }
-  return *status_reply;
+  return *made.status;
 }
 
 void Telemetry::Impl::PublishAll() {
@@ -315,9 +340,10 @@ Telemetry::~Telemetry() {
   Stop();
 }
 
-Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot) {
+Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot, TakePages take_pages) {
   if (impl_->thread.joinable()) return {Code::kAlreadyExists, "telemetry has been started"};
   impl_->take_snapshot = std::move(take_snapshot);
+  impl_->take_pages = std::move(take_pages);
   HoldSpareDescriptor();
   const Status opened = impl_->Open(config);
   if (!opened.ok()) {

@@ -45,15 +45,26 @@ class TelemetryServer : public ::testing::Test {
     std::filesystem::remove_all(folder_);
   }
   wire::Status Start() {
-    return telemetry_.Start(config_, [this]() -> wire::Result<Snapshot> {
-      ++taken_;
+    const TakePages take_pages = [this](std::uint64_t cells) -> wire::Result<PageMap> {
+      cells_ = cells;
       if (fail_) return wire::Status(Code::kDraining, "the dispatcher has ended");
-      Snapshot s;
-      s.version = kVersion;
-      s.page_bytes = 4096;
-      s.totals.requests = taken_;
-      return s;
-    });
+      PageMap map;
+      map.devices.resize(1);
+      map.devices[0].uuid = "cpu-0";
+      return map;
+    };
+    return telemetry_.Start(
+        config_,
+        [this]() -> wire::Result<Snapshot> {
+          ++taken_;
+          if (fail_) return wire::Status(Code::kDraining, "the dispatcher has ended");
+          Snapshot s;
+          s.version = kVersion;
+          s.page_bytes = 4096;
+          s.totals.requests = taken_;
+          return s;
+        },
+        take_pages);
   }
   zmq::socket_t Asker(zmq::socket_type type = zmq::socket_type::dealer) {
     zmq::socket_t socket(context_, type);
@@ -81,6 +92,7 @@ class TelemetryServer : public ::testing::Test {
   std::string folder_;
   Config config_;
   std::atomic<int> taken_{0};
+  std::atomic<std::uint64_t> cells_{0};  // of the last page map
   std::atomic<bool> fail_{false};
   zmq::context_t context_{1};
   EventLog events_;
@@ -223,6 +235,21 @@ TEST_F(TelemetryServer, PublishesEvents) {
   EXPECT_EQ(event["text"], "train.py");
   EXPECT_GT(event["time_unix_ms"].get<std::int64_t>(), 0);
   EXPECT_EQ(event.size(), 7U);
+}
+
+TEST_F(TelemetryServer, PaintsPageMapsInTheCellsThatAreAskedFor) {
+  ASSERT_TRUE(Start().ok());
+  EXPECT_EQ(json::parse(Ask(R"({"query":"pages"})"))["devices"][0]["uuid"], "cpu-0");
+  EXPECT_EQ(cells_, kUsualCells);
+  EXPECT_EQ(json::parse(Ask(R"({"query":"pages","cells":64})"))["schema_version"], kPageMapSchemaVersion);
+  EXPECT_EQ(cells_, 64U);
+  for (const char* bad : {"63", "4097", "-1", "1e3", "\"64\"", "null", "[]", "18446744073709551615"}) {
+    const std::string reply = Ask(std::string(R"({"query":"pages","cells":)") + bad + "}");
+    EXPECT_THAT(reply, HasSubstr("cells is a number from 64 to 4096")) << bad;
+  }
+  EXPECT_EQ(cells_, 64U) << "the dispatcher was not troubled";
+  fail_ = true;
+  EXPECT_THAT(Ask(R"({"query":"pages"})"), HasSubstr("the dispatcher has ended"));
 }
 
 TEST_F(TelemetryServer, TellsTheLastEventsThatItKeeps) {

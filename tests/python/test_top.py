@@ -18,6 +18,7 @@ from conftest import BUILD, Daemon
 from terminal import LIMIT_S, Terminal
 
 CLI = os.environ.get("BITPAGER_CLI") or str(BUILD / "bin" / "bitpager")
+REPLAY = str(BUILD / "bin" / "bitpager-replay")
 # Room for a twentieth of what the steps below want, so that pages stream.
 TIGHT = ("--device-budget", "512KiB", "--host-budget", "256MiB", "--page-size", "16KiB", "--window-pages", "2")
 
@@ -77,6 +78,7 @@ def test_top_is_live_and_obeys_its_keys(tight):
             assert re.search(r"^host +\[", top.text, re.M) and "to device" in top.text
             order = re.compile(r"^alpha.*^beta", re.M | re.S)
             assert order.search(top.text), top.text
+            assert re.search(r"^\d\d:\d\d:\d\d attach beta", top.text, re.M), top.text
             top.type(b"r")
             top.wait(lambda text: "r reversed" in text and not order.search(text))
             top.type(b"s")
@@ -188,6 +190,53 @@ def test_without_a_daemon_all_end_with_3(tmp_path):
         assert subprocess.run([CLI, *words], capture_output=True).returncode == 2, words
 
 
+# ---- events
+
+KEYS = {"schema_version", "name", "time_unix_ms", "job", "device", "bytes", "text"}
+
+
+def test_events_are_those_that_the_daemon_keeps(tight):
+    for name in ("alpha", "beta"):
+        Job(tight, name, 5000).session.close()
+    wait_for(lambda: finish(start(tight, "events"))[1].count(" detach ") == 2)
+    code, out, err = finish(start(tight, "events", "--json", "--job", "beta"))
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and err == "" and [event["name"] for event in events] == ["attach", "detach"]
+    assert all(set(event) == KEYS and event["job"] == "beta" for event in events)
+    code, out, _ = finish(start(tight, "events"))
+    assert code == 0 and re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d attach alpha .*cpu", out, re.M), out
+
+
+def test_events_follow_gives_each_once_and_ends_with_the_daemon(tight):
+    Job(tight, "early", 5000).session.close()
+    process = start(tight, "events", "--follow", "--json")
+    assert json.loads(process.stdout.readline())["job"] == "early"
+    for i in range(5):
+        Job(tight, f"late{i}", 5000).session.close()
+        time.sleep(0.3)  # past the second look at what is kept
+    tight.stop()
+    code, out, err = finish(process)
+    assert code == 3 and "has ended" in err
+    events = [json.loads(line) for line in out.splitlines()]
+    attached = [event["job"] for event in events if event["name"] == "attach"]
+    assert attached == [f"late{i}" for i in range(5)]
+    assert [event["name"] for event in events if event["job"] == "late4"] == ["attach", "detach"]
+
+
+def test_events_follow_ends_at_a_signal_or_when_nobody_reads(tight):
+    Job(tight, "early", 5000).session.close()
+    process = start(tight, "events", "--follow")
+    assert "attach early" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 0 and err == ""
+    process = start(tight, "events", "--follow")
+    assert "attach early" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 0 and process.stderr.read() == ""
+    process.stderr.close()
+
+
 # ---- record
 
 
@@ -205,10 +254,19 @@ def test_a_recording_is_whole_lines_until_the_signal(tight, tmp_path):
     assert text.endswith("\n")
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[0]["bitpager_record"] == 1 and lines[0]["started_unix_ms"] > 0
-    assert {line["type"] for line in lines[1:]} >= {"status", "event"}
+    assert {line["type"] for line in lines[1:]} == {"status", "event", "pages"}
+    maps = [line["body"] for line in lines[1:] if line["type"] == "pages"]
+    assert all(one != next_one for one, next_one in zip(maps, maps[1:])), "page maps when they changed"
+    assert max(len(one["devices"][0]["cells"]) for one in maps) > 64
     assert all(line["time_unix_ms"] >= lines[0]["started_unix_ms"] for line in lines[1:])
     statuses = [line["body"] for line in lines[1:] if line["type"] == "status"]
-    assert any(job["name"] == "alpha" and job["steps"] > 0 for status in statuses for job in status["jobs"])
+    steps = max(job["steps"] for status in statuses for job in status["jobs"] if job["name"] == "alpha")
+    result = subprocess.run([REPLAY, "--json", "--budget", "10%", str(file)], capture_output=True, text=True)
+    summary, *rows = json.loads(result.stdout)
+    assert result.returncode == 0 and summary["jobs"][0]["steps"] == steps > 0
+    assert summary["jobs"][0]["peak_resident_bytes"] <= 512 << 10 and summary["jobs"][0]["to_device_bytes"] >= 0
+    assert summary["events"]["attach"] == 1 and summary["page_maps"] == len(maps)
+    assert [row["policy"] for row in rows] == ["lru", "clock", "scan"] and rows[0]["visits"] >= rows[0]["pages"]
     code, _, err = finish(start(tight, "record", str(file)))
     assert code == 1 and "not empty" in err and file.read_text() == text
 

@@ -87,7 +87,9 @@ class RecordingFile : public testing::Test {
 TEST_F(RecordingFile, SumsUpEachJob) {
   Snapshot first = Sample(1000, {Job(1, "llm", {})});
   first.jobs[0].loaded_bytes = 1'000'000;  // before the recording: not its own
+  first.jobs[0].evictions_by_reason[0] = 100;
   Snapshot second = Sample(2000, {Job(1, "llm", {}), Job(2, "late", {})});
+  second.jobs[0].evictions_by_reason = {102, 0, 7, 0, 0, 0, 0};
   second.jobs[0].loaded_bytes = 1'004'096;
   second.jobs[0].stored_bytes = 8192;
   second.jobs[0].resident_bytes = 40960;
@@ -117,6 +119,7 @@ TEST_F(RecordingFile, SumsUpEachJob) {
   EXPECT_EQ(late.peak_host_bytes, 777U);
   const std::string text = SummaryText(*recording);
   EXPECT_THAT(text, AllOf(HasSubstr("3.0 s"), HasSubstr("3 samples"), HasSubstr("llm"), HasSubstr("25.0%"),
+                          HasSubstr("pages of llm that left the device: demand 2, share 7"),
                           HasSubstr("events: attach 1")));
   EXPECT_EQ(SummaryJson(*recording)["jobs"][1]["to_device_bytes"], 4096);
 }

@@ -117,7 +117,8 @@ TEST(Rates, AreDifferencesOverTheDaemonsTime) {
   daemon::Snapshot now = Machine(12'000);
   now.jobs[1].loaded_bytes = 8192;
   now.jobs[1].stored_bytes = 40960;
-  now.jobs[1].dropped_bytes = 40960;
+  now.jobs[1].evictions_by_reason = {12, 0, 5, 0, 0, 3, 0};
+  now.devices[0].evictions_by_reason = {14, 0, 5, 0, 0, 3, 0};
   now.jobs[1].steps = 5;
   now.jobs[1].stall_ns = 500'000'000;
   now.totals.loaded_bytes = 8192;
@@ -133,6 +134,7 @@ TEST(Rates, AreDifferencesOverTheDaemonsTime) {
   EXPECT_DOUBLE_EQ(rates->jobs[1].stall_ratio, 0.25);
   EXPECT_DOUBLE_EQ(rates->jobs[0].to_device_bytes, 0);
   EXPECT_DOUBLE_EQ(rates->all.to_device_bytes, 4096);
+  EXPECT_DOUBLE_EQ(rates->all.evictions, 11) << "those of ended jobs too";
   EXPECT_DOUBLE_EQ(rates->all.stall_ratio, 0.1) << "of three ranks' time";
 }
 
@@ -208,12 +210,13 @@ TEST_F(TopFrame, HasTotalsABarForEachDeviceAndTheJobs) {
   TopView view = ViewOf(Machine(3'720'000));
   view.rates->all = {1.5 * kGiB, kGiB / 2.0, 12.25, 34, 0.07};
   view.now.draining = true;
+  view.now.devices[1].pressure_ratio = 0.25;
   const std::string text = AllText(LayOut(view, {}, {80, 24}));
   EXPECT_THAT(text,
               AllOf(HasSubstr("bitpagerd 0.1.0  draining  up 1h02m  pid 7"), HasSubstr("3 jobs  3 sessions"),
                     HasSubstr("12.2 steps/s"), HasSubstr("to device 1.5 GiB/s"), HasSubstr("stalled 7%")));
   EXPECT_THAT(text, AllOf(HasSubstr("GPU 0 [##########"), HasSubstr("1 GiB of 4 GiB"),
-                          HasSubstr("4 GiB of 4 GiB"), HasSubstr("host  [")));
+                          HasSubstr("4 GiB of 4 GiB"), HasSubstr("pressure 25%"), HasSubstr("host  [")));
   EXPECT_LT(text.find("large"), text.find("middle")) << "by what is resident";
   EXPECT_LT(text.find("middle"), text.find("small"));
   EXPECT_THAT(text, AllOf(HasSubstr("q quit"), HasSubstr("s sort: RESIDENT")));
@@ -361,6 +364,7 @@ TEST(TopJson, IsOneLineOfIntegerBytes) {
   EXPECT_EQ(parsed["jobs"][1]["to_device_bytes_per_s"], 1235);
   EXPECT_TRUE(parsed["jobs"][1]["resident_bytes"].is_number_unsigned());
   EXPECT_EQ(parsed["devices"][1]["gpu"], "1");
+  EXPECT_EQ(parsed["jobs"][0]["evictions"]["pressure"], 0);
   EXPECT_EQ(parsed["events"][0]["name"], "attach");
 }
 

@@ -274,6 +274,25 @@ TEST_F(Feeding, OutputIsANewFileOfWholeLines) {
   EXPECT_TRUE(LineOutput::Create("/dev/null").ok());
 }
 
+TEST_F(Feeding, AFileThatIsBeingWrittenIsRefused) {
+  auto first = LineOutput::Create(folder_ + "/lines");
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(LineOutput::Create(folder_ + "/lines").status().code(), Code::kAlreadyExists);
+}
+
+TEST_F(Feeding, APipeThatIsNotReadIsNoTrapForASignal) {
+  const Signals signals{SIGUSR1};
+  const std::string path = folder_ + "/pipe";
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const wire::UniqueFd reader(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  auto out = LineOutput::Create(path);
+  ASSERT_TRUE(out.ok());
+  out->StopAt(signals.fd());
+  EXPECT_TRUE(out->Write("a line").ok());
+  ::raise(SIGUSR1);
+  EXPECT_EQ(out->Write(std::string(1 << 20, 'x')).code(), Code::kUnreachable);
+}
+
 TEST_F(Feeding, AFullDiskLeavesWholeLinesAndIsSaid) {
   EXPECT_EQ(LineOutput::Create("/dev/full")->Write("x").code(), Code::kBudgetExceeded);
   const std::string path = folder_ + "/lines";

@@ -21,6 +21,7 @@ class EventPrinter {
  public:
   explicit EventPrinter(const EventsOptions& options) : options_(options), utf8_(EnterLocale()) {}
 
+  void StopAt(int fd) { out_.StopAt(fd); }
   [[nodiscard]] Status Print(const Event& event) {
     if (!options_.job.empty() && event.job != options_.job) return {};
     return out_.Write(options_.json ? event.json : EventText(event, true, utf8_));
@@ -48,6 +49,7 @@ int PrintKept(const Target& target, EventPrinter& printer) {
 
 int Follow(const Target& target, EventPrinter& printer) {
   const Signals signals{SIGINT, SIGTERM, SIGHUP};
+  printer.StopAt(signals.fd());
   Feed::Options options;
   options.events = true;
   Feed feed(target, options);

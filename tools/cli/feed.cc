@@ -10,6 +10,7 @@ using wire::Result;
 using wire::Status;
 
 constexpr std::chrono::milliseconds kSecondLook{1000};
+constexpr std::chrono::milliseconds kMostRetry{1000};
 
 }  // namespace
 
@@ -41,7 +42,7 @@ void Feed::AskWhatIsDue(SteadyTime now) {
 bool Feed::Reopen(SteadyTime now) {
   if (now < next_ask_) return false;
   if (Start().ok()) return true;
-  next_ask_ = now + options_.interval;
+  next_ask_ = now + std::min(options_.interval, kMostRetry);
   return false;
 }
 
@@ -85,7 +86,7 @@ Feed::Item Feed::Next(SteadyTime until, std::span<const Input> inputs) {
     if (looks_ == 1 && watch_.is_open()) end = std::min(end, second_look_);
     Result<Watch::News> news = watch_.Next(end, inputs);
     if (!news.ok()) {
-      next_ask_ = std::chrono::steady_clock::now() + options_.interval;
+      next_ask_ = std::chrono::steady_clock::now() + std::min(options_.interval, kMostRetry);
       out.kind = Item::Kind::kLost;
       out.status = news.status();
       return out;

@@ -35,7 +35,8 @@ class Feed {
 
   // The first connection; errors as Watch::Open.
   [[nodiscard]] wire::Status Start();
-  // Waits for one thing, at most until `until`. Once lost, the daemon is looked for at every interval.
+  // Waits for one thing, at most until `until`. Once lost, the daemon is looked for at every interval, and at
+  // least every second.
   [[nodiscard]] Item Next(SteadyTime until, std::span<const Input> inputs);
   [[nodiscard]] const std::string& place() const { return watch_.place(); }
 

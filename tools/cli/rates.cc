@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <utility>
 
 namespace bitpager::cli {
@@ -19,18 +20,24 @@ double StallRatio(double stall_ns, double seconds, std::size_t sessions) {
   return std::clamp(stall_ns / (seconds * 1e9 * ranks), 0.0, 1.0);
 }
 
+std::uint64_t Sum(const paging::ByReason& pages) {
+  return std::accumulate(pages.begin(), pages.end(), std::uint64_t{0});
+}
+
+std::uint64_t Evicted(const Snapshot& s) {
+  std::uint64_t pages = 0;
+  for (const daemon::DeviceSnapshot& device : s.devices) pages += Sum(device.evictions_by_reason);
+  return pages;
+}
+
 // Of a job or of all: both have these counters.
 template <typename Counters>
-JobRates RatesBetween(const Counters& before, const Counters& now, double seconds, std::uint64_t page_bytes,
-                      std::size_t sessions) {
+JobRates RatesBetween(const Counters& before, const Counters& now, double seconds, std::size_t sessions) {
   JobRates out;
-  const double stored = Grown(before.stored_bytes, now.stored_bytes);
   out.to_device_bytes = Grown(before.loaded_bytes, now.loaded_bytes) / seconds;
-  out.to_host_bytes = stored / seconds;
+  out.to_host_bytes = Grown(before.stored_bytes, now.stored_bytes) / seconds;
   out.steps = Grown(before.steps, now.steps) / seconds;
   out.stall_ratio = StallRatio(Grown(before.stall_ns, now.stall_ns), seconds, sessions);
-  const double left = stored + Grown(before.dropped_bytes, now.dropped_bytes);
-  out.evictions = left / static_cast<double>(std::max<std::uint64_t>(page_bytes, 1)) / seconds;
   return out;
 }
 
@@ -42,14 +49,17 @@ std::optional<Rates> RatesOf(const Snapshot& before, const Snapshot& now) {
   }
   Rates out;
   out.seconds = static_cast<double>(now.uptime_ms - before.uptime_ms) / 1000;
-  out.all = RatesBetween(before.totals, now.totals, out.seconds, now.page_bytes, now.sessions.size());
+  out.all = RatesBetween(before.totals, now.totals, out.seconds, now.sessions.size());
+  out.all.evictions = Grown(Evicted(before), Evicted(now)) / out.seconds;
   std::map<std::pair<std::string, std::uint64_t>, const JobSnapshot*> known;  // by device and id
   for (const JobSnapshot& job : before.jobs) known[{job.device, job.id}] = &job;
   const JobSnapshot none;
   for (const JobSnapshot& job : now.jobs) {
     const auto found = known.find({job.device, job.id});
-    out.jobs.push_back(RatesBetween(found == known.end() ? none : *found->second, job, out.seconds,
-                                    now.page_bytes, job.sessions));
+    const JobSnapshot& was = found == known.end() ? none : *found->second;
+    out.jobs.push_back(RatesBetween(was, job, out.seconds, job.sessions));
+    out.jobs.back().evictions =
+        Grown(Sum(was.evictions_by_reason), Sum(job.evictions_by_reason)) / out.seconds;
   }
   return out;
 }

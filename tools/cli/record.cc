@@ -121,6 +121,7 @@ int RunRecord(const Target& target, const RecordOptions& options) {
   if (const Status started = feed.Start(); !started.ok()) return NotReached(started);
   Result<LineOutput> out = OpenOutput(options.file);
   if (!out.ok()) return Failure(out.status());
+  out->StopAt(signals.fd());
   Recorder recorder(*out, options);
   Status status = recorder.Begin();
   const SteadyTime end = EndOf(options);

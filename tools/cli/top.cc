@@ -104,6 +104,7 @@ int RunPlain(const Target& target, const TopOptions& options, bool utf8) {
   Feed feed(target, FeedOf(options));
   if (Status started = feed.Start(); !started.ok()) return NotReached(started);
   LineOutput out;
+  out.StopAt(signals.fd());
   Sampled sampled(utf8);
   const std::array<Input, 2> inputs = {Input{signals.fd()}, Input{STDOUT_FILENO, true}};
   using Kind = Feed::Item::Kind;
@@ -117,7 +118,11 @@ int RunPlain(const Target& target, const TopOptions& options, bool utf8) {
       PrintError(item.status.message() + "; looking for it again");
     }
     if (item.kind != Kind::kReply) continue;
-    if (Status added = sampled.Add(item.body); !added.ok()) return Failure(added);
+    if (Status added = sampled.Add(item.body); !added.ok()) {
+      if (options.once) return Failure(added);
+      PrintError(added.message());
+      continue;
+    }
     if (!sampled.view().rates) continue;
     const Status wrote = options.json ? out.Write(TopJson(sampled.view(), sampled.TakeEvents()))
                                       : PrintFrame(sampled.view(), out);

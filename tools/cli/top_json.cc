@@ -39,6 +39,12 @@ json TotalsOf(const Snapshot& s, const JobRates& rates) {
   return out;
 }
 
+json ByReason(const paging::ByReason& pages) {
+  json out = json::object();
+  for (std::size_t i = 0; i < pages.size(); ++i) out[daemon::kReasonNames[i]] = pages[i];
+  return out;
+}
+
 json DeviceOf(const Snapshot& s, const DeviceSnapshot& d) {
   return {{"gpu", DeviceLabel(s, d.uuid)},
           {"uuid", d.uuid},
@@ -47,6 +53,14 @@ json DeviceOf(const Snapshot& s, const DeviceSnapshot& d) {
           {"budget_bytes", d.budget_bytes},
           {"used_bytes", d.used_bytes},
           {"free_bytes", d.free_bytes},
+          {"memory_total_bytes", d.memory_total_bytes},
+          {"memory_free_bytes", d.memory_free_bytes},
+          {"own_bytes", d.own_bytes},
+          {"pressure_ratio", d.pressure_ratio},
+          {"link_to_device_bytes_per_s", d.link.to_device_bytes_per_s},
+          {"link_to_host_bytes_per_s", d.link.to_host_bytes_per_s},
+          {"evictions", ByReason(d.evictions_by_reason)},
+
           {"open", d.open}};
 }
 
@@ -70,7 +84,11 @@ json JobOf(const Snapshot& s, const JobSnapshot& j, const JobRates& rates) {
               {"stored_bytes", j.stored_bytes},
               {"dropped_bytes", j.dropped_bytes},
               {"steps", j.steps},
-              {"stall_ns", j.stall_ns}};
+              {"stall_ns", j.stall_ns},
+              {"faults", j.faults},
+              {"step_ns_last", j.step_ns_last},
+              {"stall_ns_last", j.stall_ns_last},
+              {"evictions", ByReason(j.evictions_by_reason)}};
   AddRates(rates, out);
   return out;
 }

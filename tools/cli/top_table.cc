@@ -52,6 +52,10 @@ std::string BytesOf(double bytes) {
   return FormatBytes(static_cast<std::uint64_t>(std::clamp(bytes, 0.0, 1e18)));
 }
 
+std::string Milliseconds(std::uint64_t ns) {
+  return Decimal(static_cast<double>(ns) / 1e6) + " ms";
+}
+
 template <double JobRates::*kRate>
 double RateWeight(const Row& row) {
   return row.rates == nullptr ? 0 : row.rates->*kRate;
@@ -103,6 +107,12 @@ constexpr std::array kColumns = {
     Column{"LEASED", 10, CountWeight<&JobSnapshot::leased_bytes>, BytesCell<&JobSnapshot::leased_bytes>},
     Column{"STEPS", 9, CountWeight<&JobSnapshot::steps>,
            [](const Row& row) { return std::to_string(row.job->steps); }},
+    Column{"LAST STEP", 9, CountWeight<&JobSnapshot::step_ns_last>,
+           [](const Row& row) {
+             return row.job->steps == 0 ? std::string("-") : Milliseconds(row.job->step_ns_last);
+           }},
+    Column{"FAULTS", 9, CountWeight<&JobSnapshot::faults>,
+           [](const Row& row) { return std::to_string(row.job->faults); }},
     Column{"RANKS", 5, [](const Row& row) { return static_cast<double>(row.job->sessions); },
            [](const Row& row) {
              return row.job->lingering ? std::string("kept") : std::to_string(row.job->sessions);

@@ -20,20 +20,37 @@ constexpr std::size_t kManyColumns = 110;  // what a frame without a width lays 
 constexpr std::size_t kLeastBar = 5;
 constexpr std::size_t kMostBar = 40;
 
+// clang-format off
 const char* const kHelp[] = {
-    "s          sort by the next column",      "r          reverse the order",
-    "Up Down    scroll; PgUp PgDn Home End",   "Left Right other columns",
-    "h          this page, and back",          "q          quit",
-    "TO DEV/s   bytes copied to the device",   "TO HOST/s  bytes copied back",
-    "STALL      share of the time that the",   "           ranks waited for pages",
-    "EVICT/s    pages that left the device",   "HOST       committed in host memory",
-    "SHARE      fair share of the device now", "kept       no rank; it may come back",
+    "s          sort by the next column",
+    "r          reverse the order",
+    "Up Down    scroll; PgUp PgDn Home End",
+    "Left Right other columns",
+    "h          this page, and back",
+    "q          quit",
+    "TO DEV/s   bytes copied to the device",
+    "TO HOST/s  bytes copied back",
+    "STALL      share of the time that the",
+    "           ranks waited for pages",
+    "EVICT/s    pages that left the device",
+    "HOST       committed in host memory",
+    "SHARE      fair share of the device now",
+    "kept       no rank; it may come back",
+    "LAST STEP  how long the last one took",
+    "FAULTS     waits for pages",
+    "pressure   at 100% no memory is free",
+    "           beyond what pages leave",
 };
+// clang-format on
 
 std::string Rate(double value) {
   char text[32];
   std::snprintf(text, sizeof(text), value < 10 ? "%.2f" : value < 100 ? "%.1f" : "%.0f", value);
   return text;
+}
+
+std::string Percent(double ratio) {
+  return std::to_string(std::lround(std::clamp(ratio, 0.0, 1.0) * 100)) + "%";
 }
 
 std::string BytesPerSecond(double bytes) {
@@ -115,8 +132,8 @@ Frame Totals(const TopView& view, TopSize size) {
     items.push_back({Rate(all.steps) + " steps/s", Ink::kPlain});
     items.push_back({"to device " + BytesPerSecond(all.to_device_bytes), Ink::kPlain});
     items.push_back({"to host " + BytesPerSecond(all.to_host_bytes), Ink::kPlain});
-    items.push_back({"stalled " + std::to_string(std::lround(all.stall_ratio * 100)) + "%",
-                     all.stall_ratio > 0.5 ? Ink::kWarning : Ink::kPlain});
+    items.push_back(
+        {"stalled " + Percent(all.stall_ratio), all.stall_ratio > 0.5 ? Ink::kWarning : Ink::kPlain});
     items.push_back({"evicted " + Rate(all.evictions) + "/s", Ink::kPlain});
   } else {
     items.push_back({"rates come with the next sample", Ink::kDim});
@@ -163,6 +180,7 @@ std::vector<BarText> BarsOf(const TopView& view) {
     BarText bar{DeviceLabel(view.now, d.uuid), d.used_bytes, d.budget_bytes, "", Shown(d.name, view.utf8)};
     if (bar.label != "cpu") bar.label = "GPU " + bar.label;
     if (!d.open) bar.more = "no client yet  " + bar.more;
+    if (d.pressure_ratio > 0) bar.more = "pressure " + Percent(d.pressure_ratio) + "  " + bar.more;
     out.push_back(std::move(bar));
   }
   out.push_back({"host", view.now.host_committed_bytes, view.now.host_budget_bytes, "", "committed"});
@@ -271,9 +289,8 @@ Frame Whole(const TopView& view, const TopState& state, TopSize size) {
 }  // namespace
 
 std::string DeviceLabel(const Snapshot& snapshot, const std::string& uuid) {
-  for (std::size_t i = 0; i < snapshot.devices.size(); ++i) {
-    if (snapshot.devices[i].uuid != uuid) continue;
-    return snapshot.devices[i].kind == "cpu" ? "cpu" : std::to_string(i);
+  for (const DeviceSnapshot& device : snapshot.devices) {
+    if (device.uuid == uuid) return device.gpu.empty() ? "?" : Shown(device.gpu, false);
   }
   return "?";
 }

@@ -135,7 +135,7 @@ bool Watch::TakeEvent(News& out) {
   return true;
 }
 
-// True: one of the inputs, or a signal.
+// True: one of the inputs.
 Result<bool> Watch::Poll(SteadyTime until, std::span<const Input> inputs) {
   std::vector<zmq_pollitem_t> items;
   for (const Input& one : inputs) {
@@ -149,7 +149,7 @@ Result<bool> Watch::Poll(SteadyTime until, std::span<const Input> inputs) {
     if (sockets_->closing) until = std::min(until, *sockets_->closing);
   }
   if (zmq_poll(items.data(), static_cast<int>(items.size()), MillisecondsUntil(until)) < 0) {
-    if (zmq_errno() == EINTR) return true;
+    if (zmq_errno() == EINTR) return false;  // stopped and continued
     return Status(Code::kInternal, std::string("poll failed: ") + zmq_strerror(zmq_errno()));
   }
   return std::any_of(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(inputs.size()),

@@ -46,9 +46,9 @@ class Watch {
   void Ask(const std::string& query);
   [[nodiscard]] bool IsWaitingFor(const std::string& query) const;
 
-  // Waits for one thing, at most until `until`: an answer, an event, or one of `inputs`. A signal counts as
-  // an input. Works while closed, for the inputs. After an error it is closed: kDaemonLost (the daemon
-  // ended), kUnreachable (it did not answer in the target's time).
+  // Waits for one thing, at most until `until`: an answer, an event, or one of `inputs`. Works while
+  // closed, for the inputs. After an error it is closed: kDaemonLost (the daemon ended), kUnreachable (it did
+  // not answer in the target's time).
   [[nodiscard]] wire::Result<News> Next(SteadyTime until, std::span<const Input> inputs);
 
  private:

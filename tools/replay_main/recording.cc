@@ -145,6 +145,9 @@ void Reader::AddJob(const JobSnapshot* before, const JobSnapshot& now, std::uint
   job.dropped_bytes += Grown(was.dropped_bytes, now.dropped_bytes);
   job.steps += Grown(was.steps, now.steps);
   job.stall_ns += Grown(was.stall_ns, now.stall_ns);
+  for (std::size_t i = 0; i < daemon::kReasonNames.size(); ++i) {
+    job.evictions[daemon::kReasonNames[i]] += Grown(was.evictions_by_reason[i], now.evictions_by_reason[i]);
+  }
   job.rank_ms += elapsed_ms * std::max(was.sessions, now.sessions);
 }
 

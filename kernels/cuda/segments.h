@@ -57,7 +57,7 @@ class Segments {
   std::map<std::uint32_t, Segment> segments_;
   std::map<const std::byte*, std::uint64_t> managed_;    // bytes of each managed segment, by its start
   std::multimap<std::uint64_t, CUdeviceptr> addresses_;  // reserved ranges in no use, by size
-  std::uint64_t mapped_bytes_ = 0;  // of all segments
+  std::uint64_t mapped_bytes_ = 0;                       // of all segments
   std::uint32_t next_ = 1;
 };
 

@@ -1,6 +1,4 @@
 // The file of frames on disk, and pages that go through it.
-#include "daemon/disk_file.h"
-
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/stat.h>
@@ -11,6 +9,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <vector>
+
+#include "daemon/disk_file.h"
 
 namespace bitpager::daemon {
 namespace {

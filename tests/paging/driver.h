@@ -136,7 +136,20 @@ class Driver {
   }
 
   // What the job's actions were, counted here.
-  void ExpectTraffic(wire::JobId job) { ExpectTraffic(job.value, pager.Usage(job)->traffic); }
+  void ExpectTraffic(wire::JobId job) {
+    ExpectTraffic("job " + std::to_string(job.value), pager.Usage(job)->traffic, traffic_[job.value]);
+  }
+  // What the device tells, and all jobs up to `jobs` together with those that ended, is what was seen.
+  void ExpectAllTraffic(std::uint64_t jobs) {
+    Traffic seen = past_seen_;
+    for (const auto& [job, traffic] : traffic_) Add(seen, traffic);
+    Traffic told = past_told_;
+    for (std::uint64_t job = 1; job <= jobs; ++job) {
+      if (const auto usage = pager.Usage({job}); usage) Add(told, usage->traffic);
+    }
+    ExpectTraffic("all jobs", told, seen);
+    ExpectTraffic("the device", pager.Usage().traffic, seen);
+  }
 
   // ---- the caller's actions that change the model too
   void Remove(wire::ExtentId id) { pager.RemoveExtent(id); }
@@ -237,17 +250,20 @@ class Driver {
     EXPECT_FALSE(pager.Usage(job.id)) << "an ended job is gone";
     EXPECT_EQ(job.usage.resident_frames, 0U);
     EXPECT_EQ(job.usage.host_frames, 0U);
-    ExpectTraffic(job.id.value, job.usage.traffic);
+    Add(past_told_, job.usage.traffic);
+    Add(past_seen_, traffic_[job.id.value]);
+    if (check_traffic) {
+      ExpectTraffic("job " + std::to_string(job.id.value), job.usage.traffic, traffic_[job.id.value]);
+    }
     traffic_.erase(job.id.value);
     ended.push_back(job.id);
   }
-  void ExpectTraffic(std::uint64_t job, const Traffic& told) {
-    const Traffic& seen = traffic_[job];
-    EXPECT_EQ(told.arrived, seen.arrived) << "job " << job;
-    EXPECT_EQ(told.to_device, seen.to_device) << "job " << job;
-    EXPECT_EQ(told.to_host, seen.to_host) << "job " << job;
-    EXPECT_EQ(told.dropped, seen.dropped) << "job " << job;
-    EXPECT_EQ(told.evicted, seen.evicted) << "job " << job;
+  static void ExpectTraffic(const std::string& whose, const Traffic& told, const Traffic& seen) {
+    EXPECT_EQ(told.arrived, seen.arrived) << whose;
+    EXPECT_EQ(told.to_device, seen.to_device) << whose;
+    EXPECT_EQ(told.to_host, seen.to_host) << whose;
+    EXPECT_EQ(told.dropped, seen.dropped) << whose;
+    EXPECT_EQ(told.evicted, seen.evicted) << whose;
   }
   void TakeDrop(const DropAction& drop) {
     Disown(Of(drop.frame), drop.page);
@@ -341,9 +357,10 @@ class Driver {
   std::uint64_t loaded = 0;
   std::uint64_t stored = 0;
   std::uint64_t dropped = 0;
-  int refusals = 0;          // segments that may still be refused
-  bool check_each = true;    // invariants after each step of Settle
-  bool check_budget = true;  // off while a lowered budget is being reached
+  int refusals = 0;           // segments that may still be refused
+  bool check_each = true;     // invariants after each step of Settle
+  bool check_budget = true;   // off while a lowered budget is being reached
+  bool check_traffic = true;  // of each job: not where pages are shared
   void SetBudget(std::uint64_t frames) {
     if (pager.SetDeviceFrames(frames).ok()) config_.device_frames = frames;
   }
@@ -359,6 +376,8 @@ class Driver {
   std::map<PageRef, std::uint64_t> model_;  // what each written page must hold
   std::map<std::uint32_t, DomainId> segments_;
   std::map<std::uint64_t, Traffic> traffic_;  // by job, as its actions were seen
+  Traffic past_seen_;                         // of jobs that ended
+  Traffic past_told_;
   std::vector<LoadAction> loads_;
   std::vector<StoreAction> stores_;
   std::map<std::uint64_t, std::deque<Running>> runs_;  // by job; a compute queue is in order

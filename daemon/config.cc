@@ -75,6 +75,12 @@ Status ApplyFlags(const CLI::App& app, const Flags& flags, Config& config) {
     if (!status.ok()) return {status.code(), std::string(setting.flag) + ": " + status.message()};
   }
   config.private_mode = flags.private_mode;
+  if (config.private_mode && app.count("--disk-folder") == 0) {
+    // The machine's folder is for the daemon that serves all; one user's own would need to be let in, and
+    // would take its share of the disk again.
+    config.disk_folder.clear();
+    config.disk_budget = {};
+  }
   config.background = flags.background;
   return {};
 }

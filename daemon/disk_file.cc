@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -34,10 +35,6 @@ Status Refused(const std::string& folder, int error) {
     case ENOTDIR:
       return {Code::kInvalidArgument, "memory.disk_folder: " + folder + " is no folder (" +
                                           std::strerror(error) + "). Hint: mkdir -p " + folder};
-    case EOPNOTSUPP:
-    case EISDIR:
-      return {Code::kUnsupported, "memory.disk_folder: the file system of " + folder +
-                                      " makes no files without a name. Hint: a folder on ext4, xfs or btrfs"};
     default:
       return {Code::kInternal, "memory.disk_folder: " + folder + ": " + std::strerror(error)};
   }
@@ -50,6 +47,17 @@ Status CheckFolder(const std::string& folder) {
   return {Code::kInvalidArgument,
           "memory.disk_folder: " + folder +
               " lies in memory (tmpfs), so nothing would be won. Hint: a folder on a disk"};
+}
+
+// A file that is in no folder's list, or -1 and errno. Some file systems make none without a name: there it
+// has one for a moment.
+int MakeNameless(const std::string& folder) {
+  const int file = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (file >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)) return file;
+  std::string name = folder + "/bitpager.XXXXXX";
+  const int named = ::mkostemp(name.data(), O_CLOEXEC);
+  if (named >= 0) ::unlink(name.c_str());
+  return named;
 }
 
 // Sets the blocks aside. File systems that cannot are told of: there a full disk is found out late.
@@ -77,7 +85,7 @@ Result<std::uint64_t> DiskFile::RoomOf(const std::string& folder) {
 
 Result<std::unique_ptr<DiskFile>> DiskFile::Make(const std::string& folder, std::uint64_t bytes) {
   if (Status fine = CheckFolder(folder); !fine.ok()) return fine;
-  wire::UniqueFd file(::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  wire::UniqueFd file(MakeNameless(folder));
   if (!file) return Refused(folder, errno);
   if (Status room = SetAside(file.get(), folder, bytes); !room.ok()) return room;
   wire::UniqueFd bell(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -140,7 +148,10 @@ Status DiskFile::Move(const Transfer& transfer) const {
     }
     done += static_cast<std::uint64_t>(moved);
   }
-  return {};
+  // Written is what the disk has: an error that came later would be nobody's.
+  if (transfer.read || ::fdatasync(file_.get()) == 0) return {};
+  return {Code::kDeviceFault, std::string("pages in ") + folder_ + " cannot be written (" +
+                                  std::strerror(errno) + "). Hint: look at the disk, dmesg says more"};
 }
 
 void DiskFile::Run() {

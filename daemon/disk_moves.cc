@@ -8,9 +8,11 @@ namespace bitpager::daemon {
 using wire::Result;
 using wire::Status;
 
-DiskMoves::~DiskMoves() {
+void DiskMoves::End() {
   file_.reset();  // ends what uses the slots
   for (const Move& move : moves_) device_.Synchronize(move.copied);
+  moves_.clear();
+  waiting_.clear();
 }
 
 Status DiskMoves::Start(const std::string& folder, std::uint64_t slots) {

@@ -18,13 +18,15 @@ namespace bitpager::daemon {
 class DiskMoves {
  public:
   DiskMoves(kernels::Device& device, paging::Pager& pager) : device_(device), pager_(pager) {}
-  ~DiskMoves();
+  ~DiskMoves() { End(); }
   DiskMoves(const DiskMoves&) = delete;
   DiskMoves& operator=(const DiskMoves&) = delete;
 
   // Makes the file for every disk frame, and `slots` slots. Errors: those of DiskFile::Make and ReserveHost.
   [[nodiscard]] wire::Status Start(const std::string& folder, std::uint64_t slots);
 
+  // Ends what was begun, before the frames that it works on go; nothing may be moved afterwards.
+  void End();
   void Load(paging::PageRef page, std::uint64_t disk_frame, std::byte* to);
   void Store(paging::PageRef page, std::uint64_t disk_frame, const std::byte* from);
   // Takes every move as far as it can go now. Returns how many pages it reported.

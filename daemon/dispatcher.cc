@@ -270,6 +270,7 @@ bool Dispatcher::AwaitDevice() {
   const std::uint64_t give_up_ns = core_.clock.NowNs() + (faulted_ ? 0 : kDeviceGraceNs);
   bool told = false;
   while (tasks_.running() || core_.mover.copying()) {
+    if (!core_.mover.disk_fault().ok()) return false;  // what is on its way to the disk never ends
     if (!std::exchange(told, true)) {
       core_.Tell({"error", "", 0, "ending: requests still run; their sessions were told of the end"});
     }

@@ -101,11 +101,12 @@ Status HttpServer::Impl::Bind(const HttpAddress& address) {
 }
 
 void HttpServer::Impl::Accept() {
+  if (!acceptor.is_open()) return;  // the end, whatever was queued before it
   acceptor.async_accept([this](error_code error, tcp::socket socket) {
-    if (error == asio::error::operation_aborted) return;
+    if (error == asio::error::operation_aborted || !acceptor.is_open()) return;
     if (!error) {
-      Take(std::move(socket));
-      return Accept();
+      Accept();  // first: whatever becomes of this one
+      return Take(std::move(socket));
     }
     retry.expires_after(kRetryAccept);
     retry.async_wait([this](error_code cancelled) {
@@ -146,8 +147,8 @@ void HttpServer::Impl::Wait() {
   tick.expires_after(std::chrono::milliseconds(limits.stream_ms));
   tick.async_wait([this](error_code cancelled) {
     if (cancelled || streams.empty()) return;
-    Tick();
     Wait();
+    Tick();
   });
 }
 

@@ -25,6 +25,7 @@ bool Continues(const std::byte* device_end, const std::byte* host_end, const std
 }  // namespace
 
 Mover::~Mover() {
+  disk_.End();
   for (const Copy& copy : copies_) device_.Synchronize(copy.event);
   device_.Synchronize(last_poison_);
   for (const auto& [number, segment] : segments_) device_.FreeSegment(segment.memory.id);

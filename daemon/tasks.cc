@@ -161,7 +161,7 @@ void Tasks::PrefetchArenas(const Job& job) {
 void Tasks::SendArenasAway(const Job& job) {
   for (const wire::ExtentId id : job.extents) {
     if (core_.registry.FindExtent(id)->arena() != nullptr)
-      core_.pager.EvictExtent(id, paging::Reason::kCommand);
+      core_.pager.EvictExtent(id, paging::Reason::kPrefetch);  // a hint; no event for each step
   }
   touched_ = true;
 }

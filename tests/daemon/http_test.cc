@@ -398,7 +398,7 @@ TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
   padding_ = 1 << 20;
   HttpLimits limits;
   limits.stream_ms = 5;
-  limits.write_ms = 500;
+  limits.write_ms = 2000;
   Start(limits);
   Line stuck(port_, 4096);
   stuck.Send(Get("/api/stream"));
@@ -412,7 +412,7 @@ TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
   EXPECT_NE(reading.Read("\"text\":\"99\"").find("\"text\":\"99\""), std::string::npos);
   ExpectServing();
   // It was given up: what it finds is what its buffers hold, and an end.
-  std::this_thread::sleep_for(milliseconds(1'000));
+  std::this_thread::sleep_for(milliseconds(3'000));
   stuck.Read();
   EXPECT_TRUE(stuck.closed);
   EXPECT_EQ(stuck.Read().find("\"text\":\"99\""), std::string::npos);

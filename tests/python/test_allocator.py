@@ -122,13 +122,13 @@ def test_many_segments_take_few_requests(fake, guarded):
 
 
 def test_wishes_shrink_again_after_a_rest(fake, guarded):
-    guarded(rest_ms=30)
+    guarded(rest_ms=1000)
     fake.fake_memory(0, 80 * GIB, 40 * GIB)
     fake.fake_segment(MIB)
     fake.fake_memory(0, 80 * GIB, 40 * GIB)
     fake.fake_segment(MIB)
     assert fake.fake_wanted() == 2 * GIB
-    time.sleep(0.1)
+    time.sleep(1.5)
     fake.fake_memory(0, 80 * GIB, 40 * GIB)
     fake.fake_segment(MIB)
     assert fake.fake_wanted() == GIB

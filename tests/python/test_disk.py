@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 import shutil
@@ -84,6 +85,38 @@ def test_disk_and_host_weights_and_states_live_beside_each_other(connect):
         ours.step()
         quiet.step()
     assert torch.equal(parameter, twin)
+
+
+def test_copies_lie_where_the_original_does(connect):
+    session = connect()
+    layer = bitpager.nn.Linear4bit(256, 512, bias=False, session=session, offload="disk")
+    layer.quantize_(floats(1, 512, 256))
+    before = session.memory_stats()["disk_bytes"]
+    twin = copy.deepcopy(layer)
+    assert twin.weight.pages.offload == "disk"
+    assert session.memory_stats()["disk_bytes"] == 2 * before
+    assert torch.equal(twin.weight.pages.dequantize(path="request"), layer.weight.pages.dequantize(path="request"))
+
+
+def test_private_daemons_leave_the_machines_folder_alone(tmp_path, folder):
+    """It may be another user's, and each of them would set a share of the disk aside."""
+    from bitpager import _lib
+
+    config = tmp_path / "bitpagerd.toml"
+    config.write_text(f'[memory]\ndisk_folder = "{folder}/missing"\ndevice_budget = "32MiB"\nhost_budget = "32MiB"\n')
+    program = str(_lib.program_path("bitpagerd"))
+    command = [program, "--device", "cpu", "--socket", str(tmp_path / "s"), "--config", str(config)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0 and "disk_folder" in ended.stderr + ended.stdout
+    private = subprocess.Popen([*command, "--private"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "s").exists():
+            assert private.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        private.kill()
+        private.wait()
 
 
 def test_disk_budget_is_kept(connect):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import pathlib
 import pickle
 import warnings
 
@@ -474,10 +475,10 @@ def test_states_that_do_not_fit_are_refused_in_words(session, change, words):
 
 @pytest.mark.parametrize("kind", ["adamw8bit", "adam32bit", "lion8bit"])
 def test_recorded_bitsandbytes_checkpoint_goes_on(session, kind):
-    from conftest import GOLDEN
+    golden = pathlib.Path(__file__).resolve().parents[1] / "golden"
     from safetensors import safe_open
 
-    with safe_open(str(GOLDEN / "bnb-checkpoints.safetensors"), "pt") as file:
+    with safe_open(str(golden / "bnb-checkpoints.safetensors"), "pt") as file:
         tensors = {key[len(kind) + 1 :]: file.get_tensor(key) for key in file.keys() if key.startswith(kind + ".")}
         about = json.loads(file.metadata()[kind])
     ps = [torch.nn.Parameter(tensors[f"before.{i}"].clone()) for i in range(2)]

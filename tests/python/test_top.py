@@ -154,7 +154,7 @@ def test_top_says_that_a_terminal_is_not_known(tight):
 def test_top_once_is_one_frame_with_real_rates(tight):
     with Job(tight, "alpha") as alpha:
         alpha.step()
-        process = start(tight, "top", "--once", "--json", "--interval", "0.5")
+        process = start(tight, "top", "--once", "--json", "--interval", "2")
         while process.poll() is None:
             alpha.step()
         code, out, err = finish(process)
@@ -163,7 +163,7 @@ def test_top_once_is_one_frame_with_real_rates(tight):
         job = sample["jobs"][0]
         assert job["name"] == "alpha" and job["steps_per_s"] > 0 and job["to_device_bytes_per_s"] > 0
         assert job["resident_bytes"] <= 512 << 10 and isinstance(job["loaded_bytes"], int)
-        assert sample["interval_s"] >= 0.4 and sample["totals"]["steps_per_s"] == pytest.approx(job["steps_per_s"])
+        assert sample["interval_s"] >= 1.9 and sample["totals"]["steps_per_s"] == pytest.approx(job["steps_per_s"])
         process = start(tight, "top", "--once", "--interval", "0.5")
         while process.poll() is None:
             alpha.step()

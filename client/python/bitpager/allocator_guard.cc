@@ -84,7 +84,10 @@ class Device {
  public:
   void Attach(void* session, MakeRoom make_room, const bp_guard_options& options) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    // A session without a wish leaves the reserve that another one asked for.
+    const std::uint64_t kept = sessions_.empty() ? 0 : options_.reserve_bytes;
     options_ = options;
+    if (options_.reserve_bytes == 0) options_.reserve_bytes = kept;
     if (sessions_.empty()) expected_ = 0;
     last_request_ms_ = quiet_until_ms_ = 0;  // this one's pages have not been asked for
     sessions_.push_back({session, make_room});

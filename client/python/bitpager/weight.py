@@ -57,7 +57,7 @@ class Weight:
         self.nested = bool(nested)
         self.name = name or f"weight-{next(_names)}"
         self.session = session or default_session()
-        self.offload = offload
+        self.offload, self.share = offload, bool(share)
         options = _lib.sized(_lib.WeightOptions)
         options.quant_type = _lib.QUANT_TYPES[quant_type]
         options.blocksize = blocksize

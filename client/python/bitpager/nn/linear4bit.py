@@ -228,7 +228,7 @@ class Linear4bit(torch.nn.Linear):
         if device.type == "cuda":
             packed, state = packed.to(device), state.to(device)
         self.quant_storage = packed.dtype
-        return self._take(pages_of(packed, state, name, self.session, self.in_process, self.offload))
+        return self._take(pages_of(packed, state, name, self.session, self.in_process, offload=self.offload))
 
     def _take(self, pages) -> Linear4bit:
         self.quant_type = pages.quant_type

@@ -137,7 +137,7 @@ class FourBitParameter(torch.nn.Parameter):
             twin = FourBitParameter(pages=self.pages.copy(), quant_storage=self.quant_storage)
         else:
             name, session = self.pages.name + "-copy", self.pages.session
-            twin = _restore(*self.pages.export(self.quant_storage), name, session, False)
+            twin = _restore(*self.pages.export(self.quant_storage), name, session, False, _placed(self.pages))
         memo[id(self)] = twin
         return twin
 
@@ -146,7 +146,8 @@ class FourBitParameter(torch.nn.Parameter):
             return (FourBitParameter, (_plain(self).clone(), None, self.quant_storage))
         packed, state = self.pages.export(self.quant_storage)
         local = isinstance(self.pages, LocalWeight)
-        return (_unpickle, (packed, state.as_dict(packed=True), self.pages.name, local))
+        placed = {} if local else _placed(self.pages)
+        return (_unpickle, (packed, state.as_dict(packed=True), self.pages.name, local, placed))
 
     def __repr__(self, **_):
         if self.pages is None:
@@ -241,18 +242,24 @@ def _plain(parameter) -> torch.Tensor:
         return parameter.detach().as_subclass(torch.Tensor)
 
 
-def _restore(packed, state, name, session, local) -> FourBitParameter:
-    pages = pages_of(packed, state, name, session, local)
+def _placed(pages: Weight) -> dict:
+    """How the pages are kept, for a copy of them."""
+    return {"offload": pages.offload, "share": pages.share}
+
+
+def _restore(packed, state, name, session, local, placed) -> FourBitParameter:
+    pages = pages_of(packed, state, name, session, local, **placed)
     return FourBitParameter(pages=pages, quant_storage=packed.dtype)
 
 
-def pages_of(packed, state, name=None, session=None, local=False, offload=None):
+def pages_of(packed, state, name=None, session=None, local=False, **placed):
     """A weight with these bytes and statistics where `packed` is: in the pages of `session` (None: the default one of
-    that device), offloaded as Weight says, or, with `local` and on a GPU, in this process."""
+    that device), offloaded and shared as Weight's arguments `placed` say, or, with `local` and on a GPU, in this
+    process."""
     if local and packed.is_cuda:
         return LocalWeight(packed, state.to(packed.device), name)
-    return Weight.from_packed(packed, state, name=name, session=session or session_for(packed.device), offload=offload)
+    return Weight.from_packed(packed, state, name=name, session=session or session_for(packed.device), **placed)
 
 
-def _unpickle(packed, state, name, local=False) -> FourBitParameter:
-    return _restore(packed, QuantState.from_dict(state), name, None, local)
+def _unpickle(packed, state, name, local=False, placed=None) -> FourBitParameter:
+    return _restore(packed, QuantState.from_dict(state), name, None, local, placed or {})

@@ -116,11 +116,8 @@ Status Control::Evict(Call& call) {
   wire::Result<Job*> job = CommandedJob(call.connection->peer, wire::TextOf(body.job), body.uid);
   if (!job.ok()) return job.status();
   const std::uint64_t page = core_.page_bytes();
-  const std::uint64_t resident = core_.pager.Usage((*job)->id)->resident_frames;
-  const std::uint64_t wanted = body.bytes == 0 ? resident : (body.bytes + page - 1) / page;
-  const std::uint64_t frames = std::min(resident, wanted);
-  if (frames > 0) core_.pager.Evict((*job)->id, frames, paging::Reason::kCommand);
-  call.answer.body.values[0] = frames * page;
+  const std::uint64_t wanted = body.bytes / page + (body.bytes % page != 0 ? 1 : 0);  // 0: all
+  call.answer.body.values[0] = core_.pager.Evict((*job)->id, wanted, paging::Reason::kCommand) * page;
   tasks_.Touch();
   return {};
 }

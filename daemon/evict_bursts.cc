@@ -1,6 +1,7 @@
 #include "daemon/evict_bursts.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "daemon/snapshot.h"
@@ -27,9 +28,9 @@ void EvictBursts::Note(const paging::Actions& actions, std::uint64_t now_ns) {
 }
 
 void EvictBursts::Note(paging::PageRef page, Reason reason, std::uint64_t now_ns) {
-  const Extent* extent = core_.registry.FindExtent(page.extent);
-  if (extent == nullptr) return;  // it ends, and its job with it
-  Burst& burst = bursts_[{extent->job, reason}];
+  const std::optional<wire::JobId> job = core_.pager.OldestUserOf(page.extent);
+  if (!job) return;  // it ends
+  Burst& burst = bursts_[{*job, reason}];
   if (burst.pages++ == 0) burst.since_ns = now_ns;
   burst.last_ns = now_ns;
 }

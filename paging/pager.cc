@@ -107,6 +107,11 @@ wire::Status Pager::AddUse(wire::ExtentId id, wire::JobId job) {
 void Pager::RemoveUse(wire::ExtentId id, wire::JobId job) {
   impl_->RemoveUse(id, job);
 }
+std::optional<wire::JobId> Pager::OldestUserOf(wire::ExtentId id) const {
+  const Extent* extent = impl_->FindExtent(id);
+  if (extent == nullptr || extent->users.empty()) return std::nullopt;
+  return extent->users.front()->id;
+}
 std::uint64_t Pager::UsesOf(wire::ExtentId id) const {
   const Extent* extent = impl_->FindExtent(id);
   return extent == nullptr ? 0 : extent->users.size();
@@ -138,8 +143,8 @@ wire::Status Pager::CheckReplace(wire::ExtentId old, const ExtentSpec& spec) {
 void Pager::GiveBackUnused() {
   impl_->GiveBackUnused();
 }
-void Pager::Evict(wire::JobId id, std::uint64_t frames, Reason reason) {
-  impl_->Evict(id, frames, reason);
+std::uint64_t Pager::Evict(wire::JobId id, std::uint64_t frames, Reason reason) {
+  return impl_->Evict(id, frames, reason);
 }
 void Pager::EvictExtent(wire::ExtentId id, Reason reason) {
   impl_->EvictExtent(id, reason);

@@ -265,6 +265,8 @@ class Pager {
   // Ends one use; the last one is RemoveExtent. When one job is left, the extent becomes its own again.
   void RemoveUse(wire::ExtentId id, wire::JobId job);
   [[nodiscard]] std::uint64_t UsesOf(wire::ExtentId id) const;
+  // The job that has used the extent longest.
+  [[nodiscard]] std::optional<wire::JobId> OldestUserOf(wire::ExtentId id) const;
   // Copies so far of pages that are counted with the extent's: its job's, or its base's.
   struct Moves {
     std::uint64_t loaded = 0;
@@ -291,7 +293,8 @@ class Pager {
 
   // ---- commands. Evict: pages of the job (`frames` of them; 0: all that are there now) leave as soon as
   // nothing pins them; leases are revoked when nothing else is left.
-  void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+  // Returns how many: not those that other jobs use too.
+  std::uint64_t Evict(wire::JobId id, std::uint64_t frames, Reason reason);
 
   // Pages of the extent that nothing pins now leave.
   void EvictExtent(wire::ExtentId id, Reason reason);

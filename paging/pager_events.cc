@@ -202,12 +202,13 @@ void Pager::Impl::LeaseReleased(wire::ExtentId id) {
   BuryIfDone(*extent);
 }
 
-void Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
+std::uint64_t Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
   Job* job = FindJob(id);
-  if (job == nullptr || job->base) return;
+  if (job == nullptr || job->base) return 0;
   const std::uint64_t there = job->frames - job->leaving;
   job->to_evict = count == 0 ? there : std::min(there, count);
   job->evict_reason = reason;
+  return job->to_evict;
 }
 
 void Pager::Impl::EvictExtent(wire::ExtentId id, Reason reason) {

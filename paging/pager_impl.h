@@ -153,7 +153,7 @@ struct Pager::Impl {
   void BuryIfDone(Extent& extent);
   wire::Status Lease(wire::ExtentId id);
   void LeaseReleased(wire::ExtentId id);
-  void Evict(wire::JobId id, std::uint64_t frames, Reason reason);
+  std::uint64_t Evict(wire::JobId id, std::uint64_t frames, Reason reason);
   void EvictExtent(wire::ExtentId id, Reason reason);
 
   // ---- pager_overdue.cc

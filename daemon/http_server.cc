@@ -147,8 +147,11 @@ void HttpServer::Impl::Wait() {
   tick.expires_after(std::chrono::milliseconds(limits.stream_ms));
   tick.async_wait([this](error_code cancelled) {
     if (cancelled || streams.empty()) return;
+    try {
+      Tick();
+    } catch (const std::exception&) {  // no memory for this one: the next may have it
+    }
     Wait();
-    Tick();
   });
 }
 

@@ -415,11 +415,14 @@ TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
   }
   EXPECT_NE(heard.get().find("\"text\":\"99\""), std::string::npos);
   ExpectServing();
-  // It was given up: what it finds is what its buffers hold, and an end.
-  std::this_thread::sleep_for(milliseconds(1'000));
-  stuck.Read();
+  // It was given up: what it finds is what its buffers hold, and an end; nothing that came later.
+  std::this_thread::sleep_for(milliseconds(2'000));
+  events_.Add({"limit", 0, "", "", 0, "late"});
+  EXPECT_NE(reading.Read("\"text\":\"late\"").find("\"text\":\"late\""), std::string::npos);
+  const std::string found = stuck.Read();
   EXPECT_TRUE(stuck.closed);
-  EXPECT_EQ(stuck.Read().find("\"text\":\"99\""), std::string::npos);
+  EXPECT_NE(found.find("event: status"), std::string::npos);
+  EXPECT_EQ(found.find("\"text\":\"late\""), std::string::npos);
 }
 
 TEST_F(Http, StreamsAreBoundedAndLeaveRoomForAnswers) {

@@ -3,7 +3,7 @@
 
 usage: tools/check_report.py RESULTS
 
-RESULTS holds static.txt (lines "NAME passed|failed|skipped"), pytest.xml, and a folder for each build with the
+RESULTS holds static.txt (lines "NAME passed|failed|skipped"), pytest*.xml, and a folder for each build with the
 gtest XML of each binary (*.xml) and ctest's own reports (*.junit). Prints each failure, then as the last line
 "N passed, N failed, N skipped"; exits with 1 when anything failed or nothing passed.
 """
@@ -81,9 +81,8 @@ def tally_of(results: Path) -> Tally:
                 tally.add(name, outcome)
     for folder in sorted(p for p in results.iterdir() if p.is_dir()):
         add_build(folder, tally)
-    pytest = results / "pytest.xml"
-    if pytest.is_file():
-        for case in _cases(pytest):
+    for report in sorted(results.glob("pytest*.xml")):
+        for case in _cases(report):
             tally.add(f"pytest: {case.get('classname')}.{case.get('name')}", _outcome(case))
     return tally
 

@@ -192,6 +192,11 @@ void HttpConnection::BeginStream(std::string_view query) {
     return Write(ErrorReply(503, "full", "too many streams."), false);
   }
   WatchClient();
+  SendOut();
+}
+
+// Writes `sending_`, then whatever is next.
+void HttpConnection::SendOut() {
   sends_ = true;
   stream_.expires_after(std::chrono::milliseconds(room_.limits.write_ms));
   boost::asio::async_write(stream_, boost::asio::buffer(sending_),
@@ -253,13 +258,7 @@ void HttpConnection::Pump() {
   } else {
     return;
   }
-  sends_ = true;
-  stream_.expires_after(std::chrono::milliseconds(room_.limits.write_ms));
-  boost::asio::async_write(stream_, boost::asio::buffer(sending_),
-                           [self = shared_from_this()](beast::error_code error, std::size_t) {
-                             self->sends_ = false;
-                             error ? self->Close() : self->Pump();
-                           });
+  SendOut();
 }
 
 }  // namespace bitpager::daemon

@@ -73,6 +73,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void BeginStream(std::string_view query);
   void WatchClient();
   void Pump();
+  void SendOut();
 
   HttpRoom& room_;
   boost::beast::tcp_stream stream_;

@@ -43,6 +43,8 @@ class Dispatcher {
   // Until RequestStop, and then until what was ready is done and the device has let go of the sessions'
   // memory. False: it never did; nothing may be freed under it, so the process must end as it is.
   [[nodiscard]] bool Run();
+  // Nothing runs on the device, moves or is read for the shared base. Requests may still wait.
+  [[nodiscard]] bool idle() const { return tasks_.idle() && sharing_.idle(); }
   // No new sessions; Run returns when the last one is gone.
   void Drain() { core_.draining = true; }
 

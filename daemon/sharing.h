@@ -52,6 +52,7 @@ class Sharing {
   int Poll();
   [[nodiscard]] std::vector<wire::SessionId> TakeSettled() { return std::exchange(settled_, {}); }
   [[nodiscard]] ContentReader& reader() { return reader_; }
+  [[nodiscard]] bool idle() const { return reader_.idle(); }
 
  private:
   struct Key {

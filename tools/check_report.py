@@ -4,8 +4,8 @@
 usage: tools/check_report.py RESULTS
 
 RESULTS holds static.txt (lines "NAME passed|failed|skipped"), pytest*.xml, and a folder for each build with the
-gtest XML of each binary (*.xml) and ctest's own reports (*.junit). Prints each failure, then as the last line
-"N passed, N failed, N skipped"; exits with 1 when anything failed or nothing passed.
+gtest XML of each binary (*.xml) and ctest's own reports (*.junit). Prints each failure with what it said, then as
+the last line "N passed, N failed, N skipped"; exits with 1 when anything failed or nothing passed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
 
-    def add(self, name: str, outcome: str) -> None:
+    def add(self, name: str, outcome: str, why: str = "") -> None:
         self.counts[outcome] += 1
         if outcome == "failed":
-            self.failures.append(name)
+            self.failures.append(name + "".join(f"\n    {line}" for line in why.splitlines()))
 
     def line(self) -> str:
         return ", ".join(f"{self.counts[kind]} {kind}" for kind in ("passed", "failed", "skipped"))
@@ -41,6 +41,12 @@ def _outcome(case: ElementTree.Element) -> str:
     return "passed"
 
 
+def _why(case: ElementTree.Element, most_lines: int = 12) -> str:
+    """What a failed case said, its first lines."""
+    said = [entry.get("message") or entry.text or "" for entry in (*case.findall("failure"), *case.findall("error"))]
+    return "\n".join("\n".join(said).strip().splitlines()[:most_lines])
+
+
 def _cases(path: Path) -> list[ElementTree.Element]:
     return list(ElementTree.parse(path).getroot().iter("testcase"))
 
@@ -50,7 +56,7 @@ def _add_gtest(path: Path, label: str, tally: Tally) -> bool:
     outcomes = []
     for case in _cases(path):
         outcomes.append(_outcome(case))
-        tally.add(f"{label}: {case.get('classname')}.{case.get('name')}", outcomes[-1])
+        tally.add(f"{label}: {case.get('classname')}.{case.get('name')}", outcomes[-1], _why(case))
     return bool(outcomes) and "failed" not in outcomes
 
 
@@ -83,7 +89,7 @@ def tally_of(results: Path) -> Tally:
         add_build(folder, tally)
     for report in sorted(results.glob("pytest*.xml")):
         for case in _cases(report):
-            tally.add(f"pytest: {case.get('classname')}.{case.get('name')}", _outcome(case))
+            tally.add(f"pytest: {case.get('classname')}.{case.get('name')}", _outcome(case), _why(case))
     return tally
 
 

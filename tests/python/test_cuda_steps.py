@@ -116,7 +116,9 @@ def library(monkeypatch):
 
 @pytest.fixture
 def session(library):
-    return sessions.Session(1, os.getpid())
+    made = sessions.Session(1, os.getpid())
+    yield made
+    made.close()  # while the library is this one: what is collected later would be dropped in the real one
 
 
 def make_parameters(count=3, elements=5000, dtype=torch.bfloat16):

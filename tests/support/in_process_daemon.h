@@ -98,7 +98,7 @@ class InProcessDaemon {
     for (int quiet = 0; quiet < 3;) quiet = Turn() > 0 || Moving() ? 0 : quiet + 1;
   }
   template <typename Condition>
-  [[nodiscard]] bool TurnUntil(Condition condition, int timeout_ms = 5000) {
+  [[nodiscard]] bool TurnUntil(Condition condition, int timeout_ms = kPatienceMs) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
     while (!condition()) {
       if (std::chrono::steady_clock::now() > end) return false;
@@ -147,7 +147,7 @@ class InProcessDaemon {
     }
   }
   [[nodiscard]] bool Moving() {
-    if (!core().mover.idle()) return true;
+    if (!dispatcher->idle()) return true;
     for (const auto& [id, session] : core().registry.sessions()) {
       if (session->active) return true;
     }

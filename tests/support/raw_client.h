@@ -26,6 +26,9 @@
 
 namespace bitpager::testing {
 
+// For an answer that must come: long, because sanitizers on a busy machine are slow; nothing waits it out.
+inline constexpr int kPatienceMs = 30'000;
+
 // A shared mapping of an fd.
 class SharedMap {
  public:
@@ -103,7 +106,7 @@ class RawClient {
   void Send(wire::MessageType type, const Body& body, std::span<const int> fds = {}) {
     static_cast<void>(wire::SendBody(socket_.get(), type, ++sequence_, body, fds).ok());
   }
-  [[nodiscard]] Reply Receive(int timeout_ms = 5000) {
+  [[nodiscard]] Reply Receive(int timeout_ms = kPatienceMs) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
     Reply reply;
     wire::Packet packet;
@@ -214,7 +217,7 @@ class RawClient {
     return record;
   }
   // The next completion; none when the session failed or nothing came in time.
-  [[nodiscard]] std::optional<wire::CompletionRecord> Wait(int timeout_ms = 5000) {
+  [[nodiscard]] std::optional<wire::CompletionRecord> Wait(int timeout_ms = kPatienceMs) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
     do {
       turn();

@@ -46,6 +46,19 @@ def test_names_failed_cases(tmp_path):
     assert lines == ["FAILED ruff", "FAILED release/ring_test: Ring.Wraps", "1 passed, 2 failed, 1 skipped"]
 
 
+def test_failures_say_what_was_wrong(tmp_path):
+    said = '<failure message="ring_test.cc:7&#10;Expected: 1&#10;" type=""><![CDATA[the long form]]></failure>'
+    write_build(tmp_path / "tsan", "ring_test", "fail", GTEST.format(second="Wraps", inside=said))
+    (tmp_path / "pytest.xml").write_text(
+        '<testsuites><testsuite><testcase classname="t" name="a"><error>fixture broke</error></testcase>'
+        f'<testcase classname="t" name="b"><failure message="{"line&#10;" * 40}"/></testcase></testsuite></testsuites>'
+    )
+    lines = report(tmp_path)[1]
+    assert lines[:3] == ["FAILED tsan/ring_test: Ring.Wraps", "    ring_test.cc:7", "    Expected: 1"]
+    assert lines[3:5] == ["FAILED pytest: t.a", "    fixture broke"]
+    assert lines[5:-1] == ["FAILED pytest: t.b"] + ["    line"] * 12
+
+
 def test_a_process_that_fails_outside_its_cases_counts(tmp_path):
     write_build(tmp_path / "asan", "ring_test", "fail", GTEST.format(second="Wraps", inside=""))
     code, lines = report(tmp_path)

@@ -84,7 +84,9 @@ typedef struct bp_connect_options {
 } bp_connect_options;
 
 BP_API int bp_connect(const bp_connect_options* options, bp_session** out);
-BP_API void bp_disconnect(bp_session* session); /* NULL is fine; ends cleanly, waits for nothing */
+/* NULL is fine; ends cleanly, waits for nothing. Calls that other threads are in end with an error. None may
+ * begin afterwards: it would get BP_INVALID_ARGUMENT, or a session that was connected since. */
+BP_API void bp_disconnect(bp_session* session);
 
 typedef struct bp_session_info {
   uint32_t struct_bytes;

@@ -1,7 +1,9 @@
 // The C ABI over the C++ API: sessions, buffers, hints. Any thread; nothing throws out of here.
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "client/c_api_handles.h"
 #include "client/wire/text.h"
@@ -36,7 +38,37 @@ Result<client::ConnectOptions> OptionsFrom(const bp_connect_options* given) {
   return options;
 }
 
+// Those that are disconnected.
+std::atomic<bp_session*> g_unused{nullptr};
+
 }  // namespace
+
+namespace bitpager::client::internal {
+
+// Without a lock, which a forked child could find held. Never destroyed.
+void KeepUnused(bp_session* session) {
+  session->next_unused = g_unused.load(std::memory_order_relaxed);
+  // Pairs with MakeHandle's exchange.
+  while (!g_unused.compare_exchange_weak(session->next_unused, session, std::memory_order_release,
+                                         std::memory_order_relaxed)) {
+  }
+}
+
+// Takes the whole list: nobody else can take the same one.
+bp_session* MakeHandle() {
+  bp_session* made = nullptr;
+  for (bp_session* next = g_unused.exchange(nullptr, std::memory_order_acquire); next != nullptr;) {
+    bp_session* const one = std::exchange(next, next->next_unused);
+    if (made == nullptr && !Forked(one)) {
+      made = one;
+    } else {
+      KeepUnused(one);
+    }
+  }
+  return made != nullptr ? made : new bp_session;
+}
+
+}  // namespace bitpager::client::internal
 
 extern "C" {
 
@@ -48,9 +80,10 @@ int bp_connect(const bp_connect_options* options, bp_session** out) {
     if (!in.ok()) return in.status();
     Result<std::shared_ptr<client::Session>> session = client::Session::Connect(*in);
     if (!session.ok()) return session.status();
-    auto made = std::make_unique<bp_session>();
+    bp_session* const made = MakeHandle();
+    const std::lock_guard lock(made->mutex);
     made->session = std::move(*session);
-    *out = made.release();
+    *out = made;
     return {};
   });
 }
@@ -58,8 +91,20 @@ int bp_connect(const bp_connect_options* options, bp_session** out) {
 void bp_disconnect(bp_session* session) {
   // In a forked child another thread of the parent may have held its locks: left as it is there.
   if (session == nullptr || Forked(session)) return;
-  session->session->Disconnect();
-  delete session;
+  decltype(session->session) ending;
+  decltype(session->arenas) arenas;
+  decltype(session->weights) weights;
+  decltype(session->buffers) buffers;
+  {
+    const std::lock_guard lock(session->mutex);
+    ending.swap(session->session);
+    arenas.swap(session->arenas);
+    weights.swap(session->weights);
+    buffers.swap(session->buffers);
+  }
+  if (ending == nullptr) return;
+  ending->Disconnect();
+  KeepUnused(session);
 }
 
 int bp_session_get_info(bp_session* session, bp_session_info* out) {
@@ -115,8 +160,7 @@ int bp_buffer_create(bp_session* session, uint64_t bytes, uint64_t* buffer, void
     Result<std::unique_ptr<client::Buffer>> made = client::Buffer::Create(s, bytes);
     if (!made.ok()) return made.status();
     *ptr = (*made)->data();
-    *buffer = Keep(session, &bp_session::buffers, std::move(*made));
-    return {};
+    return Keep(session, s, &bp_session::buffers, std::move(*made), buffer);
   });
 }
 
@@ -125,8 +169,7 @@ int bp_buffer_register(bp_session* session, int fd, uint64_t bytes, uint64_t* bu
     if (buffer == nullptr) return InvalidArgument("buffer is NULL");
     Result<std::unique_ptr<client::Buffer>> made = client::Buffer::Register(s, fd, bytes);
     if (!made.ok()) return made.status();
-    *buffer = Keep(session, &bp_session::buffers, std::move(*made));
-    return {};
+    return Keep(session, s, &bp_session::buffers, std::move(*made), buffer);
   });
 }
 

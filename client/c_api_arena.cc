@@ -68,7 +68,7 @@ int bp_arena_create(bp_session* session, const bp_arena_options* options, uint64
     if (!made.ok()) return made.status();
     const client::ArenaInfo& got = (*made)->info();
     const bp_arena_info filled{0, 0, got.pages, got.units, got.units_per_page, got.step};
-    *arena = Keep(session, &bp_session::arenas, std::move(*made));
+    if (Status kept = Keep(session, s, &bp_session::arenas, std::move(*made), arena); !kept.ok()) return kept;
     return info == nullptr ? Status() : CopyOut(filled, info, "bp_arena_info");
   });
 }

@@ -11,20 +11,40 @@
 #include "client/bitpager.h"
 #include "client/c_api_internal.h"
 #include "client/client.h"
+#include "client/fork_guard.h"
 
-// The handles of one session by their ids. A handle in use lives on while another thread drops it.
+// A session and its handles by their ids. What is in use lives on while another thread drops it: handles and,
+// when that thread disconnects, the session. This object itself is never freed, so that a call that comes
+// late on another thread, a collector's for example, finds the session gone; MakeHandle uses it again.
 struct bp_session {
-  std::shared_ptr<bitpager::client::Session> session;
-  std::mutex mutex;  // guards the maps; never held during a call to the daemon
+  bitpager::client::ForkGuard guard;
+  std::mutex mutex;  // guards what follows; never held during a call to the daemon
+  std::shared_ptr<bitpager::client::Session> session;  // null: disconnected
   std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Arena>> arenas;
   std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Weight>> weights;
   std::unordered_map<std::uint64_t, std::shared_ptr<bitpager::client::Buffer>> buffers;
+  bp_session* next_unused = nullptr;
 };
 
 namespace bitpager::client::internal {
 
+// One that is disconnected, or a new one.
+[[nodiscard]] bp_session* MakeHandle();
+// It is disconnected.
+void KeepUnused(bp_session* session);
+
 inline bool Forked(const bp_session* session) {
-  return session->session->connection()->forked();
+  return session->guard.forked();
+}
+
+inline wire::Status Disconnected() {
+  return InvalidArgument("this session was disconnected");
+}
+
+// Null: disconnected.
+inline std::shared_ptr<Session> SessionOf(bp_session* session) {
+  const std::lock_guard lock(session->mutex);
+  return session->session;
 }
 
 inline std::string Text(const char* text) {
@@ -44,6 +64,7 @@ int WithHandle(bp_session* session, Map bp_session::*map, std::uint64_t id, cons
     typename Map::mapped_type handle;
     {
       const std::lock_guard lock(session->mutex);
+      if (session->session == nullptr) return Disconnected();
       const auto at = (session->*map).find(id);
       if (at != (session->*map).end()) handle = at->second;
     }
@@ -67,17 +88,20 @@ int WithSession(bp_session* session, Call&& call) {
   return Guarded([&]() -> wire::Status {
     if (session == nullptr) return InvalidArgument("session is NULL");
     if (Forked(session)) return ForkedChild();
-    return call(*session->session);
+    const std::shared_ptr<Session> alive = SessionOf(session);
+    return alive == nullptr ? Disconnected() : call(*alive);
   });
 }
 
-// Keeps a handle that was made, under its id.
+// Keeps a handle of `of` that was made, under its id, which goes to *id. It goes when `of` was disconnected.
 template <typename Map, typename Handle>
-std::uint64_t Keep(bp_session* session, Map bp_session::*map, std::unique_ptr<Handle> handle) {
-  const std::uint64_t id = handle->id();
+wire::Status Keep(bp_session* session, const Session& of, Map bp_session::*map,
+                  std::unique_ptr<Handle> handle, std::uint64_t* id) {
   const std::lock_guard lock(session->mutex);
-  (session->*map)[id] = std::move(handle);
-  return id;
+  if (session->session.get() != &of) return Disconnected();
+  *id = handle->id();
+  (session->*map)[*id] = std::move(handle);
+  return {};
 }
 
 // Takes a handle out; null when there is none.

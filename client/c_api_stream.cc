@@ -64,7 +64,9 @@ Status Submitted(bp_session* session, bp_submitted* out, Submit&& submit) {
   const Result<std::uint64_t> ticket = submit();
   if (!ticket.ok()) return ticket.status();
   if (out == nullptr) return {};
-  return CopyOut(bp_submitted{0, 0, *ticket, session->session->imports()}, out, "bp_submitted");
+  const std::shared_ptr<client::Session> alive = SessionOf(session);
+  const std::uint64_t imports = alive == nullptr ? 0 : alive->imports();
+  return CopyOut(bp_submitted{0, 0, *ticket, imports}, out, "bp_submitted");
 }
 
 bp_finished FinishedFrom(const client::Finished& finished) {

@@ -28,8 +28,7 @@ int bp_weight_create(bp_session* session, const bp_weight_options* options, uint
         client::Weight::Create(s, {static_cast<wire::QuantType>(in.quant_type), in.blocksize, in.nested != 0,
                                    in.elements, Text(in.name), in.unshared == 0, in.on_disk != 0});
     if (!made.ok()) return made.status();
-    *weight = Keep(session, &bp_session::weights, std::move(*made));
-    return {};
+    return Keep(session, s, &bp_session::weights, std::move(*made), weight);
   });
 }
 

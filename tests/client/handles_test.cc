@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "client/bitpager.h"
@@ -365,6 +366,30 @@ TEST_F(Handles, BuffersAreMappedAndReleased) {
   EXPECT_EQ(bp_buffer_register(session_, file.fd.get(), 8193, &buffer), BP_OUT_OF_RANGE);
   EXPECT_THAT(bp_last_error(), HasSubstr("the file has 8192 bytes, 8193 are to be registered"));
   EXPECT_EQ(bp_buffer_register(session_, file.fd.get(), 8192, &buffer), BP_OK) << bp_last_error();
+}
+
+TEST_F(Handles, CallsOfOtherThreadsEndWithTheSession) {
+  std::atomic<int> started{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&, i] {
+      int code = BP_OK;
+      while (code == BP_OK || code == BP_NOT_FOUND) {
+        code = i % 2 == 0 ? bp_noop(session_) : bp_weight_drop(session_, 4'000'000'000);
+        ++started;
+      }
+    });
+  }
+  while (started < 40) std::this_thread::yield();
+  bp_disconnect(session_);
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(bp_noop(session_), BP_INVALID_ARGUMENT);
+  EXPECT_STREQ(bp_last_error(), "this session was disconnected");
+  EXPECT_EQ(bp_arena_drop(session_, 1), BP_INVALID_ARGUMENT);
+  std::uint64_t buffer = 0;
+  void* at = nullptr;
+  EXPECT_EQ(bp_buffer_create(session_, 4096, &buffer, &at), BP_INVALID_ARGUMENT);
+  bp_disconnect(session_);
 }
 
 TEST(CApi, RefusesNullsAndWrongSizes) {

@@ -17,7 +17,7 @@ from bitpager.hf import BitpagerConfig, Trainer
 
 folder, out = sys.argv[1:3]
 torch.set_num_threads(1)
-bitpager.connect(rank=int(os.environ["RANK"]), spawn=False)
+bitpager.connect(spawn=False)  # its rank is in RANK
 model = tiny.CLASSES["llama"].from_pretrained(folder, quantization_config=BitpagerConfig(), dtype=torch.bfloat16)
 torch.manual_seed(2)
 model = peft.prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -36,6 +36,21 @@ def test_bad_options_are_refused_in_words():
             bitpager.connect(socket="/nowhere", default=False, **options)
 
 
+def test_the_rank_is_the_launchers(session, monkeypatch):
+    def train_as(rank):
+        monkeypatch.setenv("RANK", rank)
+        made = bitpager.connect(socket=session.info()["socket"], job="ranks", default=False)
+        bitpager.optim.PagedAdamW8bit([torch.nn.Parameter(torch.zeros(5000))], name="same", session=made).prepare()
+        return made
+
+    first, second = train_as("0"), train_as("12")
+    with pytest.raises(bitpager.AlreadyExistsError):
+        train_as("12")
+    with pytest.raises(ValueError, match="RANK is 'one', no rank"):
+        train_as("one")
+    first.close(), second.close()
+
+
 def test_sizes_are_read_as_written():
     assert parse_bytes("8GiB") == parse_bytes("8g") == 8 << 30 and parse_bytes("1.5 MiB") == 3 << 19
     assert parse_bytes("2GB") == 2_000_000_000 and parse_bytes(77) == 77

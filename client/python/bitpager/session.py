@@ -225,7 +225,7 @@ def _extents(thing):
 def connect(
     socket=None,
     job=None,
-    rank=0,
+    rank=None,
     weight=0.0,
     device_quota=None,
     host_quota=None,
@@ -240,7 +240,7 @@ def connect(
 
     socket: path; None: BITPAGER_SOCKET, the system's, the user's, and with spawn a private daemon started for this
     user, which ends with its last client. job: name (None: BITPAGER_JOB or "<program>-<pid>"); rank: of this process
-    in the job. weight: the job's share against other jobs (0: the daemon's default). device_quota, host_quota: bytes
+    in the job (None: RANK, which torchrun and accelerate set, else 0). weight: the job's share against other jobs (0: the daemon's default). device_quota, host_quota: bytes
     or "8GiB" (None: the daemon's default). linger: seconds that pages outlive the job's last session (None: the
     daemon's default, 0: none). client: a name shown to people. threads: for copies on this side (0: the processors
     this process may use). default: make this the session that optimizers and layers use when none is named, unless
@@ -250,7 +250,7 @@ def connect(
     Raises UnreachableError, PermissionDeniedError, VersionError, AlreadyExistsError, ValueError.
     """
     options = _lib.sized(_lib.ConnectOptions)
-    options.rank = _non_negative("rank", rank)
+    options.rank = _rank_of_environment() if rank is None else _non_negative("rank", rank)
     options.socket = _encode(socket)
     options.job = _encode(job)
     options.client = _encode(client)
@@ -283,6 +283,13 @@ def _non_negative(name, value):
     if value < 0:
         raise ValueError(f"{name} must not be negative; got {value}")
     return value
+
+
+def _rank_of_environment() -> int:
+    said = os.environ.get("RANK") or "0"
+    if not said.isdecimal():
+        raise ValueError(f"RANK is {said!r}, no rank. Hint: unset it, or pass connect(rank=...)")
+    return int(said)
 
 
 _CPU = "cpu-0"

@@ -239,13 +239,13 @@ def connect(
     """Attaches to a bitpagerd and returns the Session.
 
     socket: path; None: BITPAGER_SOCKET, the system's, the user's, and with spawn a private daemon started for this
-    user, which ends with its last client. job: name (None: BITPAGER_JOB or "<program>-<pid>"); rank: of this process
-    in the job (None: RANK, which torchrun and accelerate set, else 0). weight: the job's share against other jobs (0: the daemon's default). device_quota, host_quota: bytes
-    or "8GiB" (None: the daemon's default). linger: seconds that pages outlive the job's last session (None: the
-    daemon's default, 0: none). client: a name shown to people. threads: for copies on this side (0: the processors
-    this process may use). default: make this the session that optimizers and layers use when none is named, unless
-    there is one already. device: which device the pages are for: "cuda:0", a torch.device, a UUID ("GPU-..."), "cpu";
-    None: the daemon's first. A private daemon serves one device.
+    user, which ends with its last client. job: name (None: BITPAGER_JOB or "<program>-<pid>"); rank: of this process in
+    the job (None: RANK, which torchrun and accelerate set, else 0). weight: the job's share against other jobs (0: the
+    daemon's default). device_quota, host_quota: bytes or "8GiB" (None: the daemon's default). linger: seconds that
+    pages outlive the job's last session (None: the daemon's default, 0: none). client: a name shown to people. threads:
+    for copies on this side (0: the processors this process may use). default: make this the session that optimizers and
+    layers use when none is named, unless there is one already. device: which device the pages are for: "cuda:0", a
+    torch.device, a UUID ("GPU-..."), "cpu"; None: the daemon's first. A private daemon serves one device.
 
     Raises UnreachableError, PermissionDeniedError, VersionError, AlreadyExistsError, ValueError.
     """

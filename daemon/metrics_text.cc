@@ -232,7 +232,8 @@ void Exposition::WriteDevices() {
     w_.Sample(With(series.labels(), {{"state", "total"}}), series.device->memory_total_bytes);
     w_.Sample(With(series.labels(), {{"state", "free"}}), series.device->memory_free_bytes);
   }
-  OfDevices("device_own_bytes", "gauge", "Device memory that the daemon's segments of frames take.",
+  OfDevices("device_own_bytes", "gauge",
+            "Device memory that the daemon's segments of frames and its kernels' scratch take.",
             [](const D& d) { return d.own_bytes; });
   OfDevices("pinned_host_bytes", "gauge", "Host memory that is locked for copies.",
             [](const D& d) { return d.pinned_host_bytes; });

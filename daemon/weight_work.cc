@@ -69,7 +69,7 @@ struct Statistics {
   Scratch absmax;   // fp32 a block
   Scratch codes;    // uint8 a block
   Scratch absmax2;  // fp32 a group
-  Scratch offset;   // fp32
+  Scratch offset;   // fp32, read here
 };
 
 class QuantizeWork final : public Work {
@@ -87,14 +87,9 @@ class QuantizeWork final : public Work {
   }
   [[nodiscard]] Filling Fills() const override { return {&extent_, &start_}; }
 
-  void Prepare(kernels::Device& device) override {
+  void Prepare(kernels::Device&) override {
     Weight& weight = *extent_.weight();
     weight.filled = false;
-    // A block's own absmax is found while it is packed; double quantization must know them all before.
-    if (!weight.format.layout.nested) return;
-    float* absmax = reinterpret_cast<float*>(statistics_.absmax.get());
-    device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax});
-    device.NestAbsmax({absmax, weight.blocks(), codes(), absmax2(), offset()});
   }
 
   kernels::Event Launch(kernels::Device& device, std::span<const ResidentPage> window) override {
@@ -102,16 +97,18 @@ class QuantizeWork final : public Work {
     kernels::QuantizeArgs args;
     args.format = weight.format;
     args.in_dtype = dtype_;
-    args.absmax = reinterpret_cast<const float*>(statistics_.absmax.get());
-    args.nested_codes = codes();
-    args.absmax2 = absmax2();
+    std::uint64_t blocks = 0;
     for (const ResidentPage& page : window) {
       const kernels::WeightSpan span = Cut(weight, Whole(weight), page);
       const std::uint64_t element = span.first_global_block * weight.format.layout.blocksize;
       args.spans.push_back(span);
       args.ins.push_back(in_ + element * wire::DTypeBytes(dtype_));
+      blocks += span.blocks;
     }
-    return CopyStart(device, start_, window, device.Quantize(std::move(args)));
+    const kernels::Event filled = weight.format.layout.nested
+                                      ? FillNested(device, std::move(args), blocks == weight.blocks())
+                                      : device.Quantize(std::move(args));
+    return CopyStart(device, start_, window, filled);
   }
 
   wire::Status Finish(wire::CompletionRecord& completion) override {
@@ -124,6 +121,33 @@ class QuantizeWork final : public Work {
   void Abandon() override { extent_.weight()->filled = false; }
 
  private:
+  // Packing needs a block's own absmax alone, double quantization all of them. `whole`: the window holds the
+  // weight, whose absmaxes follow its codes into the pages. Else they are found before, by a look at the
+  // input of its own, so that no page has to come twice.
+  kernels::Event FillNested(kernels::Device& device, kernels::QuantizeArgs args, bool whole) {
+    const Weight& weight = *extent_.weight();
+    const kernels::NestAbsmaxArgs nest{absmax(), weight.blocks(), codes(), absmax2(), offset()};
+    if (whole) {
+      kernels::PackedArgs scales;
+      scales.format = args.format;
+      scales.spans = args.spans;
+      scales.nested_codes = codes();
+      scales.absmax2 = absmax2();
+      args.absmax_out = absmax();
+      device.Quantize(std::move(args));
+      device.NestAbsmax(nest);
+      return device.MovePacked(std::move(scales));
+    }
+    if (!std::exchange(nested_, true)) {
+      device.BlockAbsmax({in_, dtype_, weight.elements, weight.format.layout.blocksize, absmax()});
+      device.NestAbsmax(nest);
+    }
+    args.absmax = absmax();
+    args.nested_codes = codes();
+    args.absmax2 = absmax2();
+    return device.Quantize(std::move(args));
+  }
+  [[nodiscard]] float* absmax() const { return reinterpret_cast<float*>(statistics_.absmax.get()); }
   [[nodiscard]] std::uint8_t* codes() const {
     return reinterpret_cast<std::uint8_t*>(statistics_.codes.get());
   }
@@ -135,6 +159,7 @@ class QuantizeWork final : public Work {
   wire::DType dtype_;
   Statistics statistics_;
   WeightPiece start_;
+  bool nested_ = false;  // the statistics are known
 };
 
 class PackedWork final : public Work {
@@ -233,9 +258,10 @@ AdmitResult AdmitQuantize(const SessionScope& scope, const wire::QuantizeBody& b
   Statistics statistics;
   bool fits = true;
   if (weight.format.layout.nested) {
-    statistics.absmax = Scratch(device, blocks * sizeof(float));
-    statistics.codes = Scratch(device, blocks);
-    statistics.absmax2 = Scratch(device, quant::BlocksOf(blocks, quant::kNestedBlock) * sizeof(float));
+    statistics.absmax = Scratch::ForKernels(device, blocks * sizeof(float));
+    statistics.codes = Scratch::ForKernels(device, blocks);
+    statistics.absmax2 =
+        Scratch::ForKernels(device, quant::BlocksOf(blocks, quant::kNestedBlock) * sizeof(float));
     statistics.offset = Scratch(device, sizeof(float));
     fits = statistics.absmax && statistics.codes && statistics.absmax2 && statistics.offset;
   }

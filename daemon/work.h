@@ -30,6 +30,13 @@ struct ResidentPage {
 class Scratch {
  public:
   Scratch() = default;
+  // For kernels alone.
+  [[nodiscard]] static Scratch ForKernels(kernels::Device& device, std::uint64_t bytes) {
+    Scratch made;
+    made.device_ = &device;
+    made.at_ = device.AllocateKernelScratch(bytes);
+    return made;
+  }
   Scratch(kernels::Device& device, std::uint64_t bytes)
       : device_(&device), at_(device.AllocateScratch(bytes)) {}
   ~Scratch() {

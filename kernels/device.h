@@ -56,7 +56,7 @@ struct DeviceInfo {
 struct DeviceMemory {
   std::uint64_t total_bytes = 0;
   std::uint64_t free_bytes = 0;         // for whoever asks first
-  std::uint64_t own_bytes = 0;          // of segments; a device rounds them up as it maps them
+  std::uint64_t own_bytes = 0;          // of segments, rounded up as they are mapped, and of kernels' scratch
   std::uint64_t pinned_host_bytes = 0;  // locked host memory: frames and scratch
 };
 
@@ -131,9 +131,15 @@ class Device {
     static_cast<void>(bytes);
   }
 
-  // Memory that both the device and this process read and write, zeroed: reports, statistics of a weight that
-  // is being quantized. Null when there is none left.
+  // Memory that both the device and this process read and write, zeroed: reports, copies out of pages. Null
+  // when there is none left.
   [[nodiscard]] virtual std::byte* AllocateScratch(std::uint64_t bytes) = 0;
+  // For kernels on Queue::kCompute alone, not zeroed: statistics of a weight that is being quantized. Device
+  // memory while there is some, else AllocateScratch's: slower, the same numbers.
+  [[nodiscard]] virtual std::byte* AllocateKernelScratch(std::uint64_t bytes) {
+    return AllocateScratch(bytes);
+  }
+  // Of both kinds. Null is fine.
   virtual void FreeScratch(std::byte* at) = 0;
 
   // Maps a client's memory. Errors: kInvalidArgument (not a memory file, a handle that does not open),

@@ -102,13 +102,16 @@ struct QuantizeArgs {
   const float* absmax = nullptr;               // of all blocks; null: see above, only when not nested
   const std::uint8_t* nested_codes = nullptr;  // of all blocks; null when not nested
   const float* absmax2 = nullptr;              // of all groups; null when not nested
+  // Of all blocks; only when nested, with the three above null: the absmaxes are computed here and go there,
+  // and the pages get their packed codes alone. The rest comes with MovePacked.
+  float* absmax_out = nullptr;
 };
 
 // Moves a packed weight (interchange layout: packed codes, absmax planes) into or out of pages.
 struct PackedArgs {
   WeightFormat format;
   std::vector<WeightSpan> spans;
-  std::byte* packed = nullptr;  // of the whole weight, even element in the high nibble
+  std::byte* packed = nullptr;  // of the whole weight, even element in the high nibble; null: absmaxes alone
   float* absmax = nullptr;      // of all blocks; null when nested
   std::uint8_t* nested_codes = nullptr;
   float* absmax2 = nullptr;

@@ -168,7 +168,7 @@ void PackSlice(const QuantizeArgs& args, const Slice& slice) {
                 packed);
     return;
   }
-  float* absmax = PlainAbsmaxAt(layout, span.page, cut.slot);
+  float* absmax = layout.nested ? args.absmax_out + cut.block : PlainAbsmaxAt(layout, span.page, cut.slot);
   simd::Quantize4(args.format.type, args.in_dtype, in, cut.elements, layout.blocksize, absmax, packed);
 }
 
@@ -249,6 +249,7 @@ void RunMovePacked(WorkerPool& pool, const PackedArgs& args) {
   for (const WeightSpan& span : args.spans) {
     MoveAbsmax(layout, span, args.absmax, args.nested_codes, args.absmax2, args.into_pages);
   }
+  if (args.packed == nullptr) return;
   pool.Run(args.spans.size(), [&](std::uint64_t i) {
     const WeightSpan& span = args.spans[i];
     MoveBytes(PackedAt(layout, span.page, span.first_block),

@@ -10,6 +10,7 @@
 
 #include "client/wire/unique_fd.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device_scratch.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/host_frames.h"
 #include "kernels/cuda/imports.h"
@@ -63,6 +64,7 @@ class CudaDevice final : public Device {
         segments_(driver_, *queues_, {ordinal_, options_.managed, options_.managed_beyond_free}),
         host_(driver_, *queues_, HostOptions()),
         imports_(driver_, ordinal_),
+        kernel_scratch_(ordinal_, queues_->stream(Queue::kCompute)),
         tables_(*queues_) {
     // The first request must not pay for pinning.
     scratch_.Free(scratch_.Allocate(1));
@@ -96,7 +98,15 @@ class CudaDevice final : public Device {
     Bind(ordinal_);
     return scratch_.Allocate(bytes);
   }
-  void FreeScratch(std::byte* at) override { scratch_.Free(at); }
+  [[nodiscard]] std::byte* AllocateKernelScratch(std::uint64_t bytes) override {
+    Bind(ordinal_);
+    std::byte* const at = kernel_scratch_.Allocate(bytes);
+    return at != nullptr ? at : scratch_.Allocate(bytes);
+  }
+  void FreeScratch(std::byte* at) override {
+    Bind(ordinal_);
+    if (!kernel_scratch_.Free(at)) scratch_.Free(at);
+  }
   [[nodiscard]] Result<Import> ImportMemory(const ImportSource& source) override {
     Bind(ordinal_);
     return imports_.Open(source);
@@ -185,6 +195,7 @@ class CudaDevice final : public Device {
   HostFrames host_;
   Imports imports_;
   ScratchPool scratch_;
+  DeviceScratch kernel_scratch_;
   TableRing tables_;
   std::array<Event, kQueues> signals_{};  // the newest of each queue
 };
@@ -221,7 +232,7 @@ DeviceMemory CudaDevice::Memory() const {
   std::size_t free = 0;
   std::size_t total = 0;
   if (cudaMemGetInfo(&free, &total) == cudaSuccess) memory.free_bytes = free;
-  memory.own_bytes = segments_.mapped_bytes();
+  memory.own_bytes = segments_.mapped_bytes() + kernel_scratch_.reserved_bytes();
   memory.pinned_host_bytes = host_.counts().pinned_bytes + scratch_.pinned_bytes();
   return memory;
 }

@@ -107,15 +107,6 @@ wire::Status AddScales(Mover& mover, const PackedArgs& args, const WeightSpan& s
 
 }  // namespace
 
-wire::Status MoveScales(CUstream_st* stream, const PackedArgs& args) {
-  Mover mover(stream, args.into_pages);
-  for (const WeightSpan& span : args.spans) {
-    if (span.blocks == 0) continue;
-    if (wire::Status s = AddScales(mover, args, span); !s.ok()) return s;
-  }
-  return mover.Flush();
-}
-
 PackedArgs ScalesInto(const QuantizeArgs& args) {
   PackedArgs move;
   move.format = args.format;
@@ -139,6 +130,7 @@ wire::Status MovePacked(CUstream_st* stream, const PackedArgs& args) {
   for (const WeightSpan& span : args.spans) {
     if (span.blocks == 0) continue;
     if (wire::Status s = AddScales(mover, args, span); !s.ok()) return s;
+    if (args.packed == nullptr) continue;
     std::byte* const page = span.page + span.first_block * block_bytes;
     const std::byte* const plane = args.packed + span.first_global_block * block_bytes;
     if (wire::Status s = mover.Add(page, plane, (span.elements + 1) / 2); !s.ok()) return s;

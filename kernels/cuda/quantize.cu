@@ -216,8 +216,9 @@ wire::Status BlockAbsmax(CUstream_st* stream, const BlockAbsmaxArgs& args) {
 
 wire::Status Quantize(CUstream_st* stream, const QuantizeArgs& args) {
   const bool given = args.absmax != nullptr;
+  const float* const absmax = given ? args.absmax : args.absmax_out;
   if (given) {
-    if (wire::Status s = MoveScales(stream, ScalesInto(args)); !s.ok()) return s;
+    if (wire::Status s = MovePacked(stream, ScalesInto(args)); !s.ok()) return s;
   }
   RunFormat format;
   format.type = args.format.type;
@@ -227,8 +228,8 @@ wire::Status Quantize(CUstream_st* stream, const QuantizeArgs& args) {
   for (std::size_t i = 0; i < args.spans.size(); ++i) {
     const WeightSpan& span = args.spans[i];
     WeightRun run = RunOf(args.format.layout, span, args.ins[i]);
-    if (given) {
-      run.scales = reinterpret_cast<std::byte*>(const_cast<float*>(args.absmax + span.first_global_block));
+    if (absmax != nullptr) {
+      run.scales = reinterpret_cast<std::byte*>(const_cast<float*>(absmax + span.first_global_block));
     }
     runs.push_back(run);
   }

@@ -1,0 +1,85 @@
+// Quantizing by request: the same numbers however its pages come.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "quant/block.h"
+#include "tests/support/weight_loader.h"
+
+namespace bitpager::testing {
+namespace {
+
+struct Filled {
+  std::vector<float> values;
+  std::uint64_t offset_bits = 0;
+};
+
+// A double-quantized weight of two pages and what is read from it, with windows of `window_pages` and
+// `frames` on the device.
+Filled FillNested(std::uint32_t window_pages, std::uint32_t frames) {
+  daemon::Settings settings = TestSettings();
+  settings.pager.window_pages = window_pages;
+  settings.pager.device_frames = frames;
+  InProcessDaemon daemon(settings);
+  Loader loader(daemon, "job");
+  wire::CreateWeightBody body = Loader::Plain();
+  body.nested = 1;
+  const std::uint64_t weight = loader.Create(body);
+  EXPECT_EQ(daemon.core().registry.FindExtent({weight})->pages, 2U);
+  loader.Write(1);
+  wire::QuantizeBody quantize;
+  quantize.extent = weight;
+  quantize.in = loader.memory.Place();
+  const auto done = loader.client->Run(wire::Op::kQuantize, quantize);
+  EXPECT_EQ(RawClient::CodeOf(done), wire::Code::kOk) << RawClient::TextIn(done);
+  Filled out;
+  out.offset_bits = done.values[0];
+  out.values = loader.Read(weight);
+  EXPECT_EQ(daemon.device->scratches, 0) << "its statistics were given back";
+  return out;
+}
+
+TEST(QuantizedWeight, DoubleQuantizationIsTheSameInOneWindowAndInMany) {
+  // In one window: statistics behind the codes. Else before them, with every page visited once.
+  const Filled whole = FillNested(4, 16);
+  // What the reference makes of it.
+  std::vector<float> in(kLoaderElements);
+  FillGradient(in.data(), kLoaderElements, 1, 1);
+  constexpr std::uint64_t kBlocks = (kLoaderElements + 63) / 64;
+  std::vector<float> absmax;
+  for (std::uint64_t at = 0; at < kLoaderElements; at += 64) {
+    float most = 0;
+    for (std::uint64_t i = at; i < std::min<std::uint64_t>(at + 64, kLoaderElements); ++i) {
+      most = std::max(most, std::fabs(in[i]));
+    }
+    absmax.push_back(most);
+  }
+  std::vector<std::uint8_t> codes(kBlocks);
+  std::vector<float> absmax2(quant::BlocksOf(kBlocks, quant::kNestedBlock));
+  float offset = 0;
+  quant::NestAbsmax(absmax, codes.data(), absmax2.data(), &offset);
+  EXPECT_EQ(whole.offset_bits, std::bit_cast<std::uint32_t>(offset));
+  for (std::uint64_t block = 0; block < kBlocks; ++block) {
+    const std::uint64_t at = block * 64;
+    const std::uint64_t count = std::min<std::uint64_t>(64, kLoaderElements - at);
+    std::uint8_t packed[32];
+    float want[64];
+    quant::PackBlock4(wire::QuantType::kNF4, wire::DType::kF32, in.data() + at, count, absmax[block], packed);
+    quant::UnpackBlock4(wire::QuantType::kNF4, wire::DType::kF32, packed, count,
+                        quant::UnnestAbsmax(codes[block], absmax2[block / quant::kNestedBlock], offset),
+                        want);
+    for (std::uint64_t i = 0; i < count; ++i) ASSERT_EQ(whole.values[at + i], want[i]) << at + i;
+  }
+  for (const auto& [window_pages, frames] : {std::pair{1U, 16U}, {1U, 2U}, {2U, 4U}}) {
+    const Filled other = FillNested(window_pages, frames);
+    EXPECT_EQ(other.offset_bits, whole.offset_bits) << window_pages;
+    EXPECT_EQ(other.values, whole.values) << window_pages;
+  }
+}
+
+}  // namespace
+}  // namespace bitpager::testing

@@ -1,4 +1,6 @@
 // Random operations against a naive model: the content of every frame (driver.h) and the pager's invariants.
+#include <cstdlib>
+
 #include "tests/paging/driver.h"
 
 namespace bitpager::paging {
@@ -252,8 +254,14 @@ constexpr Machine kMachines[] = {
     {"TinyAccelerator", 1, 20, 4, Policy::kScanAware, 1, 0, true},
 };
 
+// Eight; BITPAGER_RANDOM_SEEDS has another number of them run.
+int SeedsEnd() {
+  const char* const said = std::getenv("BITPAGER_RANDOM_SEEDS");
+  return said == nullptr ? 9 : std::atoi(said) + 1;
+}
+
 INSTANTIATE_TEST_SUITE_P(Machines, RandomOperations,
-                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, 9)),
+                         testing::Combine(testing::ValuesIn(kMachines), testing::Range(1, SeedsEnd())),
                          [](const auto& at) {
                            return std::string(std::get<0>(at.param).name) + "Seed" +
                                   std::to_string(std::get<1>(at.param));

@@ -95,6 +95,8 @@ wire::Result<Session*> Lifecycle::Open(const Peer& peer, const wire::HelloBody& 
   }
   ++core_.counters.sessions_opened;
   (*job)->linger_until_ns = 0;
+  // Its own: one that follows another of its job may say less before the daemon knows of that one's end.
+  (*session)->linger_ms = (*job)->linger_ms;
   Session& added = core_.registry.AddSession(std::move(*session));
   core_.Tell({"attach", (*job)->name, 0, added.identity().client});
   return &added;
@@ -127,7 +129,7 @@ void Lifecycle::TearDown(Session& session) {
   leases_.DropSession(session.identity().id);
   const auto extents = session.extents();
   for (const auto& [id, extent] : extents) {
-    if (extent->arena() != nullptr && job.linger_ms > 0) {
+    if (extent->arena() != nullptr && session.linger_ms > 0) {
       extent->owner = {};
       continue;
     }
@@ -136,9 +138,10 @@ void Lifecycle::TearDown(Session& session) {
   }
   job.buffer_bytes -= session.own_buffer_bytes();
   core_.Tell({lost ? "killed" : "detach", job.name, freed_bytes, session.identity().client});
+  const std::uint64_t linger_ns = static_cast<std::uint64_t>(session.linger_ms) * 1'000'000;
   core_.registry.RemoveSession(session.identity().id);
   if (job.sessions.empty() && !job.extents.empty()) {
-    job.linger_until_ns = core_.clock.NowNs() + static_cast<std::uint64_t>(job.linger_ms) * 1'000'000;
+    job.linger_until_ns = core_.clock.NowNs() + linger_ns;
   }
   RemoveJobIfEmpty(job_id);
 }

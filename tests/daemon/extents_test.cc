@@ -60,6 +60,37 @@ TEST_F(Kept, StatesGoOnAsTheyWere) {
   trainer.ExpectParams(shadow_);
 }
 
+// The daemon hears of the successor before it hears of the predecessor's end.
+TEST_F(Kept, ASuccessorThatKeepsNothingFindsWhatItsPredecessorKept) {
+  auto successor = daemon_.Connect();
+  {
+    auto predecessor = daemon_.Open("job");
+    RawTrainer trainer(*predecessor, {20'000, 99});
+    ASSERT_TRUE(trainer.Create(ContinueAt(3)).ok());
+    trainer.SetParams(params_.data());
+    trainer.StepOk(4);
+    shadow_.Step(4);
+    params_.assign(trainer.params(), trainer.params() + 20'099);
+  }
+  wire::HelloBody hello = RawClient::HelloBodyOf("job");
+  hello.linger_ms = 0;
+  ASSERT_TRUE(successor->Hello(hello).ok());
+  daemon_.Settle();
+  ASSERT_EQ(daemon_.sessions(), 1U);
+  {
+    RawTrainer trainer(*successor, {20'000, 99});
+    const Reply reply = trainer.Create(ContinueAt(4));
+    ASSERT_TRUE(reply.ok()) << reply.text();
+    trainer.SetParams(params_.data());
+    trainer.StepOk(5);
+    shadow_.Step(5);
+    trainer.ExpectParams(shadow_);
+  }
+  successor.reset();
+  daemon_.Settle();
+  EXPECT_EQ(daemon_.jobs(), 0U) << "it asked to keep nothing";
+}
+
 TEST_F(Kept, AnotherStepIsRefusedNamingBoth) {
   auto client = daemon_.Open("job");
   RawTrainer trainer(*client, {20'000, 99});

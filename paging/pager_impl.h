@@ -66,6 +66,7 @@ struct Pager::Impl {
   [[nodiscard]] Job& BaseOf(DomainId domain);           // made when new
   // Moves an extent that is not busy, with all counts, from job to job.
   [[nodiscard]] wire::Status Rehome(Extent& extent, Job& to);
+  [[nodiscard]] std::uint64_t MissingIfMoved(const Extent& extent, Job& to);
   void MoveCounts(Extent& extent, Job& to);
   void SettleHomes();  // extents of bases that one job alone uses go back to it
   void EndRequestsOn(Job& queue, wire::ExtentId extent, const Job* by, bool hints_only);

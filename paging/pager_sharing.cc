@@ -145,14 +145,32 @@ Status Pager::Impl::Rehome(Extent& extent, Job& to) {
   if (extent.overdue) {
     return {Code::kBudgetExceeded, "the extent lies in leases that are not given back"};
   }
-  EndRequestsOn(from, extent.id, nullptr, true);
   const std::uint64_t before = MissingFrames(frames.budget(), 0);
+  const std::uint64_t missing = MissingIfMoved(extent, to);
+  if (missing > before) {  // nothing of the extent has changed: this is asked again and again
+    return {Code::kBudgetExceeded,
+            "shared pages need a window of their own on the device; missing " + Bytes(missing)};
+  }
+  EndRequestsOn(from, extent.id, nullptr, true);
   MoveCounts(extent, to);
+  return {};
+}
+
+// With the extent, which is in no overdue lease, among the other job's pages.
+std::uint64_t Pager::Impl::MissingIfMoved(const Extent& extent, Job& to) {
+  Job& from = *extent.job;
+  const auto count = extent.spec.evictable ? &Job::pages : &Job::fixed_pages;
+  const auto move = [&](Job& less, Job& more) {
+    for (auto* const of : {&less, &more}) {
+      const std::uint64_t by = of == &more ? extent.spec.pages : ~extent.spec.pages + 1;
+      of->pages_in[extent.pool] += by;
+      of->*count += by;
+    }
+  };
+  move(from, to);
   const std::uint64_t missing = MissingFrames(frames.budget(), 0);
-  if (missing <= before) return {};
-  MoveCounts(extent, from);
-  return {Code::kBudgetExceeded,
-          "shared pages need a window of their own on the device; missing " + Bytes(missing)};
+  move(to, from);
+  return missing;
 }
 
 void Pager::Impl::MoveCounts(Extent& extent, Job& to) {

@@ -174,6 +174,31 @@ TEST_F(SharedExtents, AreRefusedWhereTheBaseHasNoWindow) {
   full.Run({1}, {{one, 0, 8}}, Access::kUpdate);
 }
 
+TEST_F(SharedExtents, AreServedWhileTheyCannotGoHome) {
+  Driver tight(SmallPages(16, 4, 4));  // segments are of one share domain
+  tight.Job(1), tight.Job(2);
+  tight.Extent({1}, 8), tight.Extent({2}, 8);
+  const wire::ExtentId one = tight.Extent({1}, 4, true, 7, kWeight);
+  const wire::ExtentId other = tight.Extent({1}, 4, true, 7, kWeight);
+  for (const wire::ExtentId id : {one, other}) {
+    tight.Run({1}, {{id, 0, 4}}, Access::kOverwrite);
+    ASSERT_TRUE(tight.Share(id, {2}));
+  }
+  tight.Settle();
+  tight.SetBudget(12);  // a window for each job's own pages and one for the base
+  tight.pager.RemoveUse(one, {2});
+  tight.Settle();
+  for (const wire::ExtentId id : {one, other}) tight.pager.EvictExtent(id, Reason::kCommand);
+  tight.Settle();
+  ASSERT_FALSE(tight.pager.FrameOf({one, 0}));
+  tight.Ask({1}, {{one, 0, 4}}, Access::kRead, true);
+  tight.Settle();
+  EXPECT_TRUE(tight.pager.FrameOf({one, 0})) << "the hint was taken";
+  tight.SetBudget(16);
+  tight.Settle();
+  tight.Run({1}, {{one, 0, 4}}, Access::kUpdate);
+}
+
 TEST_F(SharedExtents, AreOfShareDomainsAndMayLeave) {
   d.Job(1), d.Job(2);
   EXPECT_EQ(d.pager.AddUse(d.Extent({1}, 4), {2}).code(), wire::Code::kInvalidArgument);

@@ -108,6 +108,9 @@ def test_top_waits_for_a_daemon_that_goes_and_comes_back(tight, tmp_path):
         assert first in top.text, "the last figures stay"
         again = Daemon(tmp_path, TIGHT)
         try:
+            # It serves its requests first; it answers queries once all of its sockets are there.
+            asked = [CLI, "status", "--socket", again.socket]
+            wait_for(lambda: subprocess.run(asked, capture_output=True).returncode == 0)
             os.rename(again.socket + ".status", tight.socket + ".status")
             os.rename(again.socket + ".events", tight.socket + ".events")
             top.wait(lambda text: f"pid {again.process.pid}" in text and "AWAY" not in text)

@@ -100,7 +100,9 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
     Request& request = *job.queue.front();
     if (request.spec.prefetch) {
       if (job.queue.size() > 1) EndRequest(request);
-      if (may_acquire) Prefetch(job, request);
+      if (may_acquire && request.born == 0) Prefetch(job, request);
+      // A step that is there already comes first: the pause is over.
+      if (may_acquire && request.born != 0 && request.born != decisions) Prepare(job, request);
     } else {
       HandOutRuns(request);
       while (may_acquire && AcquireWindow(job, request, PaceOf(job))) HandOutRuns(request);
@@ -115,6 +117,7 @@ bool Pager::Impl::RetireFront(Job& job) {
   pending.finished.push_back(request.id);
   job.queue.pop_front();
   job.waiting_since = 0;
+  if (job.queue.empty()) ExpectAgain(job, request);
   requests.erase(request.id.value);
   return true;
 }
@@ -219,6 +222,10 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
+  if (need > 0 && AwaitsStreaming(job, request, need)) {
+    request.cursor = window.start;
+    return false;
+  }
   const std::vector<Page*> lacking = [&] {
     std::vector<Page*> pages;
     if (need > 0)
@@ -242,36 +249,6 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;
-}
-
-// Where launches overlap copies, the pages of optimizer states that a job is short of should lie evenly among
-// those that stay: then loads and stores go on beneath all of a step, not behind it. Steps visit the states
-// in turn, and of pages already visited it is all the same which leaves; so those that leave are always of
-// the same groups, a window each, one group every so often: as many as are missing, and `under_way` pages
-// besides.
-void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
-  const std::uint64_t window = config.window_pages;
-  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
-  const std::uint64_t groups = (job.pages + window - 1) / window;
-  const std::uint64_t streaming =
-      job.pages <= frames_had ? 0
-                              : std::min(groups, (job.pages - frames_had + under_way + window - 1) / window);
-  if (groups == job.groups && streaming == job.streaming) return;
-  job.groups = groups;
-  job.streaming = streaming;
-  if (groups == 0) return;
-  for (Extent* extent : job.extents) {
-    if (extent->zombie || !extent->spec.evictable || extent->spec.kind != wire::ExtentKind::kOptimizerState)
-      continue;
-    for (Page& page : extent->pages) {
-      const bool streams = (page.index / window * streaming + groups / 2) % groups < streaming;
-      if (streams == page.streams) continue;
-      page.streams = streams;
-      if (!page.listed) continue;
-      Unlist(page);  // it has another place among the victims
-      List(page);
-    }
-  }
 }
 
 void Pager::Impl::Promise(Page& page) {

@@ -91,7 +91,9 @@ struct Pager::Impl {
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
   [[nodiscard]] Pace PaceOf(const Job& job) const;
+  [[nodiscard]] bool FitsWhole(const Job& job, const Request& request) const;
   [[nodiscard]] bool NeedsFrame(const Page& page) const;
+  [[nodiscard]] static bool Arrived(Window& window);  // every page of it
   void HandOutRuns(Request& request);
   void HandOut(Request& request, Window& window);
   void Visit(Job& job, Page& page, Access access);

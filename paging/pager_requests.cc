@@ -106,6 +106,10 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
     } else {
       HandOutRuns(request);
       while (may_acquire && AcquireWindow(job, request, PaceOf(job))) HandOutRuns(request);
+      if (request.whole && !request.at_end()) {  // not all at once after all: nothing may wait for more
+        request.whole = false;
+        HandOutRuns(request);
+      }
     }
     if (!RetireFront(job)) return;
   }
@@ -155,6 +159,17 @@ Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   return {stride, stride * stages};
 }
 
+// Whether all pages of a request that loads nothing are to be there at once: then nothing is won by running
+// the first of them early, and whoever needs to see all of them sees them in one launch.
+bool Pager::Impl::FitsWhole(const Job& job, const Request& request) const {
+  if (!config.loads_over_resident || request.spec.access != Access::kOverwrite) return false;
+  std::uint64_t pages = 0;
+  for (std::size_t i = 0; i < request.extents.size(); ++i) {
+    if (request.extents[i]->spec.evictable) pages += request.spec.ranges[i].count;
+  }
+  return pages <= std::min(job.share, job.cap) - std::min({job.share, job.cap, job.leased});
+}
+
 // Whether holding `page` takes a frame more than its job has settled for.
 bool Pager::Impl::NeedsFrame(const Page& page) const {
   if (page.claimed) return false;
@@ -198,8 +213,8 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
       break;
     }
     const std::uint64_t ahead = config.loads_over_resident ? *need : window.pages.size();
-    const bool too_far =
-        request.windows_in_flight >= config.windows_in_flight || request.in_flight + ahead >= pace.under_way;
+    const bool too_far = !request.whole && (request.windows_in_flight >= config.windows_in_flight ||
+                                            request.in_flight + ahead >= pace.under_way);
     if ((counts && newly_held >= room) || (missing && too_far && !first)) {
       if (first) break;
       request.cursor = window.start;
@@ -219,6 +234,7 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
   if (config.loads_over_resident && request.next_window == 0) Spread(job, pace.under_way);
+  if (request.next_window == 0 && request.windows.empty()) request.whole = FitsWhole(job, request);
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
@@ -314,14 +330,21 @@ void Pager::Impl::EndRequest(Request& request) {
 
 // ---- runs
 
+bool Pager::Impl::Arrived(Window& window) {
+  for (; window.arrived < window.pages.size(); ++window.arrived) {
+    const Page& page = *window.pages[window.arrived];
+    if (page.state != PageState::kResident || page.claimed) return false;
+  }
+  return true;
+}
+
 void Pager::Impl::HandOutRuns(Request& request) {
+  const auto arrived = [](Window& window) { return Arrived(window); };
+  const auto next = request.windows.begin() + static_cast<std::ptrdiff_t>(request.handed_out);
+  if (request.whole && !(request.at_end() && std::all_of(next, request.windows.end(), arrived))) return;
   while (request.handed_out < request.windows.size()) {
     Window& window = request.windows[request.handed_out];
-    while (window.arrived < window.pages.size()) {
-      const Page& page = *window.pages[window.arrived];
-      if (page.state != PageState::kResident || page.claimed) return;
-      ++window.arrived;
-    }
+    if (!Arrived(window)) return;
     HandOut(request, window);
   }
 }

@@ -119,6 +119,7 @@ struct Pager::Impl {
   void Claim(Page& page);
   void Unclaim(Page& page);
   void FillClaims(PoolId pool);
+  [[nodiscard]] bool QuotaLets(const Job& job, bool evictable, std::uint64_t count) const;
   void Fill(Page& page, PoolId pool);
   void StartLoad(Page& page, std::uint32_t frame);
 

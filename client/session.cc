@@ -194,14 +194,14 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
   body.bytes = bytes;
   const Clock::time_point end =
       Clock::now() + std::chrono::milliseconds(std::min<std::uint64_t>(limit_ms, 86'400'000));
-  for (;;) {
+  for (bool first = true;; first = false) {
     {
       const Result<Connection::Lock> lock = connection_->Enter();
       if (!lock.ok()) return lock.status();
       // What the daemon revokes may be this process's own, and what its mappings of gradients hold stays
-      // taken when the process frees it.
+      // taken when the process frees it. That takes milliseconds, while pages leave: they are asked first.
       connection_->LetGoOfRevoked();
-      if (connection_->device() != nullptr) {
+      if (!first && connection_->device() != nullptr) {
         if (Status released = connection_->device()->ReleaseGradients(); !released.ok()) return released;
       }
       const Result<Reply> reply = connection_->Ask(wire::MessageType::kMakeRoom, body);
@@ -209,6 +209,7 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
       const auto& values = reply->body.values;
       *free_bytes = values[0];
       if (values[0] >= bytes) return {};
+      if (first) continue;
       if (values[2] != 0) {
         return {Code::kBudgetExceeded,
                 "room for " + std::to_string(bytes) +

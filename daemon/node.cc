@@ -178,6 +178,7 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
   std::unique_ptr<Node> node(new Node(config, machine, clock));
   const auto sharers = static_cast<unsigned>(chosen->size());
   for (const DeviceListing& listing : *chosen) {
+    if (Status s = kernels::CheckManaged(config.managed, listing); !s.ok()) return s;
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
         listing,

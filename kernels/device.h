@@ -201,6 +201,15 @@ struct DeviceListing {
   std::string managed_problem = {};  // why its frames cannot be managed memory; empty where they can
 };
 
+// kUnsupported when frames are to be managed memory and cannot be: before the device is opened, and when it
+// is.
+[[nodiscard]] inline wire::Status CheckManaged(bool managed, const DeviceListing& listing) {
+  if (!managed || listing.managed_problem.empty()) return {};
+  return {wire::Code::kUnsupported, listing.kind + " device " + listing.uuid + " (" + listing.name +
+                                        "): no managed frames: " + listing.managed_problem +
+                                        ". Hint: memory.frames = \"explicit\", or --frames explicit"};
+}
+
 // The one place that opens a device.
 [[nodiscard]] wire::Result<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);
 // Every device of this machine, the CPU first. `why_no_cuda` says why no GPU is listed: no driver, one below

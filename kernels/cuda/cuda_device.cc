@@ -311,11 +311,7 @@ Result<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options) {
   parts.driver = *driver;
   parts.listing = Describe(**driver, *ordinal);
   parts.options = options;
-  if (options.managed && !parts.listing.managed_problem.empty()) {
-    return Status(Code::kUnsupported, "cuda device " + parts.listing.uuid + " (" + parts.listing.name +
-                                          "): no managed frames: " + parts.listing.managed_problem +
-                                          ". Hint: memory.frames = \"explicit\", or --frames explicit");
-  }
+  if (Status s = CheckManaged(options.managed, parts.listing); !s.ok()) return s;
   parts.capability = CapabilityOf(**driver, *ordinal);
   if (Status s = Begin(**driver, *ordinal, &parts); !s.ok()) {
     return Status(s.code(), "cuda device " + parts.listing.uuid + ": " + s.message());

@@ -284,10 +284,13 @@ TEST_F(ImportedFiles, ArePinnedPlainlyOrRefusedWithTheReasonWhereItDoesNot) {
 using Listed = MadeUpDriver;
 
 TEST_F(Listed, SaysWhereManagedFramesCannotBe) {
-  EXPECT_EQ(Describe(driver_, 0).managed_problem, "");
+  EXPECT_TRUE(CheckManaged(true, Describe(driver_, 0)).ok());
   attributes[CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS] = 0;
   const DeviceListing listed = Describe(driver_, 0);
-  EXPECT_NE(listed.managed_problem, "");
+  EXPECT_TRUE(CheckManaged(false, listed).ok());
+  const wire::Status refused = CheckManaged(true, listed);
+  EXPECT_EQ(refused.code(), wire::Code::kUnsupported);
+  EXPECT_NE(refused.message().find("--frames explicit"), std::string::npos) << refused.message();
   attributes.clear();
   EXPECT_EQ(Describe(driver_, 0).problem, listed.problem) << "explicit frames are as good as ever";
 }

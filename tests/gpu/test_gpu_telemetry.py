@@ -58,6 +58,7 @@ def begin(session, sizes=gpu_training.SMALL):
 
 def test_handles_are_tested_once_nobody_is_there(make_daemon):
     """The answer is this driver's; that there is one, and that nobody's memory was in the way, is ours."""
+    used_bytes()  # this process's context is there, so that the session comes at once
     daemon = make_daemon(*FLAGS, "--test-handles", "true")
     http = Http(daemon)
     with gpu_daemon.connect(daemon, "early") as session:

@@ -74,6 +74,33 @@ TEST(DeviceMemory, WithoutRoomForAWindowTheRequestIsRefusedAndNothingHangs) {
   daemon.CheckInvariants();
 }
 
+// Letting go of one waits for what a GPU runs: all at once would hold up everybody.
+TEST(Killed, ASessionsMemoryIsLetGoOfOneByOne) {
+  InProcessDaemon daemon;
+  auto stays = daemon.OpenPatient("stays");
+  auto client = daemon.OpenPatient("goes");
+  const std::int64_t before = daemon.device->imports;
+  std::vector<wire::UniqueFd> files;
+  for (int i = 0; i < 5; ++i) {
+    files.push_back(MakeMemory(4096));
+    ASSERT_TRUE(client->Register(files.back().get(), 4096).ok());
+  }
+  static_cast<void>(client->MakeBuffer(4096));
+  ASSERT_EQ(daemon.device->imports, before + 6);
+  client.reset();
+  std::int64_t last = daemon.device->imports;
+  int turns_with_release = 0;
+  const bool all = daemon.TurnUntil([&] {
+    EXPECT_LE(last - daemon.device->imports, 1);
+    turns_with_release += last != daemon.device->imports ? 1 : 0;
+    last = daemon.device->imports;
+    return last == before;
+  });
+  EXPECT_TRUE(all);
+  EXPECT_EQ(turns_with_release, 6);
+  EXPECT_EQ(daemon.sessions(), 1U);
+}
+
 // The device stores a ticket into `done` behind its work, also after the session has failed.
 TEST(Failed, ASessionStaysReleasedBehindWorkThatWasUnderWay) {
   InProcessDaemon daemon;

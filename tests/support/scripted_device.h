@@ -11,7 +11,7 @@
 
 namespace bitpager::testing {
 
-class ScriptedDevice final : public kernels::Device {
+class ScriptedDevice : public kernels::Device {
  public:
   explicit ScriptedDevice(std::unique_ptr<kernels::Device> inner) : inner_(std::move(inner)) {}
 

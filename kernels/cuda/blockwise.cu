@@ -48,7 +48,7 @@ __device__ std::uint32_t SignsOf(const Eight<kType>& eight, int four) {
   }
 }
 
-// x * factor, what is or gets denormal flushed to zero.
+// x * factor; denormal numbers count as zero, before and after.
 __device__ float MultiplyFlushing(float x, float factor) {
   float product;
   asm("mul.ftz.f32 %0, %1, %2;" : "=f"(product) : "f"(x), "f"(factor));
@@ -186,8 +186,7 @@ __device__ std::uint32_t EncodeFour(const std::uint32_t* words, const Eight<kTyp
   return Encoder::Four(words, x + 4 * four, factor, SignsOf<kType>(eight, four));
 }
 
-// The codes of a vector of any block; NaN encodes as 0. Apart from the rest, which is to stay without calls
-// and branches.
+// The codes of a vector of any block; NaN encodes as 0. Not inlined, to leave the usual path its registers.
 template <typename Encoder, wire::DType kType>
 __device__ __noinline__ uint2 EncodeUnusual(const std::uint32_t* words, Eight<kType> eight,
                                             std::uint32_t most) {

@@ -1,7 +1,6 @@
 // The in-process kernels of a GPU (kernels/cuda/local.h) where they branch: 8-bit blocks of every kind beside
 // each other against quant's scalar encoding, bit for bit, and products of weights in small pages, which cut
 // rows anywhere, against those of plain planes, bit for bit, and float64. Skipped without a GPU.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 
 #include "kernels/cuda/list.h"
 #include "kernels/cuda/local.h"
+#include "kernels/cuda/status.h"
 #include "quant/block.h"
 #include "quant/codebook.h"
 #include "quant/encode.h"

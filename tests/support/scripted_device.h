@@ -25,6 +25,8 @@ class ScriptedDevice : public kernels::Device {
   bool hold_compute = false;   // nothing on Queue::kCompute is reported as done
   bool hold_copies = false;    // nothing on the other queues is
   bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
+  // Not 0: what Info tells instead of the device's own.
+  std::uint32_t launch_pages = 0;
   // ---- what was seen
   std::int64_t steps = 0;
   std::int64_t segments = 0;  // alive
@@ -32,8 +34,14 @@ class ScriptedDevice : public kernels::Device {
   std::int64_t scratches = 0;
   std::int64_t shared_words = 0;
   std::uint64_t copied_bytes = 0;
+  std::int64_t absmax_passes = 0;
+  std::int64_t quantize_launches = 0;
 
-  [[nodiscard]] kernels::DeviceInfo Info() const override { return inner_->Info(); }
+  [[nodiscard]] kernels::DeviceInfo Info() const override {
+    kernels::DeviceInfo info = inner_->Info();
+    if (launch_pages > 0) info.launch_pages = launch_pages;
+    return info;
+  }
   [[nodiscard]] kernels::DeviceMemory Memory() const override { return inner_->Memory(); }
   [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                      std::uint64_t page_bytes,
@@ -139,12 +147,16 @@ class ScriptedDevice : public kernels::Device {
     return inner_->Dequantize(std::move(args));
   }
   kernels::Event BlockAbsmax(kernels::BlockAbsmaxArgs args) override {
+    ++absmax_passes;
     return inner_->BlockAbsmax(std::move(args));
   }
   kernels::Event NestAbsmax(kernels::NestAbsmaxArgs args) override {
     return inner_->NestAbsmax(std::move(args));
   }
-  kernels::Event Quantize(kernels::QuantizeArgs args) override { return inner_->Quantize(std::move(args)); }
+  kernels::Event Quantize(kernels::QuantizeArgs args) override {
+    ++quantize_launches;
+    return inner_->Quantize(std::move(args));
+  }
   kernels::Event MovePacked(kernels::PackedArgs args) override { return inner_->MovePacked(std::move(args)); }
   kernels::Event MoveStates(kernels::StatePlanesArgs args) override {
     return inner_->MoveStates(std::move(args));

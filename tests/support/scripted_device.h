@@ -11,13 +11,14 @@
 
 namespace bitpager::testing {
 
-class ScriptedDevice final : public kernels::Device {
+class ScriptedDevice : public kernels::Device {
  public:
   explicit ScriptedDevice(std::unique_ptr<kernels::Device> inner) : inner_(std::move(inner)) {}
 
   // ---- the script
   std::uint64_t segments_left = ~std::uint64_t{0};  // AllocateSegment refuses when it is 0
-  std::int64_t fault_at_step = -1;                  // TakeFault reports once this many steps were launched
+  // Once this many steps were launched TakeFault reports, nothing is seen to end and no word is stored.
+  std::int64_t fault_at_step = -1;
   bool refuse_scratch = false;
   bool refuse_imports = false;
   bool hold_decommit = false;  // the newest DecommitHost is not reported as done
@@ -99,6 +100,7 @@ class ScriptedDevice final : public kernels::Device {
   }
   kernels::Event Signal(kernels::Queue queue, std::atomic<std::uint64_t>* word,
                         std::uint64_t value) override {
+    if (faulted()) return inner_->Signal(queue, &scratch_word_, value);
     if (!hold_signals) return inner_->Signal(queue, word, value);
     signals_.push_back({word, value, inner_->Signal(queue, &scratch_word_, value)});
     return signals_.back().event;
@@ -119,7 +121,8 @@ class ScriptedDevice final : public kernels::Device {
   }
   void Wait(kernels::Queue queue, kernels::Event event) override { inner_->Wait(queue, event); }
   [[nodiscard]] bool Done(kernels::Event event) const override {
-    bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
+    bool held = faulted() ||
+                (hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence);
     held = held || (hold_compute && event.queue == kernels::Queue::kCompute);
     held = held || (hold_copies && event.queue != kernels::Queue::kCompute);
     for (const HeldSignal& signal : signals_) {
@@ -130,7 +133,7 @@ class ScriptedDevice final : public kernels::Device {
   void Synchronize(kernels::Event event) override { inner_->Synchronize(event); }
   [[nodiscard]] int progress_fd() const override { return inner_->progress_fd(); }
   [[nodiscard]] wire::Status TakeFault() override {
-    if (fault_at_step >= 0 && steps >= fault_at_step) {
+    if (faulted()) {
       return {wire::Code::kDeviceFault, "the device stopped (scripted)"};
     }
     return inner_->TakeFault();
@@ -160,6 +163,8 @@ class ScriptedDevice final : public kernels::Device {
   }
 
  private:
+  [[nodiscard]] bool faulted() const { return fault_at_step >= 0 && steps >= fault_at_step; }
+
   struct HeldSignal {
     std::atomic<std::uint64_t>* word;
     std::uint64_t value;

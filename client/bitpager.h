@@ -118,6 +118,9 @@ BP_API int bp_get_usage(bp_session* session, bp_usage* out);
  * waits. *free_bytes: free now. BP_BUDGET_EXCEEDED: all that can leave has left and it is not enough.
  * BP_PENDING: limit_ms passed first. */
 BP_API int bp_make_room(bp_session* session, uint64_t bytes, uint64_t limit_ms, uint64_t* free_bytes);
+/* Requests that the session made so far, of whatever kind. While it stays what it was, the session brought no
+ * page back and lent no memory. */
+BP_API int bp_request_count(bp_session* session, uint64_t* count);
 
 /* ---- memory that the daemon can reach ---- */
 /* A sealed shared buffer made by the daemon; *ptr is its mapping here. Counts against the job's host quota.

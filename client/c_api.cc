@@ -210,6 +210,16 @@ int bp_make_room(bp_session* session, uint64_t bytes, uint64_t limit_ms, uint64_
   });
 }
 
+int bp_request_count(bp_session* session, uint64_t* count) {
+  return WithSession(session, [&](client::Session& s) -> Status {
+    if (count == nullptr) return InvalidArgument("count is NULL");
+    const wire::Result<std::uint64_t> made = s.RequestCount();
+    if (!made.ok()) return made.status();
+    *count = *made;
+    return {};
+  });
+}
+
 int bp_noop(bp_session* session) {
   return WithSession(session, [](client::Session& s) -> Status { return s.Noop(); });
 }

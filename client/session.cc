@@ -226,6 +226,12 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
   }
 }
 
+Result<std::uint64_t> Session::RequestCount() {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  return connection_->timeline().next_ticket() - 1;
+}
+
 Status Session::ReleaseGradients() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();

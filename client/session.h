@@ -81,6 +81,9 @@ class Session {
   // Tells the phase of training. As Prefetch.
   [[nodiscard]] wire::Status HintPhase(wire::Phase phase);
 
+  // Requests made so far.
+  [[nodiscard]] wire::Result<std::uint64_t> RequestCount();
+
   // ---- stream requests (Arena::StepOnStream and the like) ----
   // Waits until all are done. kInterrupted: some go on. What they found, TakeFinished tells.
   [[nodiscard]] wire::Status Synchronize();

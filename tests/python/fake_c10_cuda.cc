@@ -26,6 +26,7 @@ std::atomic<std::uint64_t> last_wanted{0};
 std::atomic<int> room_code{-1};  // -1: as the memory allows
 std::atomic<bool> in_room{false};
 std::atomic<bool> hold{false};
+std::atomic<std::uint64_t> made{0};
 bool allocate_inside = false;
 
 bool RunCallbacks() {
@@ -64,6 +65,15 @@ int fake_make_room(void*, std::uint64_t bytes, std::uint64_t, std::uint64_t* now
   *now_free = free_bytes;
   if (room_code >= 0) return room_code;
   return free_bytes >= bytes ? 0 : 21;
+}
+
+// bp_request_count of a session that made so many.
+int fake_request_count(void*, std::uint64_t* count) {
+  *count = made;
+  return 0;
+}
+void fake_make_request() {
+  ++made;
 }
 
 // cudaMalloc behind the callbacks: 0, or 2 when there is no room even so. 7: a callback said that the cache

@@ -51,8 +51,8 @@ class Guarded:
         self._library, self._ordinal = library, ordinal
         self._session = ctypes.c_void_p(id(self))
         options = allocator._Options(reserve, 1000, rest_ms, pause_ms)
-        make_room = ctypes.cast(fake.fake_make_room, ctypes.c_void_p)
-        assert library.bp_guard_attach(ordinal, self._session, make_room, ctypes.byref(options)) == 0
+        calls = (ctypes.cast(call, ctypes.c_void_p) for call in (fake.fake_make_room, fake.fake_request_count))
+        assert library.bp_guard_attach(ordinal, self._session, *calls, ctypes.byref(options)) == 0
 
     def counts(self):
         counts = allocator._Counts()
@@ -149,6 +149,11 @@ def test_a_pause_follows_when_all_has_left(fake, guarded):
         fake.fake_segment(0)
     assert fake.fake_requests() == 1
     assert guard.counts().refused == 1 and guard.counts().failed == 0
+    # What a session asked for since may have brought pages back, or lent gradients that are freed by now.
+    fake.fake_make_request()
+    for _ in range(20):
+        fake.fake_segment(0)
+    assert fake.fake_requests() == 1 and guard.counts().refused == 2
 
 
 def test_an_error_of_the_session_is_counted_and_harms_nothing(fake, guarded):
@@ -273,8 +278,9 @@ def guard_of(built, session, ordinal):
     fake.fake_device(ordinal)
     fake.fake_memory(10 * MIB, 80 * GIB, 0)
     options = allocator._Options(GIB, 1000, 60_000, 0)
-    make_room = ctypes.cast(allocator._lib.lib().bp_make_room, ctypes.c_void_p)
-    assert library.bp_guard_attach(ordinal, session.handle, make_room, ctypes.byref(options)) == 0
+    ours = allocator._lib.lib()
+    calls = (ctypes.cast(call, ctypes.c_void_p) for call in (ours.bp_make_room, ours.bp_request_count))
+    assert library.bp_guard_attach(ordinal, session.handle, *calls, ctypes.byref(options)) == 0
     session._allocator_guard = bitpager.AllocatorGuard("for the test", library, ordinal, session)
     return session._allocator_guard
 

@@ -283,6 +283,7 @@ _SIGNATURES = {
     "bp_prefetch": (c_int, (_SESSION, c_uint64)),
     "bp_phase_hint": (c_int, (_SESSION, c_int)),
     "bp_make_room": (c_int, (_SESSION, c_uint64, c_uint64, POINTER(c_uint64))),
+    "bp_request_count": (c_int, (_SESSION, POINTER(c_uint64))),
     "bp_noop": (c_int, (_SESSION,)),
     "bp_quantize_4bit": (c_int, (c_int, c_int, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p, c_int)),
     "bp_dequantize_4bit": (c_int, (c_int, c_int, c_void_p, c_void_p, c_uint64, c_uint32, c_void_p, c_int)),

@@ -23,7 +23,7 @@ from ctypes import POINTER, Structure, byref, c_int, c_uint32, c_uint64, c_void_
 from . import _lib
 from .sizes import parse_bytes, print_bytes
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 COMPILE_LIMIT_S = 120
 REQUEST_LIMIT_MS = 3000
 REST_MS = 5000
@@ -135,8 +135,8 @@ def guard_allocator(session=None, reserve=None) -> AllocatorGuard:
         session._allocator_guard.close()
     ordinal = cuda_index(session.device_uuid)
     options = _Options(reserve_bytes, REQUEST_LIMIT_MS, REST_MS, PAUSE_MS)
-    make_room = ctypes.cast(_lib.lib().bp_make_room, c_void_p)
-    if library.bp_guard_attach(ordinal, session.handle, make_room, byref(options)) != 0:
+    calls = (ctypes.cast(call, c_void_p) for call in (_lib.lib().bp_make_room, _lib.lib().bp_request_count))
+    if library.bp_guard_attach(ordinal, session.handle, *calls, byref(options)) != 0:
         return AllocatorGuard(f"device {ordinal} is beyond those that can be guarded")
     kept = print_bytes(reserve_bytes) if reserve_bytes else "a 32nd of the GPU"
     reason = f"torch {torch.__version__} asks for room before it takes memory of cuda:{ordinal}; reserve: {kept}"
@@ -204,7 +204,7 @@ def load(path: pathlib.Path):
         if library.bp_guard_abi_version() != ABI_VERSION:
             raise Unavailable(f"{path} is of another version; delete it")
         library.bp_guard_install.argtypes = (c_void_p, c_void_p, c_void_p)
-        library.bp_guard_attach.argtypes = (c_int, c_void_p, c_void_p, POINTER(_Options))
+        library.bp_guard_attach.argtypes = (c_int, c_void_p, c_void_p, c_void_p, POINTER(_Options))
         library.bp_guard_detach.argtypes = (c_int, c_void_p)
         library.bp_guard_detach.restype = None
         library.bp_guard_expect.argtypes = (c_int, c_uint64)

@@ -36,6 +36,7 @@ using Callbacks = c10::Registry<std::string, std::unique_ptr<c10::FreeMemoryCall
 using RegistryOf = Callbacks* (*)();
 using MakeRoom = int (*)(void* session, std::uint64_t bytes, std::uint64_t limit_ms,
                          std::uint64_t* free_bytes);
+using RequestCount = int (*)(void* session, std::uint64_t* count);
 using CurrentDevice = int (*)(int*);                     // cuCtxGetDevice
 using MemoryInfo = int (*)(std::size_t*, std::size_t*);  // cuMemGetInfo
 
@@ -61,7 +62,8 @@ struct bp_guard_options {
       reserve_bytes;       // to be free before a segment is taken; 0: a 32nd of the device, 512 MiB to 4 GiB
   std::uint32_t limit_ms;  // of one request for room
   std::uint32_t rest_ms;   // a request that comes so much later starts from the reserve again
-  std::uint32_t pause_ms;  // nothing is asked so long after all pages have left, or after an error
+  std::uint32_t pause_ms;  // nothing is asked so long after all pages have left, or after an error, while no
+                           // session makes a request: a step brings pages back, and lends gradients
   std::uint32_t reserved;
 };
 
@@ -82,7 +84,8 @@ namespace {
 // finds it taken does without.
 class Device {
  public:
-  void Attach(void* session, MakeRoom make_room, const bp_guard_options& options) {
+  void Attach(void* session, MakeRoom make_room, RequestCount request_count,
+              const bp_guard_options& options) {
     const std::lock_guard<std::mutex> lock(mutex_);
     // A session without a wish leaves the reserve that another one asked for.
     const std::uint64_t kept = sessions_.empty() ? 0 : options_.reserve_bytes;
@@ -90,7 +93,7 @@ class Device {
     if (options_.reserve_bytes == 0) options_.reserve_bytes = kept;
     if (sessions_.empty()) expected_ = 0;
     last_request_ms_ = quiet_until_ms_ = 0;  // this one's pages have not been asked for
-    sessions_.push_back({session, make_room});
+    sessions_.push_back({session, make_room, request_count});
     attached_ = true;
   }
 
@@ -124,7 +127,7 @@ class Device {
     if (!lock.owns_lock() || sessions_.empty()) return;
     ++counts_.looks;
     const std::uint64_t now = NowMs();
-    if (now < quiet_until_ms_) return;
+    if (now < quiet_until_ms_ && Requests() == quiet_at_) return;
     const std::uint64_t reserve = std::max(Reserve(total_bytes), std::min(expected_, total_bytes / 2));
     if (last_request_ms_ == 0 || now - last_request_ms_ > options_.rest_ms) wanted_ = reserve;
     // A quarter of slack, so that one small segment more is not one request more.
@@ -136,7 +139,18 @@ class Device {
   struct Session {
     void* handle;
     MakeRoom make_room;
+    RequestCount request_count;
   };
+
+  // Of all sessions; one that cannot tell counts none.
+  std::uint64_t Requests() const {
+    std::uint64_t sum = 0;
+    for (const Session& session : sessions_) {
+      std::uint64_t made = 0;
+      if (session.request_count(session.handle, &made) == kOk) sum += made;
+    }
+    return sum;
+  }
 
   std::uint64_t Reserve(std::uint64_t total_bytes) const {
     if (options_.reserve_bytes != 0) return options_.reserve_bytes;
@@ -162,6 +176,7 @@ class Device {
       wanted_ = std::min(2 * wanted, std::max(total_bytes / 4, wanted));
     } else if (code != kPending) {
       quiet_until_ms_ = after + options_.pause_ms;
+      quiet_at_ = Requests();
     }
   }
 
@@ -174,6 +189,7 @@ class Device {
   std::uint64_t expected_ = 0;
   std::uint64_t last_request_ms_ = 0;
   std::uint64_t quiet_until_ms_ = 0;
+  std::uint64_t quiet_at_ = 0;  // Requests() then
 };
 
 struct State {
@@ -228,7 +244,7 @@ Device* DeviceAt(int ordinal) {
 }  // namespace
 
 BP_GUARD_API std::uint32_t bp_guard_abi_version() {
-  return 1;
+  return 2;
 }
 
 // registry: c10::FreeCudaMemoryCallbacksRegistry. To be called once, before anything is attached. 0; 1:
@@ -245,14 +261,16 @@ BP_GUARD_API int bp_guard_install(void* registry, void* current_device, void* me
   return 0;
 }
 
-// make_room: bp_make_room. ordinal: of the driver. 0; 1: no such device.
-BP_GUARD_API int bp_guard_attach(int ordinal, void* session, void* make_room,
+// make_room: bp_make_room; request_count: bp_request_count. ordinal: of the driver. 0; 1: no such device.
+BP_GUARD_API int bp_guard_attach(int ordinal, void* session, void* make_room, void* request_count,
                                  const bp_guard_options* options) {
   Device* const device = DeviceAt(ordinal);
   if (device == nullptr) return 1;
   MakeRoom call = nullptr;
   std::memcpy(&call, &make_room, sizeof(make_room));
-  device->Attach(session, call, *options);
+  RequestCount count = nullptr;
+  std::memcpy(&count, &request_count, sizeof(request_count));
+  device->Attach(session, call, count, *options);
   return 0;
 }
 

@@ -101,6 +101,11 @@ TEST(Metrics, HaveEveryNameOfTheContract) {
                            "resident_bytes",
                            "host_bytes",
                            "disk_bytes",
+                           "disk_budget_bytes",
+                           "disk_committed_bytes",
+                           "job_peak_bytes",
+                           "job_step_seconds_total",
+                           "job_stall_seconds_total",
                            "dirty_bytes",
                            "leased_bytes",
                            "buffer_bytes",
@@ -160,6 +165,7 @@ TEST(Metrics, SayWhatTheSnapshotSays) {
   EXPECT_EQ(at(R"(step_duration_seconds_bucket{gpu="0",UUID="GPU-a",le="+Inf"})"), 12);
   EXPECT_EQ(at(R"(step_duration_seconds_count{gpu="0",UUID="GPU-a"})"), 12);
   EXPECT_EQ(at(R"(errors_total{code="quota_exceeded"})"), 2);
+  EXPECT_EQ(at(R"(errors_total{code="internal"})"), 0) << "there before its first";
   EXPECT_EQ(at(R"(events_total{event="attach"})"), 4);
   for (const std::string_view name : kEventNames) {
     EXPECT_EQ(values.count("bitpager_events_total{event=\"" + std::string(name) + "\"}"), 1U) << name;

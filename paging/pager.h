@@ -221,6 +221,7 @@ struct PageCounts {
   std::uint32_t streaming = 0;  // on its way to the device or to the host
   std::uint32_t host = 0;       // written, and on the host alone
   std::uint32_t dirty = 0;      // of the first two: the device's copy is newer
+  std::uint32_t disk = 0;       // of those on the host alone: they lie on its disk
 };
 
 // Stretches of `pages_per_cell` pages each; the last may still be filling.

@@ -125,6 +125,7 @@ void Pager::Impl::ReadPages(wire::ExtentId id, PageCells& out) const {
     switch (page.state) {
       case PageState::kHostOnly:
         cell.host += page.zero ? 0 : 1;
+        cell.disk += !page.zero && extent->spec.on_disk ? 1 : 0;
         break;
       case PageState::kResident:
         ++cell.resident;

@@ -179,5 +179,31 @@ TEST(PageCells, CountEveryPageOnceInOrder) {
   EXPECT_EQ(after.cells.size(), 1U) << "of no extent";
 }
 
+TEST(PageCells, TellWhatLiesOnDisk) {
+  PagerConfig config = SmallPages(4);
+  config.disk_frames = 100;
+  Driver d(config);
+  const wire::JobId job = d.Job(1);
+  const ExtentSpec spec{job, wire::ExtentKind::kQuantizedWeight, 8, true, kPrivateDomain, true};
+  const auto disk = d.pager.AddExtent(spec);
+  ASSERT_TRUE(disk.ok()) << disk.status().message();
+  d.Adopt(*disk, spec);
+  const wire::ExtentId host = d.Extent(job, 4);
+  d.Run(job, {{*disk, 0, 7}}, Access::kOverwrite);
+  d.Run(job, {{host, 0, 4}});
+  PageCells cells{64, 0, {}};
+  d.pager.ReadPages(*disk, cells);
+  d.pager.ReadPages(host, cells);
+  EXPECT_EQ(cells.cells[0].resident + cells.cells[0].host, 11U);
+  EXPECT_LT(cells.cells[0].disk, 8U) << "what is on the device is not told as on disk";
+  d.pager.Evict(job, 0, Reason::kCommand);
+  d.Settle();
+  cells = {64, 0, {}};
+  d.pager.ReadPages(*disk, cells);
+  d.pager.ReadPages(host, cells);
+  EXPECT_EQ(cells.cells[0].host, 11U);
+  EXPECT_EQ(cells.cells[0].disk, 7U) << "of them";
+}
+
 }  // namespace
 }  // namespace bitpager::paging

@@ -120,7 +120,7 @@ int bp_session_get_info(bp_session* session, bp_session_info* out) {
     wire::CopyText(filled.device_kind, info.device_kind);
     wire::CopyText(filled.device_uuid, info.device_uuid);
     filled.synchronous = info.synchronous ? 1 : 0;
-    return CopyOut(filled, out, "bp_session_info", offsetof(bp_session_info, device_kind));
+    return CopyOut(filled, out, "bp_session_info", {offsetof(bp_session_info, device_kind)});
   });
 }
 
@@ -153,8 +153,9 @@ int bp_get_usage(bp_session* session, bp_usage* out) {
     filled.peak_host_bytes = usage->peak_host_bytes;
     filled.job_peak_resident_bytes = usage->job_peak_resident_bytes;
     filled.job_peak_host_bytes = usage->job_peak_host_bytes;
-    // Callers of before have no more.
-    return CopyOut(filled, out, "bp_usage", offsetof(bp_usage, disk_bytes));
+    // Callers of before the disk, and of before the peaks, have no more.
+    return CopyOut(filled, out, "bp_usage",
+                   {offsetof(bp_usage, disk_bytes), offsetof(bp_usage, peak_resident_bytes)});
   });
 }
 

@@ -209,6 +209,10 @@ TEST_F(Handles, UsageOfOldAndNewCallers) {
   ASSERT_EQ(bp_get_usage(session_, &usage), BP_OK) << bp_last_error();
   EXPECT_EQ(usage.shared_bytes, 1019U);
   EXPECT_EQ(usage.peak_resident_bytes, 0U);
+  usage.struct_bytes = offsetof(bp_usage, disk_bytes);
+  EXPECT_EQ(bp_get_usage(session_, &usage), BP_OK) << bp_last_error();
+  usage.struct_bytes = offsetof(bp_usage, peak_host_bytes);
+  EXPECT_EQ(bp_get_usage(session_, &usage), BP_INVALID_ARGUMENT) << "no caller's";
   EXPECT_EQ(bp_reset_peaks(session_), BP_OK) << bp_last_error();
   EXPECT_EQ(bp_reset_peaks(nullptr), BP_INVALID_ARGUMENT);
 }

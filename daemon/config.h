@@ -57,6 +57,7 @@ struct Config {
   bool managed = false;              // CUDA: frames in managed memory
   bool managed_beyond_free = false;  // CUDA, managed: more than the device has free
   int device_threads = 0;            // 0: the processors this process may use
+  bool test_handles = true;          // see ipc_self_test.h
 
   // ---- what a job gets when its client asks for nothing
   double job_weight = 1.0;

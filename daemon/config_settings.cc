@@ -189,6 +189,8 @@ constexpr std::array kSettings = std::to_array<Setting>({
      [](Config& c, const std::string& t) -> Status { c.device_uuid = t; return {}; }},
     {"device.threads", "--threads", "N", "compute threads of the CPU device (0: all allowed)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.device_threads, t, 0, 1024); }},
+    {"device.test_handles", "--test-handles", "BOOL", "try once, unused, what memory lent by CUDA handle survives (true)",
+     kBoolean, [](Config& c, const std::string& t) { return SetBool(c.test_handles, t); }},
     {"jobs.weight", "--job-weight", "W", "share of a job under contention (1)", kInteger | kFloat, SetWeight},
     {"jobs.device_quota", "--job-device-quota", "SIZE", "device bytes of a job (none but the budget)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.job_device_quota, t); }},

@@ -66,7 +66,7 @@ class Dispatcher {
   [[nodiscard]] std::int64_t SleepNs(std::uint64_t now_ns) const;
   [[nodiscard]] std::uint64_t SpinNs() const;
   [[nodiscard]] bool AwaitsSilently() const;
-  void CheckDevice();
+  void CheckDevice(std::uint64_t now_ns);
   void EndSessions();
   [[nodiscard]] bool AwaitDevice();
 
@@ -84,6 +84,7 @@ class Dispatcher {
   bool ending_ = false;   // no more requests are taken
   bool faulted_ = false;  // the device failed: nothing on it is waited for
   std::uint64_t next_expiry_ns_ = 0;
+  std::uint64_t next_fault_look_ns_ = 0;
   std::uint64_t last_work_ns_ = 0;  // Run: when there was something to do
   std::function<void(std::size_t)> sessions_changed_ = [](std::size_t) {};
 };

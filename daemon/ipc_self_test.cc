@@ -17,6 +17,7 @@
 #include <optional>
 
 #include "client/wire/status.h"
+#include "daemon/shared_memory.h"
 #include "kernels/device.h"
 #include "kernels/ipc_probe.h"
 
@@ -74,14 +75,14 @@ class Child {
   wire::UniqueFd output_;
 };
 
-// The first line that `child` prints. Nothing when `stop` rings.
-std::optional<std::string> ReadLine(const Child& child, int stop, int limit_ms, std::string& why) {
+// The first line that `child` prints. Nothing, and no reason, when `bell` rings.
+std::optional<std::string> ReadLine(const Child& child, int bell, int limit_ms, std::string& why) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(limit_ms);
   std::string line;
   for (;;) {
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
-    pollfd waits[] = {{child.output(), POLLIN, 0}, {stop, POLLIN, 0}};
+    pollfd waits[] = {{child.output(), POLLIN, 0}, {bell, POLLIN, 0}};
     const int ready = left <= 0 ? 0 : ::poll(waits, 2, static_cast<int>(left));
     if (ready < 0 && errno == EINTR) continue;
     if (ready <= 0) {
@@ -100,21 +101,12 @@ std::optional<std::string> ReadLine(const Child& child, int stop, int limit_ms, 
   }
 }
 
-// One probe on this thread, which makes all of the device's calls.
-Result<bool> Probe(const std::string& uuid, const std::vector<std::string>& exporter) {
-  kernels::DeviceOptions options;
-  options.kind = "cuda";
-  options.uuid = uuid;
-  Result<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(options);
-  if (!device.ok()) return device.status();
-  Result<std::unique_ptr<kernels::IpcProbe>> probe = kernels::IpcProbe::Start(**device, exporter);
-  if (!probe.ok()) return probe.status();
-  for (;;) {
-    if (const std::optional<Result<bool>> answer = (*probe)->Poll()) return *answer;
-    // Memory that went with its owner is a fault of whoever reads it.
-    if (Status fault = (*device)->TakeFault(); !fault.ok()) return false;
-    ::usleep(1000);
-  }
+// Says what was found and ends this process, in which nothing is taken down any more.
+[[noreturn]] void AnswerAndEnd(const Result<bool>& survives) {
+  const std::string line = survives.ok() ? (*survives ? "yes" : "no") : survives.status().message();
+  std::printf("%s\n", line.c_str());
+  std::fflush(stdout);
+  std::_Exit(0);
 }
 
 }  // namespace
@@ -135,17 +127,30 @@ const char* IpcSurvivalName(IpcSurvival survival) {
 
 IpcSelfTest::~IpcSelfTest() {
   if (!thread_.joinable()) return;
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = ::write(stop_.get(), &one, sizeof(one));
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  Ring(bell_.get());
   thread_.join();
 }
 
-void IpcSelfTest::Start(std::vector<std::string> command, int limit_ms) {
-  stop_.Reset(::eventfd(0, EFD_CLOEXEC));
-  if (!stop_ || command.empty()) {
-    return Conclude({IpcSurvival::kUnknown, stop_ ? "no command" : std::strerror(errno)});
+void IpcSelfTest::Start(std::vector<std::string> command, Limits limits) {
+  bell_.Reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!bell_ || command.empty()) {
+    return Conclude({IpcSurvival::kUnknown, bell_ ? "no command" : std::strerror(errno)});
   }
-  thread_ = std::thread([this, command = std::move(command), limit_ms] { Run(command, limit_ms); });
+  Skip("it is tested once no client was here for " + std::to_string(limits.quiet_ms / 1000) + " s");
+  thread_ = std::thread([this, command = std::move(command), limits] { Run(command, limits); });
+}
+
+void IpcSelfTest::SetSessions(std::size_t sessions) {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    sessions_ = sessions;
+  }
+  Ring(bell_.get());
 }
 
 IpcFinding IpcSelfTest::finding() const {
@@ -158,32 +163,63 @@ void IpcSelfTest::Conclude(IpcFinding finding) {
   finding_ = std::move(finding);
 }
 
-void IpcSelfTest::Run(std::vector<std::string> command, int limit_ms) {
-  Child child;
-  if (std::string why = child.Start(std::move(command)); !why.empty()) {
-    return Conclude({IpcSurvival::kUnknown, std::move(why)});
+// True once there was no session for so long; false: told to stop.
+bool IpcSelfTest::AwaitQuiet(int quiet_ms) {
+  for (;;) {
+    Quiet(bell_.get());
+    int wait_ms = -1;
+    {
+      const std::lock_guard lock(mutex_);
+      if (stop_) return false;
+      if (sessions_ == 0) wait_ms = quiet_ms;
+    }
+    pollfd bell{bell_.get(), POLLIN, 0};
+    if (::poll(&bell, 1, wait_ms) == 0) return true;
   }
-  std::string why;
-  const std::optional<std::string> line = ReadLine(child, stop_.get(), limit_ms, why);
-  if (!line && why.empty()) return;  // told to stop
-  if (line == "yes") return Conclude({IpcSurvival::kYes, {}});
-  if (line == "no") {
-    spdlog::warn(
-        "memory that a client lent by a CUDA handle does not survive the client: one that is killed in the "
-        "middle of a step can end the daemon with it. Hint: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True "
-        "in the training processes, whose memory is lent by file then");
-    return Conclude({IpcSurvival::kNo, {}});
-  }
-  Conclude({IpcSurvival::kUnknown, line.value_or(why)});
 }
 
-int RunIpcProbe(const std::string& uuid, const std::vector<std::string>& exporter) {
-  const Result<bool> survives = Probe(uuid, exporter);
-  const std::string line = survives.ok() ? (*survives ? "yes" : "no") : survives.status().message();
-  std::printf("%s\n", line.c_str());
-  std::fflush(stdout);
-  // Nothing is taken down: a device with a fault may never let go.
-  std::_Exit(0);
+void IpcSelfTest::Run(const std::vector<std::string>& command, Limits limits) {
+  while (AwaitQuiet(limits.quiet_ms)) {
+    Child child;
+    std::string why = child.Start(command);
+    if (!why.empty()) return Conclude({IpcSurvival::kUnknown, std::move(why)});
+    const std::optional<std::string> line = ReadLine(child, bell_.get(), limits.test_ms, why);
+    if (!line && why.empty()) continue;  // the memory is wanted, or this is the end
+    if (line == "yes") return Conclude({IpcSurvival::kYes, {}});
+    if (line == "no") {
+      spdlog::warn(
+          "memory that a client lent by a CUDA handle does not survive the client: one that is killed in the "
+          "middle of a step can end the daemon with it. Hint: "
+          "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the training processes, whose memory is lent "
+          "by "
+          "file then");
+      return Conclude({IpcSurvival::kNo, {}});
+    }
+    return Conclude({IpcSurvival::kUnknown, line.value_or(why)});
+  }
+}
+
+void ProbeAndEnd(std::unique_ptr<kernels::Device> device, const std::vector<std::string>& exporter) {
+  kernels::Device& kept = *device.release();  // for ever
+  Result<std::unique_ptr<kernels::IpcProbe>> started = kernels::IpcProbe::Start(kept, exporter);
+  if (!started.ok()) AnswerAndEnd(started.status());
+  kernels::IpcProbe& probe = *started->release();
+  for (;;) {
+    if (const std::optional<Result<bool>> answer = probe.Poll()) AnswerAndEnd(*answer);
+    // Memory that went with its owner is a fault of whoever reads it.
+    if (Status fault = kept.TakeFault(); !fault.ok()) AnswerAndEnd(false);
+    ::usleep(1000);
+  }
+}
+
+void RunIpcProbe(const std::string& uuid, const std::vector<std::string>& exporter) {
+  kernels::DeviceOptions options;
+  options.kind = "cuda";
+  options.uuid = uuid;
+  options.bare = true;
+  Result<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(options);
+  if (!device.ok()) AnswerAndEnd(device.status());
+  ProbeAndEnd(std::move(*device), exporter);
 }
 
 }  // namespace bitpager::daemon

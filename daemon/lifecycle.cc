@@ -139,6 +139,7 @@ void Lifecycle::TearDown(Session& session) {
   job.buffer_bytes -= session.own_buffer_bytes();
   core_.Tell({lost ? "killed" : "detach", job.name, freed_bytes, session.identity().client});
   const std::uint64_t linger_ns = static_cast<std::uint64_t>(session.linger_ms) * 1'000'000;
+  for (BufferRef& buffer : session.TakeBuffers()) abandoned_.push_back(std::move(buffer));
   core_.registry.RemoveSession(session.identity().id);
   if (job.sessions.empty() && !job.extents.empty()) {
     job.linger_until_ns = core_.clock.NowNs() + linger_ns;
@@ -172,6 +173,10 @@ int Lifecycle::EmptyBuffers() {
     ++pieces;
     return !buffer->EmptySome();
   });
+  for (bool gone = false; !gone && !abandoned_.empty(); abandoned_.pop_front()) {
+    gone = abandoned_.front().use_count() == 1;  // else work under way ends it
+    pieces += gone ? 1 : 0;
+  }
   return pieces;
 }
 

@@ -36,7 +36,8 @@ class Lifecycle {
   // The session releases a buffer. kNotFound. Of the daemon's own, the memory is gone soon, whoever keeps the
   // file: EmptyBuffers takes it away in pieces.
   [[nodiscard]] wire::Status ReleaseBuffer(Session& session, wire::BufferId id);
-  // Returns how many pieces were taken away: at most one for each buffer.
+  // Returns how many pieces were taken away: at most one for each buffer. Of the buffers of sessions that
+  // ended one goes each call: where a GPU reaches it, letting go waits for what the GPU runs.
   int EmptyBuffers();
 
   // ---- time. Kept arenas whose time is over go; clients without a pidfd whose heartbeat stopped are dead.
@@ -67,7 +68,8 @@ class Lifecycle {
   Leases& leases_;
   Sharing& sharing_;
   std::vector<wire::SessionId> dead_;
-  std::deque<BufferRef> emptying_;  // released by their sessions
+  std::deque<BufferRef> emptying_;   // released by their sessions
+  std::deque<BufferRef> abandoned_;  // of sessions that ended
 };
 
 }  // namespace bitpager::daemon

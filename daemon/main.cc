@@ -235,7 +235,7 @@ std::optional<int> RunAsHelper(int argc, char** argv) {
   if (argc != 3) return std::nullopt;
   const std::string_view role = argv[1];
   const std::string uuid = argv[2];
-  if (role == kIpcProbe) return RunIpcProbe(uuid, {OwnProgram(), kIpcExporter, uuid});
+  if (role == kIpcProbe) RunIpcProbe(uuid, {OwnProgram(), kIpcExporter, uuid});
   if (role == kIpcExporter) return kernels::RunIpcExporter(uuid, kIpcExporterSocket);
   return std::nullopt;
 }

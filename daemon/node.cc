@@ -178,6 +178,7 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
   std::unique_ptr<Node> node(new Node(config, machine, clock));
   const auto sharers = static_cast<unsigned>(chosen->size());
   for (const DeviceListing& listing : *chosen) {
+    if (Status s = kernels::CheckManaged(config.managed, listing); !s.ok()) return s;
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
         listing,
@@ -209,14 +210,16 @@ Status Node::Start(NodeHooks hooks) {
 // On the shard's thread, before its dispatcher runs.
 void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) {
   if (hooks_.ipc_probe && dispatcher.core().device_info.imports_handles) {
-    ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid));
+    config_.test_handles ? ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid), {})
+                         : ipc_test.Skip("device.test_handles is false");
   }
   dispatcher.control().SetHooks({hooks_.watch, [this] { Drain(); }});
   dispatcher.core().notify = [this, &shard](const Notice& notice) {
     hooks_.notify({notice.name, 0, notice.job, shard.listing().uuid, notice.bytes, notice.text});
   };
   if (draining_.load(std::memory_order_acquire)) dispatcher.Drain();
-  dispatcher.SetSessionsChanged([this, &shard](std::size_t sessions) {
+  dispatcher.SetSessionsChanged([this, &shard, &ipc_test](std::size_t sessions) {
+    ipc_test.SetSessions(sessions);
     // Each shard writes its own; whoever was last sees all.
     shard.sessions.store(sessions, std::memory_order_seq_cst);
     std::size_t all = 0;

@@ -5,9 +5,11 @@
 namespace bitpager::daemon {
 namespace {
 
-// Between looks. A training process that grows fills a gigabyte in some milliseconds; asking the driver costs
-// microseconds.
+// Between looks. A training process that grows fills a gigabyte in some milliseconds.
 constexpr std::uint64_t kLookNs = 10'000'000;
+// Asking a driver takes microseconds on one machine and a millisecond on another, and this thread also keeps
+// the device busy: at most one part in so many of its time.
+constexpr std::uint64_t kLookShare = 200;
 // What was asked for stays free so long, for the caller to take it.
 constexpr std::uint64_t kKeepNs = 3'000'000'000;
 // Room must have lasted before the budget grows into it: activations come and go in every step.
@@ -23,8 +25,11 @@ bool Pressure::idle() const {
 
 bool Pressure::Poll(std::uint64_t now_ns) {
   if (!applies() || now_ns < next_look_ns_ || idle()) return false;
-  next_look_ns_ = now_ns + kLookNs;
-  return Adjust(core_.device.Memory().free_bytes, now_ns);
+  const std::uint64_t before_ns = core_.clock.NowNs();
+  const std::uint64_t free_bytes = core_.device.Memory().free_bytes;
+  const std::uint64_t asking_ns = core_.clock.NowNs() - before_ns;
+  next_look_ns_ = now_ns + std::max(kLookNs, kLookShare * asking_ns);
+  return Adjust(free_bytes, now_ns);
 }
 
 std::optional<std::uint64_t> Pressure::NextDeadlineNs() const {

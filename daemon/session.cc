@@ -127,6 +127,13 @@ wire::BufferId Session::AddBuffer(const kernels::Import& import, bool writable, 
   return id;
 }
 
+std::deque<BufferRef> Session::TakeBuffers() {
+  std::deque<BufferRef> out;
+  for (auto& [id, buffer] : buffers_) out.push_back(std::move(buffer));
+  buffers_.clear();
+  return out;
+}
+
 wire::Result<BufferRef> Session::RemoveBuffer(wire::BufferId id) {
   const auto found = buffers_.find(id);
   if (found == buffers_.end()) {

@@ -110,6 +110,8 @@ class Session final : public SessionScope {
   }
   // kNotFound. Its last user, perhaps the caller, ends it.
   [[nodiscard]] wire::Result<BufferRef> RemoveBuffer(wire::BufferId id);
+  // All of them, for whoever lets go of them one by one. The session is over.
+  [[nodiscard]] std::deque<BufferRef> TakeBuffers();
   [[nodiscard]] std::uint64_t own_buffer_bytes() const { return own_buffer_bytes_; }
   void AddExtent(Extent* extent) { extents_[extent->id] = extent; }
   void RemoveExtent(wire::ExtentId id) { extents_.erase(id); }

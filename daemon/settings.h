@@ -27,8 +27,9 @@ struct Settings {
   std::uint64_t heartbeat_interval_ms = 200;   // asked of clients that pass no pidfd
   std::uint64_t heartbeat_timeout_ms = 900;    // without a beat for so long, such a client is taken for dead
   std::uint64_t lease_return_ms = 5'000;       // a revoked lease that is used longer counts as used memory
-  std::uint64_t silent_spin_ns = 300'000;      // likewise, while a device works that rings no bell
   std::uint64_t spin_ns = 30'000;              // looked for work before sleeping
+  std::uint64_t silent_spin_ns = 1'000'000;    // likewise, while a device works that rings no bell: longer
+                                               // than a window's time on the link
   std::optional<std::uint32_t> ambiguous_uid;  // stands for several users: refused; see user_namespace.h
   std::uint32_t owner_uid = 0;                 // the daemon's own uid: may drain, like root
   std::string served_devices;                  // for the message to who asks for another

@@ -187,6 +187,7 @@ int Tasks::PumpPager() {
   LaunchAll(actions_.runs);
   for (const paging::RevokeAction& revoke : actions_.revokes) leases_.Revoke(revoke.extent);
   for (const wire::RequestId request : actions_.finished) Finished(request);
+  if (!actions_.finished.empty()) touched_ = true;  // the pager may have a use for the pause behind a step
   if (refused > 0) {
     core_.room.Refused(core_.clock.NowNs());
     touched_ = true;

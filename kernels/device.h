@@ -185,6 +185,7 @@ struct DeviceOptions {
   std::string uuid = {};             // CUDA: "GPU-..." names the device, whatever its index; empty: `index`
   bool managed = false;              // CUDA: device frames are managed memory, for machines that like it
   bool managed_beyond_free = false;  // CUDA, managed: more than the device has free may be allocated
+  bool bare = false;                 // CUDA: nothing is made ahead of its first use
 };
 
 // A device that this machine has, or why it cannot be used.
@@ -194,10 +195,20 @@ struct DeviceListing {
   std::string name;
   std::string uuid;
   std::uint64_t total_bytes = 0;
-  std::string architecture;  // "sm_90"; empty on the CPU
-  std::string driver;        // of the driver, "13.0"; empty on the CPU
-  std::string problem;       // empty: usable
+  std::string architecture;          // "sm_90"; empty on the CPU
+  std::string driver;                // of the driver, "13.0"; empty on the CPU
+  std::string problem;               // empty: usable
+  std::string managed_problem = {};  // why its frames cannot be managed memory; empty where they can
 };
+
+// kUnsupported when frames are to be managed memory and cannot be: before the device is opened, and when it
+// is.
+[[nodiscard]] inline wire::Status CheckManaged(bool managed, const DeviceListing& listing) {
+  if (!managed || listing.managed_problem.empty()) return {};
+  return {wire::Code::kUnsupported, listing.kind + " device " + listing.uuid + " (" + listing.name +
+                                        "): no managed frames: " + listing.managed_problem +
+                                        ". Hint: memory.frames = \"explicit\", or --frames explicit"};
+}
 
 // The one place that opens a device.
 [[nodiscard]] wire::Result<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);

@@ -42,6 +42,8 @@ struct Request {
   std::uint64_t in_flight = 0;          // pages of all windows that count as streaming
   std::uint64_t windows_in_flight = 0;  // those windows
   std::vector<Page*> coming;            // prefetch: claimed or loading for it
+  std::uint64_t born = 0;               // prefetch of the pager's own: the decision that made it
+  bool whole = false;                   // its windows are acquired together and handed out together
   bool started = false;
   bool cancelled = false;
 
@@ -84,9 +86,13 @@ struct Job {
   std::uint64_t fixed_dirty = 0;
 
   JobClock clock;
-  // See Pager::Impl::Spread: of `groups` windows' pages, `streaming` come and go each step.
+  // See Pager::Impl::Spread: of `groups` windows' pages, `streaming` come and go each step, so that
+  // `streams_wanted` pages do.
   std::uint64_t groups = 0;
+  std::uint64_t streams_wanted = 0;
+  std::uint64_t streams_from = 0;  // shifts which groups those are
   std::uint64_t streaming = 0;
+  bool prepared = false;  // the first of them came behind the last step
   std::uint64_t waiting_since =
       0;                       // decision count at which its first window found no frames; 0: it does not
   std::uint64_t to_evict = 0;  // pages that a command wants out

@@ -136,7 +136,7 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uin
   if (!spec.evictable) {
     const std::uint64_t least =
         std::min<std::uint64_t>(config.window_pages, std::max<std::uint64_t>(1, job->pages));
-    const std::uint64_t wanted = job->fixed_pages + spec.pages + least;
+    const std::uint64_t wanted = job->fixed_pages + job->overdue + spec.pages + least;
     if (limits.device_quota_frames == 0 || wanted <= limits.device_quota_frames) return {};
     return {Code::kQuotaExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
                                       " that stay on the device exceed its quota by " +

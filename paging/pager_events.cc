@@ -207,6 +207,9 @@ void Pager::Impl::LeaseReleased(wire::ExtentId id) {
 std::uint64_t Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
   Job* job = FindJob(id);
   if (job == nullptr || job->base) return 0;
+  for (Request* request : job->queue) {
+    if (request->born != 0 && !request->cancelled) EndRequest(*request);  // or they would come right back
+  }
   const std::uint64_t there = job->frames - job->leaving;
   job->to_evict = count == 0 ? there : std::min(there, count);
   job->evict_reason = reason;

@@ -87,7 +87,7 @@ bool Pager::Impl::EvictOwn(Job& job, Reason reason) {
 // with it: what leaves together comes back together.
 void Pager::Impl::EvictGroup(Page& page, Reason reason) {
   std::vector<Page>& pages = page.extent->pages;
-  if (config.loads_over_resident && reason == Reason::kDemand) {
+  if (config.loads_over_resident && (reason == Reason::kDemand || reason == Reason::kPrefetch)) {
     const auto goes = [&](std::size_t i) { return pages[i].listed && pages[i].mark == page.mark; };
     for (std::size_t i = page.index; i > 0 && goes(i - 1); --i) StartEvict(pages[i - 1], reason);
     for (std::size_t i = page.index + 1; i < pages.size() && goes(i); ++i) StartEvict(pages[i], reason);

@@ -1,8 +1,9 @@
 // The pager's inside. Dispatcher thread. Its parts: pager.cc (public face, reading), pager_admission.cc
-// (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_loads.cc (claims, loads,
-// prefetches), pager_sharing.cc (extents with several uses, bases), pager_evict.cc (victims, limits, leases),
-// pager_overdue.cc (what does not come back, what nobody needs), pager_events.cc (completions, refusals,
-// endings), pager_usage.cc (counts), pager_check.cc (invariants).
+// (jobs, extents, budgets), pager_requests.cc (requests, windows, runs), pager_streaming.cc (pages that come
+// and go each step), pager_loads.cc (claims, loads, prefetches), pager_sharing.cc (extents with several uses,
+// bases), pager_evict.cc (victims, limits, leases), pager_overdue.cc (what does not come back, what nobody
+// needs), pager_events.cc (completions, refusals, endings), pager_usage.cc (counts), pager_check.cc
+// (invariants).
 #pragma once
 
 #include <deque>
@@ -88,11 +89,12 @@ struct Pager::Impl {
   bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
   bool AcquireWindow(Job& job, Request& request, Pace pace);
   [[nodiscard]] Window CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need);
-  void Spread(Job& job, std::uint64_t under_way);
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;
   [[nodiscard]] Pace PaceOf(const Job& job) const;
+  [[nodiscard]] bool FitsWhole(const Job& job, const Request& request) const;
   [[nodiscard]] bool NeedsFrame(const Page& page) const;
+  [[nodiscard]] static bool Arrived(Window& window);  // every page of it
   void HandOutRuns(Request& request);
   void HandOut(Request& request, Window& window);
   void Visit(Job& job, Page& page, Access access);
@@ -103,12 +105,22 @@ struct Pager::Impl {
   void EndRequest(Request& request);     // nothing more of it starts
   [[nodiscard]] Page* PageAt(const Request& request) const;
 
+  // ---- pager_streaming.cc
+  void Spread(Job& job, std::uint64_t under_way);
+  void ChooseGroups(Job& job) const;
+  [[nodiscard]] std::uint64_t StreamingPages(const Job& job) const;
+  void ExpectAgain(Job& job, const Request& request);  // behind the last request of its queue
+  void Prepare(Job& job, Request& request);
+  // `need`: frames that the job's next window lacks.
+  [[nodiscard]] bool AwaitsStreaming(Job& job, const Request& request, std::uint64_t need);
+
   // ---- pager_loads.cc
   void Prefetch(Job& job, Request& request);
   bool PrefetchPage(Job& job, Page& page);
   void Claim(Page& page);
   void Unclaim(Page& page);
   void FillClaims(PoolId pool);
+  [[nodiscard]] bool QuotaLets(const Job& job, bool evictable, std::uint64_t count) const;
   void Fill(Page& page, PoolId pool);
   void StartLoad(Page& page, std::uint32_t frame);
 

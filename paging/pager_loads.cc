@@ -21,6 +21,16 @@ void Pager::Impl::Unclaim(Page& page) {
   if (page.extent->spec.evictable) --page.extent->job->claims;
 }
 
+// Whether the job's quota lets it have `count` frames more now: others of its pages may be on their way out
+// still, or in a lease that was revoked, and a removed extent keeps its frames until their loads are done.
+// Pages that stay were admitted, so they wait for no overdue lease.
+bool Pager::Impl::QuotaLets(const Job& job, bool evictable, std::uint64_t count) const {
+  if (evictable && job.frames + count > job.cap) return false;
+  const std::uint64_t quota = job.spec.device_quota_frames;
+  const std::uint64_t others = evictable ? job.frames : job.frames - std::min(job.frames, job.overdue);
+  return quota == 0 || others + job.fixed_frames + count <= quota;
+}
+
 // Oldest first; a page that has not left its old frame yet, or whose job is at its quota until a store is
 // done, is passed over. Where few large copies are better, a window's pages wait for each other.
 void Pager::Impl::FillClaims(PoolId pool) {
@@ -37,7 +47,7 @@ void Pager::Impl::FillClaims(PoolId pool) {
     const bool evictable = queue[at]->extent->spec.evictable;
     const bool later = std::find(passed_over.begin(), passed_over.end(), &job) != passed_over.end();
     if (later || count == 0 || filled.size() + count > frames.Free(pool) ||
-        (evictable && job.frames + count > job.cap)) {
+        !QuotaLets(job, evictable, count)) {
       // A job's windows run in order, so nothing of it may take what an earlier one waits for.
       if (count > 1 && !later) passed_over.push_back(&job);
       at = std::max(end, at + 1);

@@ -100,10 +100,16 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
     Request& request = *job.queue.front();
     if (request.spec.prefetch) {
       if (job.queue.size() > 1) EndRequest(request);
-      if (may_acquire) Prefetch(job, request);
+      if (may_acquire && request.born == 0) Prefetch(job, request);
+      // A step that is there already comes first: the pause is over.
+      if (may_acquire && request.born != 0 && request.born != decisions) Prepare(job, request);
     } else {
       HandOutRuns(request);
       while (may_acquire && AcquireWindow(job, request, PaceOf(job))) HandOutRuns(request);
+      if (request.whole && !request.at_end()) {  // not all at once after all: nothing may wait for more
+        request.whole = false;
+        HandOutRuns(request);
+      }
     }
     if (!RetireFront(job)) return;
   }
@@ -115,6 +121,7 @@ bool Pager::Impl::RetireFront(Job& job) {
   pending.finished.push_back(request.id);
   job.queue.pop_front();
   job.waiting_since = 0;
+  if (job.queue.empty()) ExpectAgain(job, request);
   requests.erase(request.id.value);
   return true;
 }
@@ -150,6 +157,17 @@ Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t stages = std::min(in_flight, kStages);
   const std::uint64_t stride = std::clamp<std::uint64_t>(under_way / stages, 1, window);
   return {stride, stride * stages};
+}
+
+// Whether all pages of a request that loads nothing are to be there at once: then nothing is won by running
+// the first of them early, and whoever needs to see all of them sees them in one launch.
+bool Pager::Impl::FitsWhole(const Job& job, const Request& request) const {
+  if (!config.loads_over_resident || request.spec.access != Access::kOverwrite) return false;
+  std::uint64_t pages = 0;
+  for (std::size_t i = 0; i < request.extents.size(); ++i) {
+    if (request.extents[i]->spec.evictable) pages += request.spec.ranges[i].count;
+  }
+  return pages <= std::min(job.share, job.cap) - std::min({job.share, job.cap, job.leased});
 }
 
 // Whether holding `page` takes a frame more than its job has settled for.
@@ -195,8 +213,8 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
       break;
     }
     const std::uint64_t ahead = config.loads_over_resident ? *need : window.pages.size();
-    const bool too_far =
-        request.windows_in_flight >= config.windows_in_flight || request.in_flight + ahead >= pace.under_way;
+    const bool too_far = !request.whole && (request.windows_in_flight >= config.windows_in_flight ||
+                                            request.in_flight + ahead >= pace.under_way);
     if ((counts && newly_held >= room) || (missing && too_far && !first)) {
       if (first) break;
       request.cursor = window.start;
@@ -216,9 +234,14 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
   if (config.loads_over_resident && request.next_window == 0) Spread(job, pace.under_way);
+  if (request.next_window == 0 && request.windows.empty()) request.whole = FitsWhole(job, request);
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
+  if (need > 0 && AwaitsStreaming(job, request, need)) {
+    request.cursor = window.start;
+    return false;
+  }
   const std::vector<Page*> lacking = [&] {
     std::vector<Page*> pages;
     if (need > 0)
@@ -242,36 +265,6 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;
-}
-
-// Where launches overlap copies, the pages of optimizer states that a job is short of should lie evenly among
-// those that stay: then loads and stores go on beneath all of a step, not behind it. Steps visit the states
-// in turn, and of pages already visited it is all the same which leaves; so those that leave are always of
-// the same groups, a window each, one group every so often: as many as are missing, and `under_way` pages
-// besides.
-void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
-  const std::uint64_t window = config.window_pages;
-  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
-  const std::uint64_t groups = (job.pages + window - 1) / window;
-  const std::uint64_t streaming =
-      job.pages <= frames_had ? 0
-                              : std::min(groups, (job.pages - frames_had + under_way + window - 1) / window);
-  if (groups == job.groups && streaming == job.streaming) return;
-  job.groups = groups;
-  job.streaming = streaming;
-  if (groups == 0) return;
-  for (Extent* extent : job.extents) {
-    if (extent->zombie || !extent->spec.evictable || extent->spec.kind != wire::ExtentKind::kOptimizerState)
-      continue;
-    for (Page& page : extent->pages) {
-      const bool streams = (page.index / window * streaming + groups / 2) % groups < streaming;
-      if (streams == page.streams) continue;
-      page.streams = streams;
-      if (!page.listed) continue;
-      Unlist(page);  // it has another place among the victims
-      List(page);
-    }
-  }
 }
 
 void Pager::Impl::Promise(Page& page) {
@@ -337,14 +330,21 @@ void Pager::Impl::EndRequest(Request& request) {
 
 // ---- runs
 
+bool Pager::Impl::Arrived(Window& window) {
+  for (; window.arrived < window.pages.size(); ++window.arrived) {
+    const Page& page = *window.pages[window.arrived];
+    if (page.state != PageState::kResident || page.claimed) return false;
+  }
+  return true;
+}
+
 void Pager::Impl::HandOutRuns(Request& request) {
+  const auto arrived = [](Window& window) { return Arrived(window); };
+  const auto next = request.windows.begin() + static_cast<std::ptrdiff_t>(request.handed_out);
+  if (request.whole && !(request.at_end() && std::all_of(next, request.windows.end(), arrived))) return;
   while (request.handed_out < request.windows.size()) {
     Window& window = request.windows[request.handed_out];
-    while (window.arrived < window.pages.size()) {
-      const Page& page = *window.pages[window.arrived];
-      if (page.state != PageState::kResident || page.claimed) return;
-      ++window.arrived;
-    }
+    if (!Arrived(window)) return;
     HandOut(request, window);
   }
 }

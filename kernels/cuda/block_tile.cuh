@@ -21,21 +21,29 @@ __device__ inline unsigned VectorAt(int v) {
   return (static_cast<unsigned>(v) * kTileThreads + threadIdx.x) * 8;
 }
 
+// What lane `v` of this lane's quad has. All lanes of the warp.
+template <typename T>
+__device__ inline T OfQuad(T mine, int v) {
+  return __shfl_sync(kWholeWarp, mine, static_cast<int>(threadIdx.x % 32 & ~3U) + v);
+}
+
 template <wire::DType kType>
 struct BlockTile {
   Eight<kType> vectors[kTileVectors];
 
   // `left`: elements of the run from the tile's first on; those past it become zeros.
   __device__ void Load(const std::byte* in, std::uint64_t left, bool vectorised) {
+    const std::byte* const mine = in + std::size_t{VectorAt(0)} * kBytesOf<kType>;
     if (vectorised && left >= kTileElements) {
 #pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) vectors[v].Load(in + std::size_t{VectorAt(v)} * kBytesOf<kType>);
+      for (int v = 0; v < kTileVectors; ++v)
+        vectors[v].Load(mine + std::size_t{VectorAt(v) - VectorAt(0)} * kBytesOf<kType>);
       return;
     }
 #pragma unroll
     for (int v = 0; v < kTileVectors; ++v) {
       const long long valid = static_cast<long long>(left) - VectorAt(v);
-      const std::byte* const from = in + std::size_t{VectorAt(v)} * kBytesOf<kType>;
+      const std::byte* const from = mine + std::size_t{VectorAt(v) - VectorAt(0)} * kBytesOf<kType>;
       if (vectorised && valid >= 8) {
         vectors[v].Load(from);
       } else {
@@ -44,36 +52,51 @@ struct BlockTile {
     }
   }
 
-  // most[v]: bits of the absmax of the block that holds vector v. All threads of the block; `chunks` is
-  // shared memory for kTileChunks words.
+  // Bits of the absmax of the block that holds one vector of this lane's quad: vector lane % 4 (the four
+  // lanes of a quad share the block of each of their vectors). All threads of the block; `chunks` is shared
+  // memory for kTileChunks words, which are used when a block has more than 256 elements, around one barrier:
+  // before they are written again, all threads must have met once more.
+  __device__ std::uint32_t QuadAbsmax(std::uint32_t log2_block, std::uint32_t* chunks) const {
+    static_assert(kTileVectors == 4);
+    const unsigned lane = threadIdx.x % 32;
+    std::uint32_t all[kTileVectors];
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) all[v] = vectors[v].Absmax();
+    const bool odd = lane % 2 != 0;
+    const bool upper = lane % 4 >= 2;
+    const std::uint32_t low =
+        max(odd ? all[1] : all[0], __shfl_xor_sync(kWholeWarp, odd ? all[0] : all[1], 1));
+    const std::uint32_t high =
+        max(odd ? all[3] : all[2], __shfl_xor_sync(kWholeWarp, odd ? all[2] : all[3], 1));
+    std::uint32_t most = max(upper ? high : low, __shfl_xor_sync(kWholeWarp, upper ? low : high, 2));
+    if (log2_block >= 8) {  // the usual case, without a loop
+#pragma unroll
+      for (int apart = 4; apart < 32; apart *= 2) most = max(most, __shfl_xor_sync(kWholeWarp, most, apart));
+    } else {
+      for (int apart = 4; apart << 3 < 1 << log2_block; apart *= 2) {
+        most = max(most, __shfl_xor_sync(kWholeWarp, most, apart));
+      }
+    }
+    most = Eight<kType>::FloatBits(most);
+    if (log2_block <= 8) return most;
+    const unsigned warp = threadIdx.x / 32;
+    if (lane < kTileVectors) chunks[lane * (kTileThreads / 32) + warp] = most;
+    __syncthreads();
+    std::uint32_t chunk = chunks[lane];  // of each warp, lane c reduces chunk c with those of its block
+#pragma unroll
+    for (int apart = 1; apart < 16; apart *= 2) {
+      const std::uint32_t other = __shfl_xor_sync(kWholeWarp, chunk, apart);
+      if (apart << 8 < 1 << log2_block) chunk = max(chunk, other);
+    }
+    return __shfl_sync(kWholeWarp, chunk, static_cast<int>(lane % 4 * (kTileThreads / 32) + warp));
+  }
+
+  // most[v]: bits of the absmax of the block that holds vector v. As QuadAbsmax.
   __device__ void Absmax(std::uint32_t log2_block, std::uint32_t* chunks,
                          std::uint32_t (&most)[kTileVectors]) const {
+    const std::uint32_t mine = QuadAbsmax(log2_block, chunks);
 #pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) most[v] = vectors[v].AbsmaxBits();
-    const int lanes = log2_block >= 8 ? 32 : 1 << (log2_block - 3);  // of one block
-    for (int apart = lanes / 2; apart != 0; apart /= 2) {
-#pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) {
-        most[v] = max(most[v], __shfl_xor_sync(kWholeWarp, most[v], apart));
-      }
-    }
-    if (log2_block <= 8) return;
-    const unsigned warp = threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0) {
-#pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) chunks[v * (kTileThreads / 32) + warp] = most[v];
-    }
-    __syncthreads();
-    if (warp == 0) {  // lane c reduces chunk c with those of its block
-      std::uint32_t mine = chunks[threadIdx.x];
-      for (int apart = 1 << (log2_block - 9); apart != 0; apart /= 2) {
-        mine = max(mine, __shfl_xor_sync(kWholeWarp, mine, apart));
-      }
-      chunks[threadIdx.x] = mine;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) most[v] = chunks[v * (kTileThreads / 32) + warp];
+    for (int v = 0; v < kTileVectors; ++v) most[v] = OfQuad(mine, v);
   }
 };
 
@@ -138,9 +161,7 @@ __device__ inline void Inverses(const std::uint32_t (&most)[kTileVectors], float
   const std::uint32_t high = lane % 2 == 0 ? most[2] : most[3];
   const float mine = InverseOf(lane % 4 < 2 ? low : high);
 #pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) {
-    inverse[v] = __shfl_sync(kWholeWarp, mine, static_cast<int>((lane & ~3U) + v));
-  }
+  for (int v = 0; v < kTileVectors; ++v) inverse[v] = OfQuad(mine, v);
 }
 
 }  // namespace bitpager::kernels::cuda

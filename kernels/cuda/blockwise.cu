@@ -1,7 +1,8 @@
 // 8-bit blockwise quantization. Encoding reads its input once (block_tile.cuh). The dynamic maps go by a
-// table of magnitudes (encode8.h): one load from shared memory and an addition whose carry decides. Any other
-// map: each thread block first makes the map's thresholds and, for bins of the values' leading bits, the
-// range of codes that is left; a short binary search does the rest, so a block works on many tiles.
+// table of magnitudes (encode8.h): one load from shared memory and an addition whose carry decides; signs are
+// put to four codes at once. Any other map: each thread block first makes the map's thresholds and, for bins
+// of the values' leading bits, the range of codes that is left; a short binary search does the rest, so a
+// block works on many tiles. A warp asks once a tile whether all its blocks are usual: then nothing branches.
 #include <algorithm>
 
 #include "kernels/cuda/block_tile.cuh"
@@ -31,24 +32,63 @@ struct BlockwiseParams {
   bool vectorised;
 };
 
-// `magnitude` is not negative.
-template <typename Table>
-__device__ unsigned MagnitudeCode(const std::uint32_t* entries, float magnitude) {
-  const std::uint32_t bits = max(__float_as_uint(magnitude), Table::kFirst << Table::kLowBits);
-  return (entries[(bits >> Table::kLowBits) - Table::kFirst] + bits) >> Table::kLowBits;
+__device__ std::uint32_t Permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  std::uint32_t word;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(selector));
+  return word;
+}
+// Bytes of four neighbours, 0xFF for a set sign bit.
+template <wire::DType kType>
+__device__ std::uint32_t SignsOf(const Eight<kType>& eight, int four) {
+  const std::uint32_t* const words = eight.words + four * (Eight<kType>::kWords / 2);
+  if constexpr (kType == wire::DType::kF32) {
+    return Permute(Permute(words[0], words[1], 0xFBU), Permute(words[2], words[3], 0xFBU), 0x5410U);
+  } else {
+    return Permute(words[0], words[1], 0xFDB9U);
+  }
 }
 
-// Each encoder: kWords of shared memory, Prepare (all threads, before a barrier), and the code of a
-// normalised value, which is finite and at most a rounding above 1.
+// x * factor; denormal numbers count as zero, before and after.
+__device__ float MultiplyFlushing(float x, float factor) {
+  float product;
+  asm("mul.ftz.f32 %0, %1, %2;" : "=f"(product) : "f"(x), "f"(factor));
+  return product;
+}
+// The magnitudes' codes of four scaled values (encode8.h), which are not negative: a byte each.
+template <typename Table>
+__device__ std::uint32_t MagnitudesOf(const std::uint32_t* entries, const std::uint32_t (&bits)[4]) {
+  std::uint32_t sums[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] = entries[bits[i] >> Table::kLowBits] + bits[i];
+  return Permute(Permute(sums[0], sums[1], 0x73U), Permute(sums[2], sums[3], 0x73U), 0x5410U);
+}
+// Blocks that one flushing product scales without error: the factor is no denormal number, and what is
+// flushed lies under 2^-23 of the absmax. Zeros too.
+__device__ bool IsScalable(std::uint32_t absmax_bits) {
+  constexpr std::uint32_t kLeast = (127U - 102) << 23;
+  constexpr std::uint32_t kMost = (127U + 23) << 23;
+  return absmax_bits == 0 || absmax_bits - kLeast <= kMost - kLeast;
+}
+
+// Each encoder: kWords of shared memory; Prepare (all threads, before a barrier); whether a block is usual,
+// by the bits of its absmax; the factor for its values, given 1 / absmax; and the codes of four neighbours, a
+// byte each, given that factor. x times the inverse is finite and at most a rounding above 1; `signs` are
+// those of x (SignsOf).
 struct SignedEncoder {
   static constexpr std::size_t kWords = SignedTable::kBins;
   static __device__ void Prepare(const float*, std::uint32_t* words) {
     for (unsigned i = threadIdx.x; i < kWords; i += blockDim.x) words[i] = kSignedTable.entries[i];
   }
-  static __device__ int Code(const std::uint32_t* words, float x) {
-    const int code = static_cast<int>(MagnitudeCode<SignedTable>(words, fabsf(x)));
-    const int sign = __float_as_int(x) >> 31;  // 0 or -1
-    return (code ^ sign) - sign + 127;         // -1 where the greatest magnitude has no negative partner
+  static __device__ bool IsUsual(std::uint32_t absmax_bits) { return IsScalable(absmax_bits); }
+  static __device__ float FactorOf(float inverse) { return inverse * kDown; }
+  static __device__ std::uint32_t Four(const std::uint32_t* words, const float* x, float factor,
+                                       std::uint32_t signs) {
+    std::uint32_t bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits[i] = __float_as_uint(MultiplyFlushing(fabsf(x[i]), factor));
+    std::uint32_t codes = MagnitudesOf<SignedTable>(words, bits);  // 0 ... 128
+    codes -= (codes & signs & 0x80808080U) >> 7;                   // 128 has no negative partner
+    return (codes ^ (signs & 0x7F7F7F7FU)) + (~signs & 0x7F7F7F7FU);
   }
 };
 
@@ -57,8 +97,16 @@ struct UnsignedEncoder {
   static __device__ void Prepare(const float*, std::uint32_t* words) {
     for (unsigned i = threadIdx.x; i < kWords; i += blockDim.x) words[i] = kUnsignedTable.entries[i];
   }
-  static __device__ int Code(const std::uint32_t* words, float x) {
-    return static_cast<int>(MagnitudeCode<UnsignedTable>(words, fmaxf(x, 0.0F)));
+  static __device__ bool IsUsual(std::uint32_t absmax_bits) { return IsScalable(absmax_bits); }
+  static __device__ float FactorOf(float inverse) { return inverse * kDown; }
+  static __device__ std::uint32_t Four(const std::uint32_t* words, const float* x, float factor,
+                                       std::uint32_t) {
+    std::uint32_t bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = static_cast<std::uint32_t>(max(__float_as_int(MultiplyFlushing(x[i], factor)), 0));
+    }
+    return MagnitudesOf<UnsignedTable>(words, bits);
   }
 };
 
@@ -114,83 +162,119 @@ struct GivenEncoder {
       words[256 + i] = low | high << 16;
     }
   }
-  static __device__ int Code(const std::uint32_t* words, float x) {
-    const std::uint32_t range = words[256 + BinOf(x)];
-    return static_cast<int>(Search(reinterpret_cast<const float*>(words), x, range & 0xFFFFU, range >> 16));
+  static __device__ bool IsUsual(std::uint32_t absmax_bits) { return !IsUnusual(absmax_bits); }
+  static __device__ float FactorOf(float inverse) { return inverse; }
+  static __device__ std::uint32_t Four(const std::uint32_t* words, const float* x, float factor,
+                                       std::uint32_t) {
+    std::uint32_t codes = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float normal = x[i] * factor;
+      const std::uint32_t range = words[256 + BinOf(normal)];
+      codes |= Search(reinterpret_cast<const float*>(words), normal, range & 0xFFFFU, range >> 16) << (8 * i);
+    }
+    return codes;
   }
 };
 
-// Two codes into bytes, under two others: bytes (lower's low 16 bits << 16) | second << 8 | first, each code
-// saturated to 0 ... 255.
-__device__ std::uint32_t PackPair(int first, int second, std::uint32_t under) {
-  std::uint32_t packed;
-  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(second), "r"(first), "r"(under));
-  return packed;
+// Codes of half a vector of usual blocks.
+template <typename Encoder, wire::DType kType>
+__device__ std::uint32_t EncodeFour(const std::uint32_t* words, const Eight<kType>& eight, int four,
+                                    float factor) {
+  float x[8];
+  eight.ToFloats(x);
+  return Encoder::Four(words, x + 4 * four, factor, SignsOf<kType>(eight, four));
 }
 
-// Codes of four neighbours. `unusual`: see block_tile.cuh; NaN encodes as 0.
-template <typename Encoder>
-__device__ std::uint32_t EncodeFour(const std::uint32_t* words, const float* x, float inverse,
-                                    std::uint32_t most, bool unusual) {
-  int codes[4];
+// The codes of a vector of any block; NaN encodes as 0. Not inlined, to leave the usual path its registers.
+template <typename Encoder, wire::DType kType>
+__device__ __noinline__ uint2 EncodeUnusual(const std::uint32_t* words, Eight<kType> eight,
+                                            std::uint32_t most) {
+  float x[8];
+  eight.ToFloats(x);
+  std::uint32_t codes[2];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (!unusual) {
-      codes[i] = Encoder::Code(words, x[i] * inverse);
-    } else {
-      const float normal = NormaliseUnusual(x[i], most);
-      codes[i] = normal == normal ? Encoder::Code(words, normal) : 0;
+  for (int four = 0; four < 2; ++four) {
+    float normal[4];
+    std::uint32_t signs = 0;
+    std::uint32_t numbers = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      normal[i] = NormaliseUnusual(x[4 * four + i], most);
+      const bool nan = normal[i] != normal[i];
+      if (nan) normal[i] = 0.0F;
+      numbers |= (nan ? 0U : 0xFFU) << (8 * i);
+      signs |= (__float_as_int(normal[i]) < 0 ? 0xFFU : 0U) << (8 * i);
+    }
+    codes[four] = Encoder::Four(words, normal, Encoder::FactorOf(1.0F), signs) & numbers;
+  }
+  return make_uint2(codes[0], codes[1]);
+}
+
+// The tile's codes from `left` elements on are not written. `codes` is the tile's.
+__device__ void StoreCodes(const uint2 (&from)[kTileVectors], std::uint8_t* codes, std::uint64_t left,
+                           bool vectorised) {
+  if (vectorised && left >= kTileElements) {
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<uint2*>(codes + VectorAt(v)) = from[v];
+    return;
+  }
+#pragma unroll
+  for (int v = 0; v < kTileVectors; ++v) {
+    const unsigned at = VectorAt(v);
+    std::uint64_t eight = std::uint64_t{from[v].y} << 32 | from[v].x;
+#pragma unroll 1
+    for (unsigned i = 0; i < 8 && at + i < left; ++i, eight >>= 8) {
+      codes[at + i] = static_cast<std::uint8_t>(eight);
     }
   }
-  return PackPair(codes[0], codes[1], PackPair(codes[2], codes[3], 0U));
 }
 
+// All threads of the block. `chunks`: as QuadAbsmax has it.
 template <typename Encoder, wire::DType kType>
 __device__ void EncodeTile(const BlockwiseParams& p, const BlockTile<kType>& tile, std::uint64_t first,
                            const std::uint32_t* words, std::uint32_t* chunks) {
   const std::uint64_t left = p.elements - first;
-  std::uint32_t most[kTileVectors];
-  tile.Absmax(p.log2_block, chunks, most);
-  float inverse[kTileVectors];
-  Inverses(most, inverse);
-  float* const absmax = p.absmax + (first >> p.log2_block);
+  const std::uint32_t most = tile.QuadAbsmax(p.log2_block, chunks);
+  // Where the quad's vector of which this lane has the absmax lies.
+  const unsigned at = (threadIdx.x % 4 * kTileThreads + (threadIdx.x & ~3U)) * 8;
+  if ((at & ((1U << p.log2_block) - 1)) == 0 && at < left) {
+    p.absmax[(first + at) >> p.log2_block] = __uint_as_float(most);
+  }
+  uint2 codes[kTileVectors];
+  if (__all_sync(kWholeWarp, Encoder::IsUsual(most))) {
+    const float factor = Encoder::FactorOf(InverseOf(most));
 #pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) {
-    const unsigned at = VectorAt(v);
-    const bool begins = (at & ((1U << p.log2_block) - 1)) == 0;
-    if (begins && at < left) absmax[at >> p.log2_block] = __uint_as_float(most[v]);
-    float x[8];
-    tile.vectors[v].ToFloats(x);
-    const bool unusual = IsUnusual(most[v]);
-    const std::uint32_t low = EncodeFour<Encoder>(words, x, inverse[v], most[v], unusual);
-    const std::uint32_t high = EncodeFour<Encoder>(words, x + 4, inverse[v], most[v], unusual);
-    std::uint8_t* const codes = p.codes + first + at;
-    if (p.vectorised && at + 8 <= left) {
-      *reinterpret_cast<uint2*>(codes) = make_uint2(low, high);
-    } else {
+    for (int v = 0; v < kTileVectors; ++v) {
+      const float of_vector = OfQuad(factor, v);
+      codes[v].x = EncodeFour<Encoder, kType>(words, tile.vectors[v], 0, of_vector);
+      codes[v].y = EncodeFour<Encoder, kType>(words, tile.vectors[v], 1, of_vector);
+    }
+  } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (at + i < left) codes[i] = static_cast<std::uint8_t>((i < 4 ? low : high) >> (8 * (i % 4)));
-      }
+    for (int v = 0; v < kTileVectors; ++v) {
+      codes[v] = EncodeUnusual<Encoder, kType>(words, tile.vectors[v], OfQuad(most, v));
     }
   }
+  StoreCodes(codes, p.codes + first, left, p.vectorised);
 }
 
 // Any grid: a thread block takes every gridDim.x-th tile.
 template <typename Encoder, wire::DType kType>
-__global__ void __launch_bounds__(kTileThreads) EncodeKernel(const BlockwiseParams p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocksOf<kType>) EncodeKernel(const BlockwiseParams p) {
   __shared__ std::uint32_t words[Encoder::kWords];
-  __shared__ std::uint32_t chunks[kTileChunks];
+  __shared__ std::uint32_t chunks[2][kTileChunks];  // in turn: each tile's barrier guards the other's
   Encoder::Prepare(p.map, words);
   __syncthreads();
-  // Bound by the look-ups, not by memory: more thread blocks serve better than tiles ahead.
-  for (std::uint64_t first = std::uint64_t{blockIdx.x} * kTileElements; first < p.elements;
-       first += std::uint64_t{gridDim.x} * kTileElements) {
-    BlockTile<kType> tile;
+  unsigned turn = 0;
+  const auto load = [&](BlockTile<kType>& tile, std::uint64_t first) {
     tile.Load(p.plain + first * kBytesOf<kType>, p.elements - first, p.vectorised);
-    EncodeTile<Encoder, kType>(p, tile, first, words, chunks);
-    if (p.log2_block > 8) __syncthreads();  // `chunks` is used again
-  }
+  };
+  const auto work = [&](const BlockTile<kType>& tile, std::uint64_t first) {
+    EncodeTile<Encoder, kType>(p, tile, first, words, chunks[turn]);
+    turn ^= 1;
+  };
+  ForTiles<kType>(p.elements, blockIdx.x, gridDim.x, load, work);
 }
 
 // Any grid. A thread decodes eight neighbours at a time.

@@ -18,6 +18,7 @@
 #include "kernels/cuda/queues.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/cuda/segments.h"
+#include "kernels/cuda/shared_words.h"
 #include "kernels/cuda/status.h"
 #include "kernels/cuda/table_ring.h"
 
@@ -34,10 +35,12 @@ constexpr std::uint32_t kLaunchPages = 4096;
 
 // CUDA keeps the current device per thread. The device thread of several devices switches; a call on the
 // device that is current already costs one comparison.
-void Bind(int ordinal) {
+Status BindTo(int ordinal) {
   thread_local int bound = -1;
-  if (bound == ordinal) return;
-  if (cudaSetDevice(ordinal) == cudaSuccess) bound = ordinal;
+  if (bound == ordinal) return {};
+  Status s = StatusOf(cudaSetDevice(ordinal), "make the device the thread's own");
+  if (s.ok()) bound = ordinal;
+  return s;
 }
 
 struct Parts {
@@ -61,17 +64,19 @@ class CudaDevice final : public Device {
         capability_(parts.capability),
         silent_(std::move(parts.silent)),
         queues_(std::move(parts.queues)),
-        segments_(driver_, *queues_, {ordinal_, options_.managed, options_.managed_beyond_free}),
+        segments_(driver_, *queues_,
+                  {ordinal_, options_.managed, options_.managed_beyond_free, listing_.total_bytes}),
         host_(driver_, *queues_, HostOptions()),
         imports_(driver_, ordinal_),
         kernel_scratch_(ordinal_, queues_->stream(Queue::kCompute)),
         tables_(*queues_) {
     // The first request must not pay for pinning.
+    if (options_.bare) return;
     scratch_.Free(scratch_.Allocate(1));
     queues_->Note(tables_.Prepare());
   }
   ~CudaDevice() override {
-    Bind(ordinal_);
+    Bind();
     for (const Event& event : queues_->Newest()) queues_->Synchronize(event);
   }
 
@@ -80,39 +85,39 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] Result<DeviceSegment> AllocateSegment(std::uint32_t frames, std::uint64_t page_bytes,
                                                       std::uint32_t domain) override {
-    Bind(ordinal_);
+    Bind();
     return segments_.Allocate(frames, page_bytes, domain);
   }
   void FreeSegment(std::uint32_t segment_id) override {
-    Bind(ordinal_);
+    Bind();
     segments_.Free(segment_id);
   }
   [[nodiscard]] Result<HostRegion> ReserveHost(std::uint64_t bytes) override { return host_.Reserve(bytes); }
   Event DecommitHost(std::byte* at, std::uint64_t bytes) override {
-    Bind(ordinal_);
+    Bind();
     host_.Decommit(at, bytes);
     return queues_->Publish(Queue::kStore);
   }
   void ExpectHost(std::byte* at, std::uint64_t bytes) override { host_.Expect(at, bytes); }
   [[nodiscard]] std::byte* AllocateScratch(std::uint64_t bytes) override {
-    Bind(ordinal_);
+    Bind();
     return scratch_.Allocate(bytes);
   }
   [[nodiscard]] std::byte* AllocateKernelScratch(std::uint64_t bytes) override {
-    Bind(ordinal_);
+    Bind();
     std::byte* const at = kernel_scratch_.Allocate(bytes);
     return at != nullptr ? at : scratch_.Allocate(bytes);
   }
   void FreeScratch(std::byte* at) override {
-    Bind(ordinal_);
+    Bind();
     if (!kernel_scratch_.Free(at)) scratch_.Free(at);
   }
   [[nodiscard]] Result<Import> ImportMemory(const ImportSource& source) override {
-    Bind(ordinal_);
+    Bind();
     return imports_.Open(source);
   }
   void ReleaseImport(std::uint64_t import_id) override {
-    Bind(ordinal_);
+    Bind();
     imports_.Release(import_id);
   }
   [[nodiscard]] bool ImportFailed(std::uint64_t import_id) const override {
@@ -122,34 +127,41 @@ class CudaDevice final : public Device {
   Event Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) override;
   Event Fill(Queue queue, void* at, int byte, std::uint64_t bytes) override;
   Event Signal(Queue queue, std::atomic<std::uint64_t>* word, std::uint64_t value) override {
-    Bind(ordinal_);
+    Bind();
     queues_->Store(queue, word, value);  // partner: the client's acquire load, or its stream's wait
-    return signals_[static_cast<std::size_t>(queue)] = queues_->Publish(queue);
+    const Event event = queues_->Publish(queue);
+    words_.Wrote(word, event);
+    return event;
   }
   [[nodiscard]] Status ShareWords(void* at, std::uint64_t bytes) override {
-    Bind(ordinal_);
-    return StatusOf(
+    Bind();
+    Status s = StatusOf(
         driver_.MemHostRegister(at, bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
         "pin " + std::to_string(bytes) + " bytes of a session's shared memory");
+    if (s.ok()) words_.Add(at, bytes);
+    return s;
   }
   void UnshareWords(void* at) override {
-    Bind(ordinal_);
-    for (const Event& signal : signals_) queues_->Synchronize(signal);
+    Bind();
+    for (const Event& write : words_.Take(at)) queues_->Synchronize(write);
     queues_->Note(StatusOf(driver_.MemHostUnregister(at), "unpin a session's shared memory"));
   }
   void Wait(Queue queue, Event event) override {
-    Bind(ordinal_);
+    Bind();
     queues_->Wait(queue, event);
   }
   [[nodiscard]] bool Done(Event event) const override { return queues_->Done(event); }
   void Synchronize(Event event) override {
-    Bind(ordinal_);
+    Bind();
     queues_->Synchronize(event);
   }
   [[nodiscard]] int progress_fd() const override { return silent_.get(); }
   [[nodiscard]] Status TakeFault() override {
-    Bind(ordinal_);
-    return queues_->TakeFault();
+    Bind();
+    queues_->Note(host_.fault());
+    Status fault = queues_->TakeFault();
+    if (!fault.ok()) host_.Stop();  // what it waits for is never done
+    return fault;
   }
 
   Event Step(StepArgs args) override { return Launch(LaunchStep, args); }
@@ -167,6 +179,11 @@ class CudaDevice final : public Device {
     return out;
   }
 
+  // Every call that reaches the driver begins with it. What cannot be bound has failed.
+  void Bind() const {
+    if (Status s = BindTo(ordinal_); !s.ok()) queues_->Note(std::move(s));
+  }
+
   // Before a copy or fill of `bytes` at `at`: how many of them one call may take.
   [[nodiscard]] std::uint64_t Prepare(const std::byte* at, std::uint64_t bytes) {
     return segments_.InOneCopy(at, host_.Prepare(at, bytes));
@@ -174,7 +191,7 @@ class CudaDevice final : public Device {
 
   template <typename Args>
   Event Launch(Status (*launch)(LaunchContext&, const Args&), const Args& args) {
-    Bind(ordinal_);
+    Bind();
     LaunchContext context(queues_->stream(Queue::kCompute), multiprocessors_, capability_, tables_);
     queues_->Note(launch(context, args));
     const Event event = queues_->Publish(Queue::kCompute);
@@ -197,11 +214,11 @@ class CudaDevice final : public Device {
   ScratchPool scratch_;
   DeviceScratch kernel_scratch_;
   TableRing tables_;
-  std::array<Event, kQueues> signals_{};  // the newest of each queue
+  SharedWords words_;
 };
 
 DeviceInfo CudaDevice::Info() const {
-  Bind(ordinal_);
+  Bind();
   DeviceInfo info;
   info.kind = "cuda";
   info.name = listing_.name;
@@ -226,7 +243,7 @@ DeviceInfo CudaDevice::Info() const {
 }
 
 DeviceMemory CudaDevice::Memory() const {
-  Bind(ordinal_);
+  Bind();
   DeviceMemory memory;
   memory.total_bytes = listing_.total_bytes;
   std::size_t free = 0;
@@ -238,7 +255,7 @@ DeviceMemory CudaDevice::Memory() const {
 }
 
 Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t bytes) {
-  Bind(ordinal_);
+  Bind();
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   while (bytes != 0) {
@@ -253,7 +270,7 @@ Event CudaDevice::Copy(Queue queue, void* to, const void* from, std::uint64_t by
 }
 
 Event CudaDevice::Fill(Queue queue, void* at, int byte, std::uint64_t bytes) {
-  Bind(ordinal_);
+  Bind();
   auto* out = static_cast<std::byte*>(at);
   while (bytes != 0) {
     const std::uint64_t take = Prepare(out, bytes);
@@ -266,7 +283,7 @@ Event CudaDevice::Fill(Queue queue, void* at, int byte, std::uint64_t bytes) {
 }
 
 Status Begin(const Driver& driver, int ordinal, Parts* parts) {
-  Bind(ordinal);
+  if (Status s = BindTo(ordinal); !s.ok()) return s;
   // Makes the context: the first call that needs one.
   if (Status s = StatusOf(cudaFree(nullptr), "start the device"); !s.ok()) return s;
   const Result<QueueOptions> options = FindQueueOptions(driver, ordinal);
@@ -294,6 +311,7 @@ Result<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options) {
   parts.driver = *driver;
   parts.listing = Describe(**driver, *ordinal);
   parts.options = options;
+  if (Status s = CheckManaged(options.managed, parts.listing); !s.ok()) return s;
   parts.capability = CapabilityOf(**driver, *ordinal);
   if (Status s = Begin(**driver, *ordinal, &parts); !s.ok()) {
     return Status(s.code(), "cuda device " + parts.listing.uuid + ": " + s.message());

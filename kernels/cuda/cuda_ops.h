@@ -29,7 +29,7 @@ class LaunchContext {
   // Copies a table of a launch (spans, hypers) to device memory, enqueued on the stream before whatever the
   // caller enqueues next; `host` may end when this returns. The address stays valid until all that this call
   // of the launching function enqueued is complete. Any number of bytes; `align` is a power of two up to
-  // 256. Tables of up to 4 KiB travel cheaper as kernel parameters: this costs one small copy.
+  // 256. Tables of up to 4 KiB travel cheaper as kernel parameters: this costs one small kernel.
   // kOutOfMemory when no room can be made.
   [[nodiscard]] wire::Result<const void*> Upload(const void* host, std::size_t bytes, std::size_t align);
 

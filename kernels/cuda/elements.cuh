@@ -115,8 +115,8 @@ struct Eight {
       }
     }
   }
-  // Bits of the greatest magnitude, as a float: magnitudes order as integers, NaN above infinity.
-  __device__ std::uint32_t AbsmaxBits() const {
+  // The greatest magnitude in the type's own bits: magnitudes order as integers, NaN above infinity.
+  __device__ std::uint32_t Absmax() const {
     std::uint32_t most = 0;
     if constexpr (kType == wire::DType::kF32) {
 #pragma unroll
@@ -125,9 +125,13 @@ struct Eight {
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) most = __vmaxu2(most, words[i] & 0x7FFF7FFFU);
-      const std::uint32_t half = max(most & 0xFFFFU, most >> 16);
-      return kType == wire::DType::kBF16 ? half << 16 : __float_as_uint(HalfToFloat(half));
+      return max(most & 0xFFFFU, most >> 16);
     }
+  }
+  // The same as a float's bits.
+  static __device__ std::uint32_t FloatBits(std::uint32_t absmax) {
+    if constexpr (kType == wire::DType::kF32) return absmax;
+    return kType == wire::DType::kBF16 ? absmax << 16 : __float_as_uint(HalfToFloat(absmax));
   }
 };
 

@@ -1,7 +1,9 @@
-// The dynamic 8-bit maps as tables for encoding magnitudes in [0, 1]. A bin is the exponent and the top
-// mantissa bits of a value, so fine that it holds at most one threshold. Its entry is (codes below <<
-// kLowBits) + 2^kLowBits - 1 - (the threshold's low bits): adding a value's low bits carries into the code
-// exactly when the value lies above the threshold. Host side; any thread.
+// The dynamic 8-bit maps as tables for encoding magnitudes in [0, 1], scaled by kDown: 1 then has the
+// exponent 24 (biased), and what a multiplication that flushes to zero leaves of the others has 1 to 24, so a
+// value's exponent and top mantissa bits are the number of its bin. A bin is so fine that it holds at most
+// one threshold. Its entry is made so that entry + bits of the value has the code in its upper byte: the bits
+// under the bin's number carry into it exactly when the value lies above the threshold. Host side; any
+// thread.
 #pragma once
 
 #include <array>
@@ -13,36 +15,39 @@
 
 namespace bitpager::kernels::cuda {
 
-// kMantissaBits: 6 for the signed map, 7 for the unsigned. kLeastExponent: of the bin that takes all values
-// under the first threshold (biased).
-template <int kMantissaBits, std::uint32_t kLeastExponent>
+inline constexpr float kDown = 0x1p-103F;  // magnitudes under 2^-23 become zero
+
+// kMantissaBits: 6 for the signed map, 7 for the unsigned.
+template <int kMantissaBits>
 struct MagnitudeTable {
   static constexpr int kLowBits = 23 - kMantissaBits;
-  static constexpr std::uint32_t kLowMask = (1U << kLowBits) - 1;
-  static constexpr std::uint32_t kFirst = kLeastExponent << kMantissaBits;
-  static constexpr std::size_t kBins = ((127 - kLeastExponent) << kMantissaBits) + 1;  // the last begins at 1
+  static constexpr std::size_t kBins = (24U << kMantissaBits) + 1;  // the last begins at 1
   std::uint32_t entries[kBins];
 };
 
-using SignedTable = MagnitudeTable<6, 105>;
-using UnsignedTable = MagnitudeTable<7, 104>;
+using SignedTable = MagnitudeTable<6>;
+using UnsignedTable = MagnitudeTable<7>;
 
 // `zero`: the code of 0; magnitudes are counted from it.
 template <typename Table>
 constexpr Table MakeMagnitudeTable(const quant::Thresholds256& thresholds, std::size_t zero) {
   Table table{};
   std::size_t next = 0;  // magnitude whose upper threshold comes next
-  const auto bits_of = [&](std::size_t m) { return std::bit_cast<std::uint32_t>(thresholds[zero + m]); };
-  if ((bits_of(0) >> Table::kLowBits) <= Table::kFirst) throw "the first bin must lie under every threshold";
+  const auto scaled = [&](std::size_t m) {
+    return std::bit_cast<std::uint32_t>(thresholds[zero + m]) - (103U << 23);
+  };
+  if (std::bit_cast<float>(scaled(0)) / kDown != thresholds[zero] || scaled(0) >> 23 < 1) {
+    throw "what is flushed to zero must lie under every threshold";
+  }
   for (std::size_t bin = 0; bin < Table::kBins; ++bin) {
-    std::uint32_t entry = static_cast<std::uint32_t>(next) << Table::kLowBits;
-    const std::uint32_t at = Table::kFirst + static_cast<std::uint32_t>(bin);
-    if (zero + next < 255 && bits_of(next) >> Table::kLowBits == at) {
-      entry += Table::kLowMask - (bits_of(next) & Table::kLowMask);
+    const std::uint32_t low = static_cast<std::uint32_t>(bin) << Table::kLowBits;
+    std::uint32_t entry = static_cast<std::uint32_t>(next) << 24;
+    if (zero + next < 255 && scaled(next) >> Table::kLowBits == bin) {
+      entry += 0xFFFFFFU - (scaled(next) - low);
       ++next;
-      if (zero + next < 255 && bits_of(next) >> Table::kLowBits == at) throw "two thresholds in one bin";
+      if (zero + next < 255 && scaled(next) >> Table::kLowBits == bin) throw "two thresholds in one bin";
     }
-    table.entries[bin] = entry - (at << Table::kLowBits);
+    table.entries[bin] = entry - low;
   }
   if (zero + next != 255) throw "a threshold outside the bins";
   return table;

@@ -40,10 +40,26 @@ struct GemvParams {
   std::uint32_t batch, rows, columns;
   std::uint32_t log2_block;
   std::uint32_t blocks_per_page;
+  std::uint32_t page_of_block;  // (2^32 - 1) / blocks_per_page
   std::uint32_t scales_offset, absmax2_offset;
   bool nested, fp4;
 };
 static_assert(sizeof(GemvParams) <= 4096);
+
+// A block's page and its number there.
+struct InPage {
+  const std::byte* page;
+  std::uint32_t block;
+};
+__device__ InPage PageOf(const GemvParams& p, std::uint32_t block) {
+  std::uint32_t index = __umulhi(block, p.page_of_block);  // the quotient, or one less
+  std::uint32_t inside = block - index * p.blocks_per_page;
+  if (inside >= p.blocks_per_page) {
+    ++index;
+    inside -= p.blocks_per_page;
+  }
+  return {p.pages[index], inside};
+}
 
 // Where a block of the weight lies.
 struct Place {
@@ -51,19 +67,19 @@ struct Place {
   const std::byte* scale;
   const float* absmax2;
 };
+// Of block `block`, which is at.block of its page.
+__device__ Place PlaceIn(const GemvParams& p, InPage at, std::uint32_t block) {
+  const unsigned width = p.nested ? 1 : 4;
+  return {
+      at.page + (at.block << (p.log2_block - 1)), at.page + p.scales_offset + at.block * width,
+      reinterpret_cast<const float*>(at.page + p.absmax2_offset) + (block / 256 - (block - at.block) / 256)};
+}
 template <bool kPaged>
 __device__ Place PlaceOf(const GemvParams& p, std::uint32_t block) {
+  if constexpr (kPaged) return PlaceIn(p, PageOf(p, block), block);
   const unsigned width = p.nested ? 1 : 4;
-  if constexpr (!kPaged) {
-    return {p.pages[0] + (std::size_t{block} << (p.log2_block - 1)), p.scales + std::size_t{block} * width,
-            p.absmax2 + block / 256};
-  }
-  const std::uint32_t index = block / p.blocks_per_page;
-  const std::uint32_t first = index * p.blocks_per_page;
-  const std::byte* const page = p.pages[index];
-  return {page + (std::size_t{block - first} << (p.log2_block - 1)),
-          page + p.scales_offset + std::size_t{block - first} * width,
-          reinterpret_cast<const float*>(page + p.absmax2_offset) + (block / 256 - first / 256)};
+  return {p.pages[0] + (std::size_t{block} << (p.log2_block - 1)), p.scales + std::size_t{block} * width,
+          p.absmax2 + block / 256};
 }
 // An absmax as it was loaded: turned into a number only when it is used, so that nobody waits for it before.
 struct Scale {
@@ -105,8 +121,9 @@ __device__ std::uint32_t PairOf(const std::byte* table, std::uint32_t word, std:
 }
 
 // One unit of columns of 16 rows, loaded. kStep: columns that share an absmax and are loaded together by the
-// four lanes of a row.
-template <int kStep, bool kPaged>
+// four lanes of a row. kWhole: tell the units of which no row lies in two pages, nor past the last column:
+// there one look-up serves a row, and all that it is needed for has a constant distance.
+template <int kStep, bool kPaged, bool kWhole>
 struct Unit {
   static constexpr int kSteps = kUnit / kStep;
   static constexpr int kWords = kStep / 32;                    // of a lane and row
@@ -115,30 +132,74 @@ struct Unit {
   Scale scales[kScales][2];
 
   __device__ void Load(const GemvParams& p, std::uint32_t first_row, std::uint32_t column) {
+    if constexpr (kWhole) {
+      InPage at[2];
+      bool whole = column < p.columns && p.columns - column >= kUnit;
+      const std::uint32_t more = ((column + kUnit - 1) >> p.log2_block) - (column >> p.log2_block);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        at[half] = PageOf(p, FirstBlock(p, first_row, column, half));
+        whole = whole && at[half].block + more < p.blocks_per_page;
+      }
+      if (__all_sync(kWholeWarp, whole)) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          LoadWhole(p, at[half], FirstBlock(p, first_row, column, half), column, half);
+        }
+        return;
+      }
+    }
+    LoadAny(p, first_row, column);
+  }
+
+  // The row of the lane's quad.
+  static __device__ std::uint32_t RowOf(const GemvParams& p, std::uint32_t first_row, int half) {
+    return min(first_row + threadIdx.x % 32 / 4 + 8 * half, p.rows - 1);
+  }
+  static __device__ std::uint32_t FirstBlock(const GemvParams& p, std::uint32_t first_row,
+                                             std::uint32_t column, int half) {
+    return RowOf(p, first_row, half) * (p.columns >> p.log2_block) + (column >> p.log2_block);
+  }
+  __device__ void LoadWords(const std::byte* from, int s, int half) {
+    if constexpr (kWords == 1) {
+      words[s][half][0] = __ldcs(reinterpret_cast<const std::uint32_t*>(from));
+    } else {
+      const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
+      words[s][half][0] = two.x;
+      words[s][half][1] = two.y;
+    }
+  }
+
+  // A row that begins in `block`, which is at.block of its page.
+  __device__ void LoadWhole(const GemvParams& p, InPage at, std::uint32_t block, std::uint32_t column,
+                            int half) {
     const unsigned lane = threadIdx.x % 4;
-    const std::uint32_t row_blocks = p.columns >> p.log2_block;
+    const std::uint32_t inside = column & ((1U << p.log2_block) - 1);
+    const std::byte* const from = PlaceIn(p, at, block).packed + inside / 2 + lane * (4 * kWords);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) LoadWords(from + s * (kStep / 2), s, half);
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) {
+      const std::uint32_t after = (inside + (4 * i + lane) % kSteps * kStep) >> p.log2_block;
+      scales[i][half] = LoadScale(p, PlaceIn(p, {at.page, at.block + after}, block + after));
+    }
+  }
+
+  __device__ void LoadAny(const GemvParams& p, std::uint32_t first_row, std::uint32_t column) {
+    const unsigned lane = threadIdx.x % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::uint32_t row = min(first_row + threadIdx.x % 32 / 4 + 8 * half, p.rows - 1);
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         const std::uint32_t at = min(column + s * kStep, p.columns - kStep);
-        const std::uint32_t block = row * row_blocks + (at >> p.log2_block);
         const std::uint32_t inside = at & ((1U << p.log2_block) - 1);
-        const std::byte* const from = PlaceOf<kPaged>(p, block).packed + inside / 2 + lane * (4 * kWords);
-        if constexpr (kWords == 1) {
-          words[s][half][0] = __ldcs(reinterpret_cast<const std::uint32_t*>(from));
-        } else {
-          const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
-          words[s][half][0] = two.x;
-          words[s][half][1] = two.y;
-        }
+        const std::byte* const packed = PlaceOf<kPaged>(p, FirstBlock(p, first_row, at, half)).packed;
+        LoadWords(packed + inside / 2 + lane * (4 * kWords), s, half);
       }
 #pragma unroll
       for (int i = 0; i < kScales; ++i) {  // of steps lane, lane + 4, ...
-        const std::uint32_t at = column + (4 * i + lane) % kSteps * kStep;
-        const std::uint32_t block = row * row_blocks + (min(at, p.columns - kStep) >> p.log2_block);
-        scales[i][half] = LoadScale(p, PlaceOf<kPaged>(p, block));
+        const std::uint32_t at = min(column + (4 * i + lane) % kSteps * kStep, p.columns - kStep);
+        scales[i][half] = LoadScale(p, PlaceOf<kPaged>(p, FirstBlock(p, first_row, at, half)));
       }
     }
   }
@@ -246,13 +307,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<kBatches>)
   const std::uint32_t first_column = threadIdx.x / 32 * kUnit;
   std::uint32_t row = blockIdx.x * kRows;
   std::uint32_t column = first_column;  // past the end for some warps: then their scales are zeros
-  Unit<kStep, kPaged> next;
+  using Loaded = Unit<kStep, kPaged, kPaged && kBatches == 1>;  // of more batches, registers are short
+  Loaded next;
   next.Load(p, row, column);
   FillTable<kType>(p.fp4 ? kFp4OnDevice.values : kNf4OnDevice.values, table);
   __syncthreads();
   float mine[kBatches][4] = {};
   while (true) {
-    const Unit<kStep, kPaged> unit = next;
+    const Loaded unit = next;
     const std::uint32_t here = column;
     const bool ends = column - first_column + kWarps * kUnit >= p.columns;  // for all warps alike
     const std::uint32_t ahead = ends ? row + gridDim.x * kRows : row;
@@ -310,6 +372,7 @@ wire::Status Multiply4(CUstream_st* stream, const Gemv4& args) {
   if (args.pages != nullptr) {
     std::copy_n(args.pages, args.page_count, p.pages);
     p.blocks_per_page = args.blocks_per_page;
+    p.page_of_block = 0xFFFFFFFFU / args.blocks_per_page;
   } else {
     p.pages[0] = args.packed;
   }

@@ -40,16 +40,10 @@ void BlockSignals() {
 }  // namespace
 
 HostFrames::HostFrames(const Driver& driver, Queues& queues, Options options)
-    : driver_(driver), queues_(queues), options_(options) {
-  for (unsigned i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Run(); });
-}
+    : driver_(driver), queues_(queues), options_(options) {}
 
 HostFrames::~HostFrames() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
+  Stop();
   for (std::thread& thread : threads_) thread.join();
   for (const auto& region : regions_) {
     for (Piece& piece : region->pieces) {
@@ -57,6 +51,15 @@ HostFrames::~HostFrames() {
     }
     munmap(region->base, region->bytes);
   }
+}
+
+void HostFrames::Stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  changed_.notify_all();
 }
 
 Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
@@ -82,6 +85,7 @@ Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
     piece.used.resize((piece.bytes / kGrainBytes + 64) / 64);
     at += piece.bytes;
   }
+  while (threads_.size() < options_.threads) threads_.emplace_back([this] { Run(); });
   AskAhead(*region);
   const HostRegion out{region->base, bytes, region->file.get()};
   regions_.push_back(std::move(region));
@@ -100,42 +104,22 @@ HostFrames::Region* HostFrames::RegionOf(const void* at) const {
 void HostFrames::AskAhead(Region& region) {
   const std::uint64_t least = options_.ahead_bytes / options_.piece_bytes;
   const std::uint64_t want = std::min<std::uint64_t>(region.pieces.size(), 2 * region.touched + least);
-  while (region.asked < want) Ask(region.pieces[region.asked++], false);
+  while (region.asked < want) Ask(region.pieces[region.asked++]);
 }
 
-void HostFrames::Ask(Piece& piece, bool first) {
+void HostFrames::Ask(Piece& piece) {
   {
     const std::lock_guard lock(mutex_);
-    piece.unwanted = false;
-    if (piece.state.load(std::memory_order_relaxed) != State::kIdle) return;
-    Set(piece, State::kQueued);
-    first ? work_.push_front(&piece) : work_.push_back(&piece);
+    if (!work_.Expect(piece)) return;
   }
   wake_.notify_one();
-}
-
-// Under mutex_. Partner: the load in Prepare, which then may use the piece's registration.
-void HostFrames::Set(Piece& piece, State state) {
-  piece.state.store(state, std::memory_order_release);
 }
 
 void HostFrames::AwaitPinned(Piece& piece) {
   const auto start = std::chrono::steady_clock::now();
   std::unique_lock lock(mutex_);
-  piece.unwanted = false;
-  for (;;) {
-    const State state = piece.state.load(std::memory_order_relaxed);
-    if (state == State::kPinned || state == State::kFailed) break;
-    if (state != State::kWorking) work_.erase(std::remove(work_.begin(), work_.end(), &piece), work_.end());
-    if (state == State::kLeaving && piece.registered) {  // not begun: it stays
-      Set(piece, State::kPinned);
-      break;
-    }
-    if (state != State::kWorking) {  // before all others
-      Set(piece, State::kQueued);
-      work_.push_front(&piece);
-      wake_.notify_one();
-    }
+  while (!stop_ && !work_.Need(piece)) {
+    wake_.notify_one();
     changed_.wait(lock);
   }
   ++waits_;
@@ -174,7 +158,7 @@ std::uint64_t HostFrames::Prepare(const void* at, std::uint64_t bytes) {
     region->touched = index + 1;
     AskAhead(*region);
   }
-  // Partner: Set. Only this thread takes a piece out of kPinned.
+  // Partner: PinQueue::Set. Only this thread takes a piece out of kPinned.
   if (piece.state.load(std::memory_order_acquire) != State::kPinned) {
     if (piece.state.load(std::memory_order_relaxed) != State::kFailed) AwaitPinned(piece);
     if (piece.state.load(std::memory_order_relaxed) == State::kFailed) ++unpinned_copies_;
@@ -193,7 +177,7 @@ void HostFrames::Expect(const std::byte* at, std::uint64_t bytes) {
     const std::uint64_t inside = offset - index * options_.piece_bytes;
     const std::uint64_t take = std::min(end - offset, piece.bytes - inside);
     Mark(piece, inside, take, true);  // so that Decommit finds it in use
-    Ask(piece, false);
+    Ask(piece);
     offset += take;
   }
 }
@@ -212,27 +196,12 @@ void HostFrames::Decommit(const std::byte* at, std::uint64_t bytes) {
     Mark(piece, inside, take, false);
     offset += take;
     if (!held_any || piece.used_count != 0) continue;
-    const std::lock_guard lock(mutex_);
-    switch (piece.state.load(std::memory_order_relaxed)) {
-      case State::kIdle:
-      case State::kLeaving:
-        break;
-      case State::kQueued:  // expected, and its owner went before it was pinned
-        std::erase(work_, &piece);
-        Set(piece, State::kIdle);
-        changed_.notify_all();
-        break;
-      case State::kWorking:
-        piece.unwanted = true;
-        break;
-      case State::kPinned:
-      case State::kFailed:
-        piece.after = queues_.Newest();
-        Set(piece, State::kLeaving);
-        work_.push_back(&piece);
-        wake_.notify_one();
-        break;
+    {
+      const std::lock_guard lock(mutex_);
+      work_.GiveBack(piece, queues_.Newest());
     }
+    wake_.notify_one();
+    changed_.notify_all();  // what was not begun is not waited for any more
   }
 }
 
@@ -242,60 +211,51 @@ void HostFrames::Pin(Piece& piece) {
   const std::lock_guard lock(mutex_);
   if (result == CUDA_SUCCESS) {
     pinned_bytes_ += piece.bytes;
-    piece.registered = true;
-    Set(piece, State::kPinned);
-  } else {
-    if (problem_.empty()) {
-      problem_ = StatusOf(result, "pin " + std::to_string(piece.bytes) + " bytes of host frames").message() +
-                 ". Hint: a smaller host budget, or more room in the memory cgroup; copies go on unpinned";
-    }
-    Set(piece, State::kFailed);
+  } else if (problem_.empty()) {
+    problem_ = StatusOf(result, "pin " + std::to_string(piece.bytes) + " bytes of host frames").message() +
+               ". Hint: a smaller host budget, or more room in the memory cgroup; copies go on unpinned";
   }
-  if (!std::exchange(piece.unwanted, false)) return;
-  piece.after = {};  // nothing used it since it was the system's
-  Set(piece, State::kLeaving);
-  work_.push_back(&piece);
+  work_.Pinned(piece, result == CUDA_SUCCESS);
 }
 
-void HostFrames::Leave(Piece& piece) {
+void HostFrames::Unpin(Piece& piece) {
   if (piece.registered) static_cast<void>(driver_.MemHostUnregister(piece.base));
   const Region& region = *piece.region;
   static_cast<void>(fallocate(region.file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                               static_cast<off_t>(piece.base - region.base), static_cast<off_t>(piece.bytes)));
   const std::lock_guard lock(mutex_);
   if (piece.registered) pinned_bytes_ -= piece.bytes;
-  piece.registered = false;
-  Set(piece, State::kIdle);
+  work_.Unpinned(piece);
 }
 
 void HostFrames::Run() {
   BlockSignals();
   pthread_setname_np(pthread_self(), "bp-pin");
-  static_cast<void>(cudaSetDevice(options_.ordinal));
+  const Status bound = StatusOf(cudaSetDevice(options_.ordinal), "pin host frames on a thread of their own");
   std::unique_lock lock(mutex_);
+  if (fault_.ok()) fault_ = bound;
   for (;;) {
     wake_.wait(lock, [this] { return stop_ || !work_.empty(); });
     if (stop_) return;
-    Piece& piece = *work_.front();
-    const bool leaving = piece.state.load(std::memory_order_relaxed) == State::kLeaving;
-    if (leaving && !std::all_of(piece.after.begin(), piece.after.end(),
-                                [this](Event event) { return queues_.Done(event); })) {
-      if (work_.size() > 1) {  // others first
-        work_.pop_front();
-        work_.push_back(&piece);
-      }
+    PinQueue::Piece* const next = work_.Next([this](Event event) { return queues_.Done(event); });
+    if (next == nullptr) {
       wake_.wait_for(lock, std::chrono::milliseconds(1));
       continue;
     }
-    work_.pop_front();
-    Set(piece, State::kWorking);
+    auto& piece = static_cast<Piece&>(*next);
+    const bool pin = piece.state.load(std::memory_order_relaxed) == State::kPinning;
     ++busy_;
     lock.unlock();
-    leaving ? Leave(piece) : Pin(piece);
+    pin ? Pin(piece) : Unpin(piece);
     lock.lock();
     --busy_;
     changed_.notify_all();
   }
+}
+
+Status HostFrames::fault() const {
+  const std::lock_guard lock(mutex_);
+  return fault_;
 }
 
 HostFrames::Counts HostFrames::counts() const {
@@ -305,7 +265,7 @@ HostFrames::Counts HostFrames::counts() const {
 
 void HostFrames::Settle() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return work_.empty() && busy_ == 0; });
+  changed_.wait(lock, [this] { return (stop_ || work_.empty()) && busy_ == 0; });
 }
 
 }  // namespace bitpager::kernels::cuda

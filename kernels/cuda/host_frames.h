@@ -5,11 +5,8 @@
 // keeps all its memory, because a pinned page cannot be given back alone. The device thread makes all calls.
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,6 +16,7 @@
 #include "client/wire/status.h"
 #include "client/wire/unique_fd.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/pin_queue.h"
 #include "kernels/cuda/queues.h"
 #include "kernels/device.h"
 
@@ -55,23 +53,22 @@ class HostFrames {
   // The content is lost once what the queues hold now is done.
   void Decommit(const std::byte* at, std::uint64_t bytes);
   [[nodiscard]] Counts counts() const;
+  // A fault of the threads: they cannot reach the device.
+  [[nodiscard]] wire::Status fault() const;
+  // The device has failed: the threads end, nothing is pinned or given back any more, no copy waits.
+  void Stop();
   // Until no piece is being pinned or given back. For tests.
   void Settle();
 
  private:
-  // kIdle: its memory belongs to the system. kLeaving: to be unpinned, unless it is used again before.
-  enum class State : std::uint8_t { kIdle, kQueued, kWorking, kPinned, kFailed, kLeaving };
+  using State = PinQueue::State;
   struct Region;
-  struct Piece {
-    std::atomic<State> state{State::kIdle};  // written under mutex_; kPinned is read without it: partner Set
+  struct Piece : PinQueue::Piece {
     Region* region = nullptr;
     std::byte* base = nullptr;
     std::uint64_t bytes = 0;
-    bool registered = false;             // changed by the threads alone, under mutex_
-    bool unwanted = false;               // kWorking: given back meanwhile. Guarded by mutex_
-    std::array<Event, kQueues> after{};  // kLeaving: what must be done before. Guarded by mutex_
-    std::vector<std::uint64_t> used;     // a bit for each 4 KiB; device thread
-    std::uint64_t used_count = 0;        // of bits; device thread
+    std::vector<std::uint64_t> used;  // a bit for each 4 KiB; device thread
+    std::uint64_t used_count = 0;     // of bits; device thread
   };
   struct Region {
     std::byte* base = nullptr;
@@ -84,9 +81,8 @@ class HostFrames {
 
   void Run();
   void Pin(Piece& piece);
-  void Leave(Piece& piece);
-  void Set(Piece& piece, State state);
-  void Ask(Piece& piece, bool first);
+  void Unpin(Piece& piece);
+  void Ask(Piece& piece);
   void AskAhead(Region& region);
   void AwaitPinned(Piece& piece);
   void Mark(Piece& piece, std::uint64_t offset, std::uint64_t bytes, bool used);
@@ -101,12 +97,13 @@ class HostFrames {
   mutable std::mutex mutex_;
   std::condition_variable wake_;      // of the threads
   std::condition_variable changed_;   // a piece's state changed
-  std::deque<Piece*> work_;           // guarded by mutex_: kQueued and kLeaving pieces, in order
+  PinQueue work_;                     // guarded by mutex_
   bool stop_ = false;                 // guarded by mutex_
   unsigned busy_ = 0;                 // threads that pin or unpin. Guarded by mutex_
   std::uint64_t pinned_bytes_ = 0;    // guarded by mutex_
   std::string problem_;               // guarded by mutex_
-  std::vector<std::thread> threads_;  // last: they use everything above
+  wire::Status fault_;                // guarded by mutex_
+  std::vector<std::thread> threads_;  // from the first region on. Last: they use everything above
 };
 
 }  // namespace bitpager::kernels::cuda

@@ -50,6 +50,13 @@ Status Foreign(CUresult result, const std::string& doing) {
 
 }  // namespace
 
+Imports::Imports(const Driver& driver, int ordinal) : driver_(driver), ordinal_(ordinal) {
+  int can = 0;
+  const CUresult asked =
+      driver_.DeviceGetAttribute(&can, CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED, ordinal_);
+  pins_read_only_ = asked == CUDA_SUCCESS && can != 0;
+}
+
 Imports::~Imports() {
   for (auto& [id, opened] : opened_) Close(opened);
 }
@@ -82,6 +89,22 @@ Result<Import> Imports::Open(const ImportSource& source) {
   return out;
 }
 
+// A device that pins no memory which may only be read gets the file mapped for both, where its descriptor
+// allows that; nothing writes to it.
+Result<void*> Imports::MapFile(const ImportSource& source, std::uint64_t bytes) const {
+  const bool read_only = !source.writable && pins_read_only_;
+  void* const raw =
+      mmap(nullptr, bytes, read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, source.fd, 0);
+  if (raw != MAP_FAILED) return raw;
+  const bool denied = errno == EACCES || errno == EPERM;
+  if (denied && !source.writable && !read_only) {
+    return Status(Code::kUnsupported, "import: the file is open for reading alone, and " + NameOf(ordinal_) +
+                                          " pins no such memory. Hint: open it for reading and writing");
+  }
+  return Status(denied ? Code::kPermissionDenied : Code::kOutOfMemory,
+                "import: cannot map " + Bytes(source.bytes) + ": " + std::strerror(errno));
+}
+
 Status Imports::OpenFile(const ImportSource& source, Opened* out) const {
   Result<ClientFile> file = CheckClientFile(source);
   if (!file.ok()) return file.status();
@@ -92,17 +115,14 @@ Status Imports::OpenFile(const ImportSource& source, Opened* out) const {
                                     Bytes(available) +
                                     " are available: write the file first, or make it smaller"};
   }
-  const int protection = source.writable ? PROT_READ | PROT_WRITE : PROT_READ;
-  void* const raw = mmap(nullptr, file->map_bytes, protection, MAP_SHARED, source.fd, 0);
-  if (raw == MAP_FAILED) {
-    const Code code = errno == EACCES || errno == EPERM ? Code::kPermissionDenied : Code::kOutOfMemory;
-    return {code, "import: cannot map " + Bytes(source.bytes) + ": " + std::strerror(errno)};
-  }
+  const Result<void*> mapped = MapFile(source, file->map_bytes);
+  if (!mapped.ok()) return mapped.status();
+  void* const raw = *mapped;
   madvise(raw, file->map_bytes, MADV_DONTFORK);
   out->at = reinterpret_cast<CUdeviceptr>(raw);
   out->bytes = file->map_bytes;
   unsigned flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-  if (!source.writable) flags |= CU_MEMHOSTREGISTER_READ_ONLY;
+  if (!source.writable && pins_read_only_) flags |= CU_MEMHOSTREGISTER_READ_ONLY;
   Status s = Foreign(driver_.MemHostRegister(raw, file->map_bytes, flags),
                      "pin a client's file of " + Bytes(source.bytes));
   if (!s.ok()) return s;

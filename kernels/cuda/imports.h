@@ -19,7 +19,7 @@ namespace bitpager::kernels::cuda {
 
 class Imports {
  public:
-  Imports(const Driver& driver, int ordinal) : driver_(driver), ordinal_(ordinal) {}
+  Imports(const Driver& driver, int ordinal);
   ~Imports();  // no queued work may use an import
   Imports(const Imports&) = delete;
   Imports& operator=(const Imports&) = delete;
@@ -45,6 +45,7 @@ class Imports {
     std::uint64_t mapped = 0;                           // kDeviceVmm: bytes of them, from `at`
   };
 
+  [[nodiscard]] wire::Result<void*> MapFile(const ImportSource& source, std::uint64_t bytes) const;
   [[nodiscard]] wire::Status OpenFile(const ImportSource& source, Opened* out) const;
   [[nodiscard]] wire::Status OpenIpc(const ImportSource& source, Opened* out) const;
   [[nodiscard]] wire::Status OpenVmm(const ImportSource& source, Opened* out) const;
@@ -56,6 +57,7 @@ class Imports {
 
   const Driver& driver_;
   const int ordinal_;
+  bool pins_read_only_ = false;  // the device does
   std::map<std::uint64_t, Opened> opened_;
   std::uint64_t next_ = 1;
 };

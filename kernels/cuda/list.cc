@@ -82,6 +82,9 @@ DeviceListing Describe(const Driver& driver, int ordinal) {
   out.architecture = "sm_" + std::to_string(capability);
   out.driver = VersionText(driver.version);
   out.problem = ProblemOf(driver, ordinal, capability);
+  if (Attribute(driver, ordinal, CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS) == 0) {
+    out.managed_problem = "the CPU may not touch managed memory while this device works";
+  }
   return out;
 }
 

@@ -87,6 +87,8 @@ Queues::~Queues() {
 }
 
 void Queues::Store(Queue queue, std::atomic<std::uint64_t>* word, std::uint64_t value) {
+  // What was refused before this never ran, so nobody may be told that it is done.
+  if (faulted_.load(std::memory_order_relaxed)) return;  // set on this thread
   if (options_.stream_writes) {
     // By default the write is behind a barrier for the whole system: whoever sees it sees the work before.
     Note(StatusOf(

@@ -41,7 +41,8 @@ class Queues {
   [[nodiscard]] cudaStream_t stream(Queue queue) const { return lanes_[Index(queue)].stream; }
   // An event behind all that `queue` holds now.
   Event Publish(Queue queue);
-  // Stores `value` into pinned or registered host memory, behind all that `queue` holds.
+  // Stores `value` into pinned or registered host memory, behind all that `queue` holds. After a fault it
+  // stores nothing.
   void Store(Queue queue, std::atomic<std::uint64_t>* word, std::uint64_t value);
   void Wait(Queue queue, Event event);
   // After a fault nothing completes any more.

@@ -126,10 +126,7 @@ wire::Result<DeviceSegment> Segments::Allocate(std::uint32_t frames, std::uint64
                                               std::to_string(page_bytes) +
                                               " bytes: frames are multiples of 4096 bytes, at least one");
   }
-  std::size_t free = 0;
-  std::size_t total = 0;
-  if (Status s = StatusOf(cudaMemGetInfo(&free, &total), "ask for free memory"); !s.ok()) return s;
-  if (bytes > total && !options_.managed) return NoRoom(bytes);
+  if (bytes > options_.total_bytes && !options_.managed) return NoRoom(bytes);
   const bool exported = domain != 0 && !options_.managed;
   const CUmemAllocationProp properties = PropertiesOf(options_.ordinal, exported);
   std::size_t piece = 0;

@@ -21,7 +21,8 @@ class Segments {
   struct Options {
     int ordinal = 0;
     bool managed = false;
-    bool beyond_free = false;  // managed: more than the device has free
+    bool beyond_free = false;                       // managed: more than the device has free
+    std::uint64_t total_bytes = ~std::uint64_t{0};  // of the device: more is refused without asking it
   };
   Segments(const Driver& driver, Queues& queues, Options options)
       : driver_(driver), queues_(queues), options_(options) {}

@@ -5,13 +5,15 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/status.h"
+#include "kernels/cuda/table_copy.h"
 
 namespace bitpager::kernels::cuda {
 namespace {
 
 using wire::Status;
 
-constexpr std::size_t kFirstBytes = std::size_t{1} << 20;
+// Room for tables of more pages than most devices hold: no later request has to find memory.
+constexpr std::size_t kFirstBytes = std::size_t{4} << 20;
 // From here on a full ring waits for the oldest launch instead of growing.
 constexpr std::size_t kEnoughBytes = std::size_t{64} << 20;
 
@@ -71,25 +73,32 @@ Status TableRing::Grow(std::size_t least) {
   return {};
 }
 
+Status TableRing::MakeRoom(std::size_t bytes) {
+  const std::size_t room = bytes + 1;
+  if (ring_.bytes < kEnoughBytes || room > ring_.bytes || marks_.empty()) {
+    Status grown = Grow(room);
+    if (grown.code() != wire::Code::kOutOfMemory || room > ring_.bytes || marks_.empty()) return grown;
+    static_cast<void>(cudaGetLastError());  // handled here: no later launch is to find it
+  }
+  queues_.Synchronize(marks_.front().event);
+  if (Status s = queues_.TakeFault(); !s.ok()) return s;
+  Reclaim();
+  return {};
+}
+
 wire::Result<const void*> TableRing::Put(const void* host, std::size_t bytes, std::size_t align) {
   Reclaim();
-  const std::size_t room = bytes + 1;
-  std::size_t at = Place(bytes, align);
+  align = std::max(align, kTableGranule);
+  const std::size_t whole = AlignUp(bytes, kTableGranule);
+  std::size_t at = Place(whole, align);
   while (at == ring_.bytes) {
-    if (ring_.bytes < kEnoughBytes || room > ring_.bytes || marks_.empty()) {
-      if (Status s = Grow(room); !s.ok()) return s;
-    } else {
-      queues_.Synchronize(marks_.front().event);
-      if (Status s = queues_.TakeFault(); !s.ok()) return s;
-      Reclaim();
-    }
-    at = Place(bytes, align);
+    if (Status s = MakeRoom(whole); !s.ok()) return s;
+    at = Place(whole, align);
   }
   std::memcpy(ring_.host + at, host, bytes);
-  const cudaError_t copied = cudaMemcpyAsync(ring_.device + at, ring_.host + at, bytes,
-                                             cudaMemcpyHostToDevice, queues_.stream(Queue::kCompute));
-  if (copied != cudaSuccess) return StatusOf(copied, "copy a launch table");
-  head_ = at + bytes;
+  Status copied = CopyTable(ring_.device + at, ring_.host + at, whole, queues_.stream(Queue::kCompute));
+  if (!copied.ok()) return copied;
+  head_ = at + whole;
   open_ = true;
   return static_cast<const void*>(ring_.device + at);
 }

@@ -1,5 +1,6 @@
 // Device memory for the tables of launches (spans, hypers): a ring, filled by one copy from a pinned twin,
-// and reused only behind the launch that read it. Grows when a table does not fit. The device thread.
+// and reused only behind the launch that read it. Grows when a table does not fit; where the device has no
+// memory for that, waits for the launches before. The device thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,7 +24,8 @@ class TableRing {
 
   // Makes the first ring, which Put does otherwise.
   [[nodiscard]] wire::Status Prepare() { return Grow(0); }
-  // Copies `host` to device memory on the compute stream.
+  // Copies `host` to device memory on the compute stream. kOutOfMemory: it would not fit an empty ring, and
+  // there is no memory for a larger one.
   [[nodiscard]] wire::Result<const void*> Put(const void* host, std::size_t bytes, std::size_t align);
   // What was put since the last call is free once `event` is complete.
   void Seal(Event event);
@@ -42,6 +44,8 @@ class TableRing {
   };
 
   [[nodiscard]] wire::Status Grow(std::size_t least);
+  // Makes room for `bytes` by growing or by waiting.
+  [[nodiscard]] wire::Status MakeRoom(std::size_t bytes);
   // Where `bytes` fit now; the ring's size when nowhere.
   [[nodiscard]] std::size_t Place(std::size_t bytes, std::size_t align) const;
   void Reclaim();

@@ -136,6 +136,7 @@ policy = "lru"
 poison_frames = true
 [device]
 threads = 3
+test_handles = false
 [jobs]
 weight = 2.5
 device_quota = "50%"
@@ -160,6 +161,7 @@ status = "ipc:///tmp/s"
   EXPECT_EQ(config.policy, paging::Policy::kLru);
   EXPECT_TRUE(config.poison_frames);
   EXPECT_EQ(config.device_threads, 3);
+  EXPECT_FALSE(config.test_handles);
   EXPECT_DOUBLE_EQ(config.job_weight, 2.5);
   EXPECT_DOUBLE_EQ(config.job_device_quota.percent, 50);
   EXPECT_EQ(config.linger_ms, 600000);
@@ -173,14 +175,17 @@ status = "ipc:///tmp/s"
 
 TEST_F(ConfigFile, FlagsOverrideTheFile) {
   const std::string path = Write("[memory]\ndevice_budget = \"8GiB\"\npolicy = \"lru\"\n");
-  const auto loaded = Load({"--config", path, "--device-budget", "1GiB", "--private", "--poison-frames",
-                            "--linger=5s", "--socket", "/tmp/y.sock", "--share-weights", "false"});
+  const auto loaded =
+      Load({"--config", path, "--device-budget", "1GiB", "--private", "--poison-frames", "--linger=5s",
+            "--socket", "/tmp/y.sock", "--share-weights", "false", "--test-handles", "false"});
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded->config.device_budget.bytes, 1ULL << 30);
   EXPECT_EQ(loaded->config.policy, paging::Policy::kLru);
   EXPECT_EQ(loaded->config.linger_ms, 5000);
   EXPECT_FALSE(loaded->config.share_weights);
   EXPECT_TRUE(Load({})->config.share_weights);
+  EXPECT_FALSE(loaded->config.test_handles);
+  EXPECT_TRUE(Load({})->config.test_handles);
   EXPECT_EQ(loaded->config.socket_path, "/tmp/y.sock");
   EXPECT_TRUE(loaded->config.private_mode);
   EXPECT_TRUE(loaded->config.poison_frames);

@@ -16,15 +16,19 @@ namespace {
 struct Filled {
   std::vector<float> values;
   std::uint64_t offset_bits = 0;
+  std::int64_t launches = 0;  // that quantized
+  std::int64_t looks = 0;     // at the input, for statistics alone
 };
 
 // A double-quantized weight of two pages and what is read from it, with windows of `window_pages` and
-// `frames` on the device.
-Filled FillNested(std::uint32_t window_pages, std::uint32_t frames) {
+// `frames` on the device. `overlaps`: as on a device whose launches overlap its copies, one window in flight.
+Filled FillNested(std::uint32_t window_pages, std::uint32_t frames, bool overlaps = false) {
   daemon::Settings settings = TestSettings();
   settings.pager.window_pages = window_pages;
   settings.pager.device_frames = frames;
-  InProcessDaemon daemon(settings);
+  if (overlaps) settings.pager.windows_in_flight = 1;
+  settings.pager.loads_over_resident = overlaps;
+  InProcessDaemon daemon(settings, overlaps ? 64 : 0);
   Loader loader(daemon, "job");
   wire::CreateWeightBody body = Loader::Plain();
   body.nested = 1;
@@ -38,6 +42,8 @@ Filled FillNested(std::uint32_t window_pages, std::uint32_t frames) {
   EXPECT_EQ(RawClient::CodeOf(done), wire::Code::kOk) << RawClient::TextIn(done);
   Filled out;
   out.offset_bits = done.values[0];
+  out.launches = daemon.device->quantize_launches;
+  out.looks = daemon.device->absmax_passes;
   out.values = loader.Read(weight);
   EXPECT_EQ(daemon.device->scratches, 0) << "its statistics were given back";
   return out;
@@ -79,6 +85,22 @@ TEST(QuantizedWeight, DoubleQuantizationIsTheSameInOneWindowAndInMany) {
     EXPECT_EQ(other.offset_bits, whole.offset_bits) << window_pages;
     EXPECT_EQ(other.values, whole.values) << window_pages;
   }
+}
+
+TEST(QuantizedWeight, OneLaunchFillsAWeightOfManyWindowsThatFitsTheShare) {
+  const Filled one = FillNested(4, 16);
+  EXPECT_EQ(one.looks, 0);
+  const Filled many = FillNested(1, 16, true);
+  EXPECT_EQ(many.launches, 1);
+  EXPECT_EQ(many.looks, 0) << "the whole weight was there";
+  EXPECT_EQ(many.offset_bits, one.offset_bits);
+  EXPECT_EQ(many.values, one.values);
+  // Where only one page fits, it comes in pieces.
+  const Filled pieces = FillNested(1, 1, true);
+  EXPECT_EQ(pieces.launches, 2);
+  EXPECT_EQ(pieces.looks, 1);
+  EXPECT_EQ(pieces.offset_bits, one.offset_bits);
+  EXPECT_EQ(pieces.values, one.values);
 }
 
 }  // namespace

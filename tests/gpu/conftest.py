@@ -21,7 +21,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 PACKAGE = ROOT / "client" / "python"
-HANG_S = 90
+HANG_S = 240
+BUILD_S = 600  # compiling against torch's headers, on a busy machine
 
 sys.path[:0] = [str(HERE), str(ROOT / "tools")]
 if PACKAGE.is_dir() and os.environ.get("BITPAGER_TEST_INSTALLED") != "1":
@@ -59,6 +60,29 @@ def plain_stderr(request):
         file = os.fdopen(os.dup(2), "w")
     yield file
     file.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_allocator(plain_stderr, tmp_path_factory):
+    """(the library of the allocator's callback, None), compiled anew and put where sessions look for it, so that no
+    test's time goes into it; (None, why not)."""
+    from bitpager import allocator
+
+    faulthandler.dump_traceback_later(BUILD_S, exit=True, file=plain_stderr)
+    try:
+        folder = pathlib.Path(torch.__file__).parent
+        fresh = tmp_path_factory.mktemp("allocator")
+        made = allocator.build(folder, torch.__version__, allocator._cxx11(torch), fresh)
+        kept = allocator._cache_folder() / made.name
+        if not kept.exists():
+            beside = kept.with_suffix(f".{os.getpid()}")
+            shutil.copy(made, beside)
+            os.replace(beside, kept)
+        return made, None
+    except allocator.Unavailable as why:
+        return None, str(why)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

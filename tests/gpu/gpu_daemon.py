@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 
 import gpu_training
 import pytest
+import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -33,14 +37,31 @@ def program(name: str) -> str:
     return str(found)
 
 
+def uuid_of(index: int) -> str:
+    """Of torch's GPU, as the daemon says it."""
+    found = str(torch.cuda.get_device_properties(index).uuid)
+    return found if found.startswith("GPU-") else f"GPU-{found}"
+
+
+def no_managed_memory():
+    """Why the daemon has no managed frames on torch's first GPU; None when it has."""
+    concurrent_managed_access = 89
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, value = ctypes.c_int(), ctypes.c_int()
+    assert driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0
+    assert driver.cuDeviceGetAttribute(ctypes.byref(value), concurrent_managed_access, device) == 0
+    return None if value.value else f"{torch.cuda.get_device_name(0)} has no concurrent managed access"
+
+
 class GpuDaemon:
-    """A bitpagerd of this test's own on the first GPU; `socket` is its path."""
+    """A bitpagerd of this test's own; `socket` is its path. It makes no test of its own, which would take memory of the
+    GPU for a while, unless `flags` say so."""
 
     def __init__(self, folder: pathlib.Path, flags):
         from private_daemon import Daemon
 
         self.socket = str(folder / "d.sock")
-        flags = ["--device", "cuda", "--poison-frames", *flags]
+        flags = ["--device", "cuda", "--poison-frames", "--test-handles", "false", *flags]
         self._daemon = Daemon(pathlib.Path(program("bitpagerd")), pathlib.Path(self.socket), flags, folder / "log", 30)
         self._daemon.__enter__()
         self.process = self._daemon._process
@@ -60,6 +81,35 @@ class GpuDaemon:
         """All pages of the job leave the device as soon as they can."""
         command = [program("bitpager"), "evict", job, "--socket", self.socket]
         subprocess.run(command, check=True, capture_output=True, timeout=10)
+
+
+def first_gpu(status: dict) -> dict:
+    """Its part of a snapshot of all GPUs."""
+    (found,) = [d for d in status["devices"] if d["uuid"] == uuid_of(0)]
+    return found
+
+
+class Http:
+    """A daemon's answers over HTTP; its address stands in its log."""
+
+    def __init__(self, daemon):
+        for line in daemon.log().splitlines():
+            if "http://" in line:
+                self.url = "http://" + line.rsplit("http://", 1)[1].strip()
+                return
+        pytest.fail(f"no address in the log:\n{daemon.log()}")
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return answer.read().decode()
+
+    def device(self) -> dict:
+        """The first GPU's part of the snapshot."""
+        return first_gpu(self.status())
+
+    def status(self) -> dict:
+        time.sleep(0.3)  # answers of a quarter of a second share one snapshot
+        return json.loads(self.text("/api/status"))
 
 
 def connect(daemon, job: str, **options):

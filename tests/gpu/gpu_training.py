@@ -3,6 +3,8 @@ a program, a job that trains so:
 
     gpu_training.py train SOCKET JOB STEPS [RULE DTYPE SIZE]   says {"steps", "digest"}
     gpu_training.py steady SOCKET JOB                          says {"ready": true}, then trains until its input ends
+    gpu_training.py timed SOCKET JOB STEPS                     says {"ready": true}, then {"seconds"} of STEPS steps for
+                                                               each line of its input
 """
 
 from __future__ import annotations
@@ -84,6 +86,21 @@ def digest_of_states(optimizer) -> str:
     return digest(tensors)
 
 
+def cycles_per_second() -> float:
+    """Of torch.cuda._sleep, once the GPU's clock no longer rises: an idle one begins at a fraction of it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cycles, rates, until = 20_000_000, [], time.monotonic() + 5
+    while len(rates) < 5 or max(rates[-5:]) > 1.02 * min(rates[-5:]):
+        begin.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        end.synchronize()
+        rates.append(cycles / begin.elapsed_time(end) * 1e3)
+        if time.monotonic() > until:
+            break
+    return rates[-1]
+
+
 def say(**what) -> None:
     print(json.dumps(what), flush=True)
 
@@ -125,5 +142,26 @@ def _train(socket: str, job: str, steps: str, rule: str = "AdamW", dtype: str = 
         say(steps=int(steps), digest=digest(params))
 
 
+def _timed(socket: str, job: str, steps: str) -> None:
+    """Steps alone: their gradients stay as they are."""
+
+    def some(count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
+            optimizer.step()
+        session.synchronize()
+        return time.perf_counter() - begun
+
+    with connect(socket, job) as session:
+        params = parameters(torch.bfloat16)
+        optimizer = make_optimizer("AdamW", params, session)
+        set_gradients(params, 1)
+        cycles_per_second()
+        some(int(steps))
+        say(ready=True)
+        for _ in sys.stdin:
+            say(seconds=some(int(steps)))
+
+
 if __name__ == "__main__":
-    {"train": _train, "steady": _steady}[sys.argv[1]](*sys.argv[2:])
+    {"train": _train, "steady": _steady, "timed": _timed}[sys.argv[1]](*sys.argv[2:])

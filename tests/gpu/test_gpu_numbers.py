@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import bitpager
 import float64_rules
@@ -70,9 +69,8 @@ def test_numbers_are_the_same_at_every_budget(make_daemon, resident, rule, dtype
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("rule", ["AdamW", "Lion"])
 def test_managed_frames_give_the_same_numbers(make_daemon, resident, rule, budget):
-    known = subprocess.run([gpu_daemon.program("bitpagerd"), "--help"], capture_output=True, text=True, timeout=20)
-    if "--frames" not in known.stdout:
-        pytest.skip("this bitpagerd has no managed frames")
+    if why := gpu_daemon.no_managed_memory():
+        pytest.skip(why)
     expected = resident(rule, torch.bfloat16)
     frames = frames_of(rule, BUDGETS[budget])
     params, states, _ = run(make_daemon, rule, torch.bfloat16, frames, "--frames", "managed")

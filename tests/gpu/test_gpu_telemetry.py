@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 
 import gpu_daemon
 import gpu_training
 import pytest
 import torch
+from gpu_daemon import Http, first_gpu
 
 PAGE = 2 << 20
 # Frames come in segments of so many bytes; what the driver takes for itself beside them is less than one.
@@ -18,30 +17,6 @@ SEGMENT_BYTES = 64 << 20
 PIECE_BYTES = 256 << 20
 FLAGS = ("--device-budget", str(160 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
 PATIENCE_S = 30
-
-
-class Http:
-    """A daemon's answers over HTTP; its address stands in its log."""
-
-    def __init__(self, daemon):
-        for line in daemon.log().splitlines():
-            if "http://" in line:
-                self.url = "http://" + line.rsplit("http://", 1)[1].strip()
-                return
-        pytest.fail(f"no address in the log:\n{daemon.log()}")
-
-    def text(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return answer.read().decode()
-
-    def device(self) -> dict:
-        """The first GPU's part of the snapshot."""
-        (found,) = [d for d in self.status()["devices"] if d["open"]]
-        return found
-
-    def status(self) -> dict:
-        time.sleep(0.3)  # answers of a quarter of a second share one snapshot
-        return json.loads(self.text("/api/status"))
 
 
 def used_bytes() -> int:
@@ -79,6 +54,24 @@ def begin(session, sizes=gpu_training.SMALL):
     gpu_training.train(optimizer, params, 1, 2)
     session.synchronize()
     return optimizer, params
+
+
+def test_handles_are_tested_once_nobody_is_there(make_daemon):
+    """The answer is this driver's; that there is one, and that nobody's memory was in the way, is ours."""
+    used_bytes()  # this process's context is there, so that the session comes at once
+    daemon = make_daemon(*FLAGS, "--test-handles", "true")
+    http = Http(daemon)
+    with gpu_daemon.connect(daemon, "early") as session:
+        begin(session)
+        before = used_bytes()
+        until = time.monotonic() + 7
+        while time.monotonic() < until:
+            assert http.device()["ipc_survives"] == "not tested", "it was tested beside a session"
+            assert used_bytes() <= before + (SEGMENT_BYTES // 2), "it was begun beside a session"
+    until = time.monotonic() + PATIENCE_S
+    while http.device()["ipc_survives"] == "not tested":
+        assert time.monotonic() < until, http.device()["ipc_problem"]
+    assert http.device()["ipc_survives"] in ("yes", "no"), http.device()["ipc_problem"]
 
 
 def test_own_bytes_are_what_the_driver_says_we_took(make_daemon):
@@ -147,7 +140,7 @@ def test_figures_of_jobs_add_up_while_they_train(make_daemon, start_job):
     samples = 0
     while any(job.process.poll() is None for job in jobs):
         status = http.status()
-        (device,) = status["devices"]
+        device = first_gpu(status)
         if not device["open"]:
             continue
         samples += 1

@@ -78,7 +78,6 @@ def test_a_loaded_model_is_in_pages_on_the_gpu(job, checkpoint):
     assert said.shape == (1, 36)
 
 
-@pytest.mark.hang_s(240)
 def test_qlora_with_trainer_learns_and_resumes(job, checkpoint, tmp_path):
     peft = pytest.importorskip("peft")
     pytest.importorskip("accelerate")
@@ -111,7 +110,6 @@ def test_qlora_with_trainer_learns_and_resumes(job, checkpoint, tmp_path):
         assert (resumed[key].cpu().float() - value.float()).abs().mean() < 2e-3, key
 
 
-@pytest.mark.hang_s(180)
 def test_a_guarded_training_step_of_trainer(job, checkpoint, tmp_path):
     pytest.importorskip("accelerate")
     peft = pytest.importorskip("peft")

@@ -13,8 +13,8 @@ namespace bitpager::kernels {
 namespace {
 
 INSTANTIATE_TEST_SUITE_P(Cuda, DeviceConformance, ::testing::Values(DeviceOptions{"cuda"}));
-INSTANTIATE_TEST_SUITE_P(CudaManaged, DeviceConformance,
-                         ::testing::Values(DeviceOptions{"cuda", 0, 0, "", true}));
+const DeviceOptions kManaged{"cuda", 0, 0, "", true};
+INSTANTIATE_TEST_SUITE_P(CudaManaged, DeviceConformance, ::testing::Values(kManaged));
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 
@@ -25,9 +25,7 @@ double Seconds(std::chrono::steady_clock::time_point since) {
 class CudaDevice : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string why;
-    static_cast<void>(ListDevices(&why));
-    if (!why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = WhyNotHere({"cuda"}); !why.empty()) GTEST_SKIP() << why;
     auto opened = OpenDevice({"cuda"});
     ASSERT_TRUE(opened.ok()) << opened.status().message();
     device_ = std::move(*opened);
@@ -103,9 +101,39 @@ TEST_F(CudaDevice, RefusesWhatDoesNotFitWithTheBytes) {
   EXPECT_EQ(ByteAt(after->base + kMiB - 1), 3);
 }
 
+TEST_F(CudaDevice, ManagedFramesAreRefusedWhereTheyCannotBe) {
+  const auto opened = OpenDevice(kManaged);
+  if (WhyNotHere(kManaged).empty()) {
+    EXPECT_TRUE(opened.ok()) << opened.status().message();
+    return;
+  }
+  EXPECT_EQ(opened.status().code(), wire::Code::kUnsupported);
+  EXPECT_NE(opened.status().message().find("--frames explicit"), std::string::npos)
+      << opened.status().message();
+}
+
+TEST_F(CudaDevice, ABareOneServesAsWell) {
+  DeviceOptions options{"cuda"};
+  options.bare = true;
+  auto bare = OpenDevice(options);
+  ASSERT_TRUE(bare.ok()) << bare.status().message();
+  EXPECT_EQ((*bare)->Info().pinned_host_bytes, 0U);
+  EXPECT_GT(device_->Info().pinned_host_bytes, 0U) << "this shows nothing: nobody pins ahead";
+  const auto segment = (*bare)->AllocateSegment(1, 2 * kMiB, 0);
+  const auto region = (*bare)->ReserveHost(2 * kMiB);
+  ASSERT_TRUE(segment.ok() && region.ok());
+  region->base[7] = std::byte{9};
+  (*bare)->Synchronize((*bare)->Copy(Queue::kCompute, segment->base, region->base, 4096));
+  auto* const seen = (*bare)->AllocateScratch(8);
+  (*bare)->Synchronize((*bare)->Copy(Queue::kCompute, seen, segment->base, 8));
+  EXPECT_EQ(seen[7], std::byte{9});
+  EXPECT_TRUE((*bare)->TakeFault().ok());
+}
+
 TEST_F(CudaDevice, ManagedRefusesMoreThanIsFree) {
   device_.reset();
-  auto opened = OpenDevice({"cuda", 0, 0, "", true});
+  if (const std::string why = WhyNotHere(kManaged); !why.empty()) GTEST_SKIP() << why;
+  auto opened = OpenDevice(kManaged);
   ASSERT_TRUE(opened.ok());
   device_ = std::move(*opened);
   EXPECT_FALSE(device_->Info().exports);
@@ -269,7 +297,8 @@ TEST_F(CudaDevice, CopiesBothWaysAtOnceAtTheRateOfTheLink) {
 TEST_F(CudaDevice, ManagedFramesAreFilledAtLeastAsFastAsByPrefetch) {
   constexpr std::uint64_t kBytes = 512 * kMiB;
   device_.reset();
-  auto opened = OpenDevice({"cuda", 0, 0, "", true});
+  if (const std::string why = WhyNotHere(kManaged); !why.empty()) GTEST_SKIP() << why;
+  auto opened = OpenDevice(kManaged);
   ASSERT_TRUE(opened.ok());
   device_ = std::move(*opened);
   const auto region = device_->ReserveHost(kBytes);
@@ -437,7 +466,9 @@ TEST_F(CudaDevice, FaultsAreStickyAndNothingCompletesAfterwards) {
   EXPECT_EQ(seen.after, static_cast<int>(wire::Code::kDeviceFault));
   EXPECT_EQ(seen.again, static_cast<int>(wire::Code::kDeviceFault));
   EXPECT_EQ(seen.done, 0);
+  EXPECT_EQ(seen.signalled, 0) << "a client was told that work is done which failed";
   std::printf("%s\n", seen.message);
+  EXPECT_EQ(helper.Receive<int>(), 1) << "the device's end hangs behind a fault";
   // Ours is untouched.
   const auto segment = device_->AllocateSegment(1, 2 * kMiB, 0);
   ASSERT_TRUE(segment.ok());

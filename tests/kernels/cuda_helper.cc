@@ -3,11 +3,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <span>
 #include <string>
@@ -135,11 +137,18 @@ TEST(CudaHelperProcess, DISABLED_ExportsForAProbe) {
 }
 
 TEST(CudaHelperProcess, DISABLED_Faults) {
+  alarm(60);  // nothing here may hang
   auto opened = kernels::OpenDevice({"cuda"});
   ASSERT_TRUE(opened.ok());
   kernels::Device& device = **opened;
   const auto segment = device.AllocateSegment(1, 2 << 20, 0);
-  ASSERT_TRUE(segment.ok());
+  const auto region = device.ReserveHost(16 << 20);
+  ASSERT_TRUE(segment.ok() && region.ok());
+  void* const shared = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  ASSERT_TRUE(device.ShareWords(shared, 4096).ok());
+  device.ExpectHost(region->base, 16 << 20);
+  auto* const words = static_cast<std::atomic<std::uint64_t>*>(shared);
   device.Synchronize(device.Fill(kernels::Queue::kCompute, segment->base, 1, 256));
   FaultReport report;
   report.before = static_cast<int>(device.TakeFault().code());
@@ -147,14 +156,27 @@ TEST(CudaHelperProcess, DISABLED_Faults) {
   // A kernel that reads addresses without memory.
   auto* const absmax = reinterpret_cast<float*>(device.AllocateScratch(4 * 16));
   const auto bad = device.BlockAbsmax({segment->base, wire::DType::kF32, 1024, 64, absmax});
+  device.Signal(kernels::Queue::kCompute, &words[0], 1);
+  device.DecommitHost(region->base, 16 << 20);
   device.Synchronize(bad);
   const wire::Status fault = device.TakeFault();
   report.after = static_cast<int>(fault.code());
   const auto later = device.Fill(kernels::Queue::kLoad, segment->base, 1, 256);
   report.done = static_cast<int>(device.Done(bad)) + static_cast<int>(device.Done(later));
   report.again = static_cast<int>(device.TakeFault().code());
+  for (const auto queue : {kernels::Queue::kLoad, kernels::Queue::kStore, kernels::Queue::kCompute}) {
+    device.Signal(queue, &words[1], 1);
+  }
+  usleep(50'000);
+  report.signalled = static_cast<int>(words[0].load() + words[1].load());
   std::strncpy(report.message, fault.message().c_str(), sizeof(report.message) - 1);
   SendTo(kSocket, &report, sizeof(report), {});
+  // Neither does what a daemon takes down hang, nor a copy that comes after all.
+  device.Copy(kernels::Queue::kStore, region->base, segment->base, 4096);
+  device.UnshareWords(shared);
+  opened->reset();
+  const int ended = 1;
+  SendTo(kSocket, &ended, sizeof(ended), {});
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct VmmOffer {
 struct FaultReport {
   int before = -1, after = -1, again = -1;  // codes of TakeFault
   int done = -1;
+  int signalled = -1;  // words that were written behind the fault
   char message[256] = {};
 };
 

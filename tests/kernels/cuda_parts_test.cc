@@ -314,6 +314,24 @@ TEST_P(CudaParts, CopiesGoOnUnpinnedWherePinningFails) {
   EXPECT_EQ(host.counts().pinned_bytes, 0U);
 }
 
+TEST_P(CudaParts, HostFramesWaitForNothingOnceTheDeviceHasFailed) {
+  HostFrames host(*driver_, *queues_, {0, kPiece, 0});
+  const auto region = host.Reserve(4 * kPiece);
+  ASSERT_TRUE(region.ok());
+  host.Stop();
+  EXPECT_EQ(host.Prepare(region->base + 2 * kPiece, 64), 64U);
+  host.Settle();
+}
+
+TEST_P(CudaParts, HostFramesTellWhenTheirThreadsDoNotReachTheDevice) {
+  HostFrames host(*driver_, *queues_, {9999, kPiece, 0});
+  const auto region = host.Reserve(kPiece);
+  ASSERT_TRUE(region.ok());
+  EXPECT_EQ(host.Prepare(region->base, 64), 64U);
+  EXPECT_EQ(host.counts().unpinned_copies, 1U);
+  EXPECT_FALSE(host.fault().ok());
+}
+
 // What giving a piece back does to copies that run: printed, and never longer than a piece takes.
 TEST_P(CudaParts, UnpinningRunsBesideCopies) {
   HostFrames host(*driver_, *queues_, {0, 64 * kMiB, 64 * kMiB});

@@ -24,15 +24,23 @@
 
 namespace bitpager::kernels {
 
+// Why a test of such a device cannot run on this machine; empty where it can.
+inline std::string WhyNotHere(const DeviceOptions& options) {
+  if (options.kind != "cuda") return "";
+  std::string why;
+  for (const DeviceListing& listed : ListDevices(&why)) {
+    if (listed.kind == "cuda" && listed.index == options.index && options.managed && why.empty()) {
+      return listed.managed_problem;
+    }
+  }
+  return why;
+}
+
 class DeviceConformance : public ::testing::TestWithParam<DeviceOptions> {
  protected:
   static constexpr std::uint64_t kPage = 64 * 1024;
   void SetUp() override {
-    if (GetParam().kind == "cuda") {
-      std::string why;
-      static_cast<void>(ListDevices(&why));
-      if (!why.empty()) GTEST_SKIP() << why;
-    }
+    if (const std::string why = WhyNotHere(GetParam()); !why.empty()) GTEST_SKIP() << why;
     auto opened = OpenDevice(GetParam());
     ASSERT_TRUE(opened.ok()) << opened.status().message();
     device_ = std::move(*opened);

@@ -175,6 +175,13 @@ class Driver {
     for (const auto& [job, queue] : runs_) sum += queue.size();
     return sum;
   }
+  [[nodiscard]] std::size_t outstanding_run_pages() const {
+    std::size_t sum = 0;
+    for (const auto& [job, queue] : runs_) {
+      for (const Running& running : queue) sum += running.run.pages.size();
+    }
+    return sum;
+  }
   // Every request of the job has ended.
   [[nodiscard]] bool idle(wire::JobId job) const {
     return std::all_of(owner_.begin(), owner_.end(), [&](const auto& each) {

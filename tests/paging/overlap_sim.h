@@ -34,8 +34,8 @@ class OverlapSim {
   OverlapSim(const PagerConfig& config, std::uint64_t pages, const Timing& timing = {},
              std::uint64_t quota_frames = 0)
       : pager(config), timing_(timing), pages_(pages) {
-    (void)pager.AddJob({1}, {.name = "job", .device_quota_frames = quota_frames});
-    extent_ = *pager.AddExtent({.job = {1}, .pages = pages});
+    (void)pager.AddJob(job_, {.name = "job", .device_quota_frames = quota_frames});
+    extent_ = *pager.AddExtent({.job = job_, .pages = pages});
   }
 
   // `during(look)` is called before each look, `looks` of them at most; false: the step has not ended by
@@ -43,7 +43,7 @@ class OverlapSim {
   template <typename Call>
   bool RunStep(int looks, const Call& during) {
     Step ignored;
-    request_ = *pager.Submit({.job = {1}, .ranges = {{extent_, 0, pages_}}});
+    request_ = *pager.Submit({.job = job_, .ranges = {{extent_, 0, pages_}}});
     finished_ = false;
     for (int look = 0; !finished_ && look < looks; ++look) {
       during(look);
@@ -53,10 +53,11 @@ class OverlapSim {
     return finished_;
   }
 
-  Step RunStep() {
+  // `pause`: what still moves behind the step ends before the next one.
+  Step RunStep(bool pause = true) {
     Step step;
     const double begun = now_;
-    request_ = *pager.Submit({.job = {1}, .ranges = {{extent_, 0, pages_}}});
+    request_ = *pager.Submit({.job = job_, .ranges = {{extent_, 0, pages_}}});
     finished_ = false;
     double last = begun;
     do {
@@ -65,9 +66,10 @@ class OverlapSim {
       if (step_done_ > 0) last = step_done_;
     } while (!finished_);
     step.us = last - begun;
-    while (!loads_.empty() || !stores_.empty()) {
+    for (int quiet = 0; pause && quiet < 2;) {
       now_ += timing_.look_us;
       Look(step);
+      quiet = loads_.empty() && stores_.empty() ? quiet + 1 : 0;
     }
     step.in_us = static_cast<double>(step.pages_in) * timing_.page_copy_us;
     return step;
@@ -75,11 +77,21 @@ class OverlapSim {
 
   void EvictAll() {
     Step ignored;
-    pager.Evict({1}, 0, Reason::kCommand);
+    pager.Evict(job_, 0, Reason::kCommand);
     do {
       Look(ignored);
       now_ += timing_.look_us;
     } while (!stores_.empty() || !loads_.empty());
+  }
+
+  // The job ends; another one of as many pages takes its place.
+  void Replace(std::uint64_t quota_frames) {
+    Step ignored;
+    pager.RemoveJob(job_);
+    Look(ignored);
+    ++job_.value;
+    (void)pager.AddJob(job_, {.name = "job", .device_quota_frames = quota_frames});
+    extent_ = *pager.AddExtent({.job = job_, .pages = pages_});
   }
 
   Pager pager;
@@ -126,7 +138,7 @@ class OverlapSim {
       launch.end = step_free_ = std::max(step_free_, now_) + us;
       launches_.push_back(launch);
     }
-    if (!actions.finished.empty()) finished_ = true;
+    for (const wire::RequestId id : actions.finished) finished_ = finished_ || id == request_;
   }
 
   void Copies(const std::vector<Half>& halves, std::deque<Copy>& queue, double& free, Step& step) {
@@ -165,6 +177,7 @@ class OverlapSim {
 
   Timing timing_;
   std::uint64_t pages_;
+  wire::JobId job_{1};
   wire::ExtentId extent_;
   wire::RequestId request_;
   double now_ = 0;

@@ -146,5 +146,82 @@ TEST(Pager, AReplacementOfWhatIsMovingWaitsForNothingAndPromisesNothing) {
   EXPECT_TRUE(d.pager.CheckReplace(old, fits).ok());
 }
 
+// ---- a quota while pages that stay come and go (the driver checks it at every decision)
+
+TEST(Pager, PagesThatStayWaitUntilOthersHaveLeftUnderTheQuota) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Driver d(SmallPages(40, 2), seed);
+    const auto job = d.Job(1, {"job", 1.0, 8});
+    const auto states = d.Extent(job, 20);
+    d.Run(job, {{states, 0, 20}});
+    EXPECT_EQ(d.FramesOf(1), 8U);
+    const auto staying = d.Extent(job, 5, false);
+    d.Run(job, {{staying, 0, 5}});
+    EXPECT_EQ(d.pager.Usage(job)->share_frames, 8U) << "3 beside those that stay";
+    d.Run(job, {{states, 0, 20}});
+    EXPECT_EQ(d.FramesOf(1), 8U);
+    d.Remove(staying);
+    d.Run(job, {{states, 0, 20}});
+    EXPECT_EQ(d.FramesOf(1), 8U) << "what stayed is gone, so its frames are the others'";
+  }
+}
+
+TEST(Pager, FramesOfARemovedExtentCountUnderTheQuotaUntilTheyAreFree) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Driver d(SmallPages(40, 4), seed);
+    const auto job = d.Job(1, {"job", 1.0, 8});
+    const auto states = d.Extent(job, 8);
+    const auto staying = d.Extent(job, 4, false);
+    (void)d.Ask(job, {{staying, 0, 4}});
+    d.Pump();
+    ASSERT_GT(d.outstanding_loads(), 0U);
+    d.Remove(staying);  // while its pages are on their way
+    d.Run(job, {{states, 0, 8}});
+    EXPECT_EQ(d.FramesOf(1), 8U);
+  }
+}
+
+// Leased pages cannot leave before their holders let go; what stays waits for them.
+TEST(Pager, PagesThatStayWaitForLeasesUnderTheQuota) {
+  Driver d(SmallPages(40, 2));
+  const auto job = d.Job(1, {"job", 1.0, 8});
+  const auto weight = d.Extent(job, 6, true, 7, wire::ExtentKind::kQuantizedWeight);
+  d.Run(job, {{weight, 0, 6}}, Access::kOverwrite);
+  ASSERT_TRUE(d.pager.Lease(weight).ok());
+  const auto staying = d.Extent(job, 5, false);
+  const auto id = d.Ask(job, {{staying, 0, 5}});
+  d.Settle();
+  EXPECT_LE(d.FramesOf(1), 8U);
+  ASSERT_EQ(d.revoked, std::vector<wire::ExtentId>{weight});
+  d.pager.LeaseReleased(weight);
+  d.Settle();
+  EXPECT_TRUE(d.finished.count(id.value));
+  EXPECT_LE(d.FramesOf(1), 8U);
+}
+
+// ... unless the holders never do: what was admitted is not left to wait, and no more is.
+TEST(Pager, PagesThatStayDoNotWaitForAnOverdueLease) {
+  Driver d(SmallPages(40, 2));
+  const auto job = d.Job(1, {"job", 1.0, 8});
+  const auto weight = d.Extent(job, 6, true, 7, wire::ExtentKind::kQuantizedWeight);
+  d.Run(job, {{weight, 0, 6}}, Access::kOverwrite);
+  ASSERT_TRUE(d.pager.Lease(weight).ok());
+  const auto staying = d.Extent(job, 5, false);
+  const auto id = d.Ask(job, {{staying, 0, 5}});
+  d.Settle();
+  EXPECT_FALSE(d.finished.count(id.value));
+  EXPECT_LE(d.FramesOf(1), 8U);
+  d.Adopt(1, 0);  // no quota holds any more
+  d.pager.LeaseOverdue(weight);
+  d.Settle();
+  EXPECT_TRUE(d.finished.count(id.value));
+  const auto more = d.pager.AddExtent({job, wire::ExtentKind::kOptimizerState, 1, false});
+  EXPECT_EQ(more.status().code(), Code::kQuotaExceeded);
+  d.pager.LeaseReleased(weight);
+  d.Settle();
+  EXPECT_LE(d.FramesOf(1), 8U);
+  EXPECT_TRUE(d.pager.AddExtent({job, wire::ExtentKind::kOptimizerState, 1, false}).ok());
+}
+
 }  // namespace
 }  // namespace bitpager::paging

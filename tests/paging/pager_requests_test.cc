@@ -52,6 +52,55 @@ TEST(Pager, RunsRequestsOfAJobInOrderOfArrival) {
   for (std::uint64_t i = 0; i < 30; ++i) EXPECT_EQ(d.visits[i].index, i);
 }
 
+PagerConfig OverlappingPages(std::uint64_t frames) {
+  PagerConfig config = SmallPages(frames, 4);
+  config.windows_in_flight = 2;
+  config.loads_over_resident = true;
+  return config;
+}
+
+TEST(Pager, HandsOutAnOverwriteThatFitsTheShareTogether) {
+  Driver d(OverlappingPages(60));
+  const auto job = d.Job(1);
+  const auto states = d.Extent(job, 50);
+  const auto weight = d.Extent(job, 40, true, 0, wire::ExtentKind::kQuantizedWeight);
+  d.Run(job, {{states, 0, 50}});  // its pages are to be stored before the weight fits
+  const auto id = d.Ask(job, {{weight, 0, 40}}, Access::kOverwrite);
+  for (d.Pump(); d.outstanding_runs() == 0; d.Pump()) {
+    d.pager.CheckInvariants();
+    ASSERT_TRUE(d.CompleteOne());
+  }
+  EXPECT_EQ(d.outstanding_run_pages(), 40U) << "all windows in one decision";
+  d.Settle();
+  EXPECT_TRUE(d.finished.count(id.value));
+}
+
+TEST(Pager, StreamsAnOverwriteThatDoesNotFitTheShare) {
+  Driver d(OverlappingPages(32));
+  const auto job = d.Job(1);
+  const auto weight = d.Extent(job, 40, true, 0, wire::ExtentKind::kQuantizedWeight);
+  for (int i = 0; i < 3; ++i) d.Run(job, {{weight, 0, 40}}, Access::kOverwrite);
+  EXPECT_EQ(d.visits.size(), 120U);
+}
+
+// Each fits its share, both together do not fit at once: neither holds a part and waits for the rest.
+TEST(Pager, OverwritesOfTwoJobsDoNotWaitForEachOther) {
+  for (std::uint64_t seed = 1; seed <= 30; ++seed) {
+    Driver d(OverlappingPages(48), seed);
+    const auto a = d.Job(1);
+    const auto b = d.Job(2);
+    const auto first = d.Extent(a, 48, true, 0, wire::ExtentKind::kQuantizedWeight);
+    const auto second = d.Extent(b, 48, true, 0, wire::ExtentKind::kQuantizedWeight);
+    for (int i = 0; i < 3; ++i) {
+      (void)d.Ask(a, {{first, 8ULL * i, 24}}, Access::kOverwrite);
+      (void)d.Ask(b, {{second, 4ULL * i, 24}}, Access::kOverwrite);
+    }
+    d.Settle();
+    EXPECT_TRUE(d.idle(a) && d.idle(b));
+    EXPECT_EQ(d.visits.size(), 6 * 24U);
+  }
+}
+
 TEST(Pager, RunsAResidentRequestWithoutWaiting) {
   Driver d(SmallPages(100));
   const auto job = d.Job(1);

@@ -44,10 +44,13 @@ inline constexpr std::uint64_t kTestPageBytes = 16U << 10;
 
 class InProcessDaemon {
  public:
-  explicit InProcessDaemon(const daemon::Settings& settings = TestSettings()) {
+  // `launch_pages`: not 0, and the device says that it likes launches of so many pages.
+  explicit InProcessDaemon(const daemon::Settings& settings = TestSettings(),
+                           std::uint32_t launch_pages = 0) {
     auto inner = kernels::cpu::OpenCpuDevice(1);
     EXPECT_TRUE(inner.ok());
     device = std::make_unique<ScriptedDevice>(std::move(*inner));
+    device->launch_pages = launch_pages;
     auto made = daemon::Dispatcher::Make(settings, *device, clock);
     EXPECT_TRUE(made.ok());
     dispatcher = std::move(*made);

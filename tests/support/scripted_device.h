@@ -11,19 +11,22 @@
 
 namespace bitpager::testing {
 
-class ScriptedDevice final : public kernels::Device {
+class ScriptedDevice : public kernels::Device {
  public:
   explicit ScriptedDevice(std::unique_ptr<kernels::Device> inner) : inner_(std::move(inner)) {}
 
   // ---- the script
   std::uint64_t segments_left = ~std::uint64_t{0};  // AllocateSegment refuses when it is 0
-  std::int64_t fault_at_step = -1;                  // TakeFault reports once this many steps were launched
+  // Once this many steps were launched TakeFault reports, nothing is seen to end and no word is stored.
+  std::int64_t fault_at_step = -1;
   bool refuse_scratch = false;
   bool refuse_imports = false;
   bool hold_decommit = false;  // the newest DecommitHost is not reported as done
   bool hold_compute = false;   // nothing on Queue::kCompute is reported as done
   bool hold_copies = false;    // nothing on the other queues is
   bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
+  // Not 0: what Info tells instead of the device's own.
+  std::uint32_t launch_pages = 0;
   // ---- what was seen
   std::int64_t steps = 0;
   std::int64_t segments = 0;  // alive
@@ -31,8 +34,14 @@ class ScriptedDevice final : public kernels::Device {
   std::int64_t scratches = 0;
   std::int64_t shared_words = 0;
   std::uint64_t copied_bytes = 0;
+  std::int64_t absmax_passes = 0;
+  std::int64_t quantize_launches = 0;
 
-  [[nodiscard]] kernels::DeviceInfo Info() const override { return inner_->Info(); }
+  [[nodiscard]] kernels::DeviceInfo Info() const override {
+    kernels::DeviceInfo info = inner_->Info();
+    if (launch_pages > 0) info.launch_pages = launch_pages;
+    return info;
+  }
   [[nodiscard]] kernels::DeviceMemory Memory() const override { return inner_->Memory(); }
   [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                      std::uint64_t page_bytes,
@@ -91,6 +100,7 @@ class ScriptedDevice final : public kernels::Device {
   }
   kernels::Event Signal(kernels::Queue queue, std::atomic<std::uint64_t>* word,
                         std::uint64_t value) override {
+    if (faulted()) return inner_->Signal(queue, &scratch_word_, value);
     if (!hold_signals) return inner_->Signal(queue, word, value);
     signals_.push_back({word, value, inner_->Signal(queue, &scratch_word_, value)});
     return signals_.back().event;
@@ -111,7 +121,8 @@ class ScriptedDevice final : public kernels::Device {
   }
   void Wait(kernels::Queue queue, kernels::Event event) override { inner_->Wait(queue, event); }
   [[nodiscard]] bool Done(kernels::Event event) const override {
-    bool held = hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence;
+    bool held = faulted() ||
+                (hold_decommit && event.queue == decommit_.queue && event.sequence == decommit_.sequence);
     held = held || (hold_compute && event.queue == kernels::Queue::kCompute);
     held = held || (hold_copies && event.queue != kernels::Queue::kCompute);
     for (const HeldSignal& signal : signals_) {
@@ -122,7 +133,7 @@ class ScriptedDevice final : public kernels::Device {
   void Synchronize(kernels::Event event) override { inner_->Synchronize(event); }
   [[nodiscard]] int progress_fd() const override { return inner_->progress_fd(); }
   [[nodiscard]] wire::Status TakeFault() override {
-    if (fault_at_step >= 0 && steps >= fault_at_step) {
+    if (faulted()) {
       return {wire::Code::kDeviceFault, "the device stopped (scripted)"};
     }
     return inner_->TakeFault();
@@ -136,18 +147,24 @@ class ScriptedDevice final : public kernels::Device {
     return inner_->Dequantize(std::move(args));
   }
   kernels::Event BlockAbsmax(kernels::BlockAbsmaxArgs args) override {
+    ++absmax_passes;
     return inner_->BlockAbsmax(std::move(args));
   }
   kernels::Event NestAbsmax(kernels::NestAbsmaxArgs args) override {
     return inner_->NestAbsmax(std::move(args));
   }
-  kernels::Event Quantize(kernels::QuantizeArgs args) override { return inner_->Quantize(std::move(args)); }
+  kernels::Event Quantize(kernels::QuantizeArgs args) override {
+    ++quantize_launches;
+    return inner_->Quantize(std::move(args));
+  }
   kernels::Event MovePacked(kernels::PackedArgs args) override { return inner_->MovePacked(std::move(args)); }
   kernels::Event MoveStates(kernels::StatePlanesArgs args) override {
     return inner_->MoveStates(std::move(args));
   }
 
  private:
+  [[nodiscard]] bool faulted() const { return fault_at_step >= 0 && steps >= fault_at_step; }
+
   struct HeldSignal {
     std::atomic<std::uint64_t>* word;
     std::uint64_t value;

@@ -260,6 +260,19 @@ TEST_F(Cli, DoctorTellsOfTheDaemonAndTheMachine) {
   EXPECT_THAT(checks["GPU"]["found"], gpu ? HasSubstr("GPU-") : HasSubstr(why));
 }
 
+TEST_F(Cli, DoctorSaysWhyMemoryByHandleIsNotTestedYet) {
+  daemon::Snapshot snapshot = OneJob();
+  snapshot.devices[0].ipc_survives = "not tested";
+  snapshot.devices[0].ipc_problem = "somebody is here";
+  snapshot.devices.push_back(snapshot.devices[0]);
+  snapshot.devices[1].uuid = "GPU-1";
+  snapshot.devices[0].ipc_problem = "";  // takes no memory by handle
+  StartTelemetry(snapshot);
+  static_cast<void>(Run([&] { return RunDoctor(target_, {}); }));
+  EXPECT_THAT(out_, HasSubstr("GPU-1: not tested yet whether it survives its process (somebody is here)"));
+  EXPECT_THAT(out_, Not(HasSubstr("cpu-0: not tested")));
+}
+
 TEST_F(Cli, DoctorFaultsANamedDaemonThatIsNotThere) {
   EXPECT_EQ(Run([&] { return RunDoctor(target_, {}); }), kFailureExit);
   EXPECT_THAT(out_, AllOf(HasSubstr("fault"), HasSubstr("No such file")));

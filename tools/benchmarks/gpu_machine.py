@@ -208,6 +208,7 @@ def private_daemon(bench: Bench, name: str, *flags: str):
     from private_daemon import Daemon
 
     shape = ["--device", "cuda", "--page-size", str(PAGE_BYTES), "--window-pages", str(WINDOW_PAGES)]
+    shape += ["--test-handles", "false"]  # nothing but the work takes memory
     with tempfile.TemporaryDirectory(prefix="bp-bench-") as folder:
         path = Path(folder) / "d.sock"
         log = bench.logs / f"bench-{name}.log"

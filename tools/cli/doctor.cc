@@ -210,7 +210,8 @@ void CheckFiles(const std::string& socket, Findings& out) {
 
 // Whether a killed client can take the daemon with it.
 void CheckIpc(const daemon::DeviceSnapshot& device, Findings& out) {
-  if (device.ipc_survives.empty() || device.ipc_survives == "not tested") return;
+  const bool tested = device.ipc_survives != "not tested";
+  if (device.ipc_survives.empty() || (!tested && device.ipc_problem.empty())) return;
   Finding finding{"memory by handle", Level::kOk, device.uuid + ": survives the process that lent it", ""};
   if (device.ipc_survives == "no") {
     finding.level = Level::kWarning;
@@ -218,6 +219,10 @@ void CheckIpc(const daemon::DeviceSnapshot& device, Findings& out) {
     finding.hint =
         "a training process killed in the middle of a step can end the daemon: set "
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True there, then memory is lent by file";
+  } else if (!tested) {
+    finding.level = Level::kNote;
+    finding.found =
+        device.uuid + ": not tested yet whether it survives its process (" + device.ipc_problem + ")";
   } else if (device.ipc_survives != "yes") {
     finding.level = Level::kNote;
     finding.found = device.uuid + ": not known whether it survives its process (" + device.ipc_problem + ")";

@@ -175,7 +175,13 @@ TEST(Metrics, SayWhatTheSnapshotSays) {
 TEST(Metrics, JobsOfOneNameAreOneSeriesAndPastOnesCountOn) {
   Snapshot s = Full();
   s.jobs.push_back(Job("llm", "GPU-a", 1001));
+  s.jobs[0].step_ns = 1'500'000'000;
+  s.jobs.back().step_ns = 250'000'000;
+  s.jobs[0].stall_ns = 125'000'000;
+  s.jobs[0].peak_resident_bytes = 700;
+  s.jobs[0].peak_host_bytes = 1300;
   PastJobSnapshot past;
+  past.step_ns = 4'000'000'000;
   past.name = "llm";
   past.device = "GPU-a";
   past.steps = 100;
@@ -188,6 +194,12 @@ TEST(Metrics, JobsOfOneNameAreOneSeriesAndPastOnesCountOn) {
             200);
   EXPECT_EQ(values.at(R"(bitpager_steps_total{gpu="0",UUID="GPU-a",job="gone"})"), 100);
   EXPECT_EQ(values.count(R"(bitpager_share_bytes{gpu="0",UUID="GPU-a",job="gone"})"), 0U) << "it has none";
+  EXPECT_EQ(values.at(R"(bitpager_job_step_seconds_total{gpu="0",UUID="GPU-a",job="llm"})"), 5.75);
+  EXPECT_EQ(values.at(R"(bitpager_job_stall_seconds_total{gpu="0",UUID="GPU-a",job="llm"})"), 0.125);
+  EXPECT_EQ(values.at(R"(bitpager_job_step_seconds_total{gpu="0",UUID="GPU-a",job="gone"})"), 4);
+  EXPECT_EQ(values.at(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="llm",tier="device"})"), 700);
+  EXPECT_EQ(values.at(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="llm",tier="host"})"), 1300);
+  EXPECT_EQ(values.count(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="gone",tier="host"})"), 0U);
 }
 
 TEST(Metrics, LabelsAreEscapedAndUtf8) {

@@ -258,7 +258,7 @@ Result<std::uint64_t> Arena::StepOnStream(std::span<const StepTensor> tensors,
   body.entries = static_cast<std::uint32_t>(tensors.size());
   body.step = options.step;
   body.on_nonfinite = options.on_nonfinite;
-  return device->Submit(stream, wire::Op::kStep, body, {extent_, options.step});
+  return device->Submit(stream, wire::Op::kStep, body, {extent_, options.step}, options.follows);
 }
 
 Status Arena::ReadStates(std::uint32_t tensor, const StatePlanes& into) {

@@ -58,6 +58,9 @@ struct StreamStepOptions {
   std::uint64_t steps_ahead = 0;          // added to every tensor's step, so that a list may be used again
   std::span<const std::uint64_t> grads;   // empty, or an address for each tensor, in place of its own
   std::span<const std::uint64_t> params;  // the same for parameters
+  // The caller enqueued nothing on the stream since its last request there: this one starts right behind it,
+  // without a round by the stream.
+  bool follows = false;
 };
 
 struct StepResult {

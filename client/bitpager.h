@@ -210,6 +210,10 @@ typedef struct bp_stream_step_options {
   uint64_t steps_ahead;   /* added to every tensor's step, so that a list may be used again */
   const uint64_t* grads;  /* NULL, or n addresses in place of the tensors' own */
   const uint64_t* params; /* the same for parameters */
+  /* 1: the caller enqueued nothing on `stream` since its last request there, as between the arenas of one
+   * step: the daemon goes on with this one at once, not when the stream has come round. */
+  uint32_t follows;
+  uint32_t reserved;
 } bp_stream_step_options;
 
 typedef struct bp_submitted {

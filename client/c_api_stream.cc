@@ -113,6 +113,7 @@ int bp_step_async(bp_session* session, uint64_t arena, const bp_step_tensor* ten
     client::StreamStepOptions how;
     how.on_nonfinite = in.propagate_nonfinite != 0 ? wire::OnNonFinite::kPropagate : wire::OnNonFinite::kSkip;
     how.step = in.step;
+    how.follows = in.follows != 0;
     how.steps_ahead = in.steps_ahead;
     how.grads = Addresses(in.grads, n);
     how.params = Addresses(in.params, n);

@@ -36,6 +36,8 @@ Status DeviceSession::Begin(StreamHandle stream) {
 }
 
 Status DeviceSession::ReleaseGradients() {
+  // A step that is done but was not looked at would keep what it read.
+  if (Status seen = timeline_.AwaitStreams(0, Patience::kUntilSignal); !seen.ok()) return seen;
   imports_.RetireGradients(timeline_.next_ticket() - 1);
   return imports_.GiveBack(timeline_.oldest_open_stream());
 }

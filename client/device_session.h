@@ -46,15 +46,19 @@ class DeviceSession {
   // Room for a table, which stays until the request is done.
   [[nodiscard]] wire::Result<SlabPiece> Table(std::uint64_t bytes);
   // Hands the request over and returns its ticket, without waiting unless synchronous(). When it fails the
-  // stream holds no wait for it.
+  // stream holds no wait for it. follows: the caller enqueued nothing on the stream since its last request.
   template <typename Body>
   [[nodiscard]] wire::Result<std::uint64_t> Submit(StreamHandle stream, wire::Op op, const Body& body,
-                                                   const TicketNote& note) {
+                                                   const TicketNote& note, bool follows = false) {
     if (synchronous_) return SubmitAndWait(stream, op, body, note);
     const std::uint64_t ticket = timeline_.next_ticket();
-    if (wire::Status marked = gate_.MarkReady(stream, ticket); !marked.ok()) return marked;
+    std::uint64_t ready = follows ? gate_.ShareMark(stream, ticket) : 0;
+    if (ready == 0) {
+      if (wire::Status marked = gate_.MarkReady(stream, ticket); !marked.ok()) return marked;
+      ready = ticket;
+    }
     // Room was made, so only a session that is over refuses, and then nothing waits for the ticket.
-    if (wire::Status pushed = timeline_.PushBehindStream(op, body, note); !pushed.ok()) return pushed;
+    if (wire::Status pushed = timeline_.PushBehindStream(op, body, note, ready); !pushed.ok()) return pushed;
     if (wire::Status waits = gate_.WaitDone(stream, ticket); !waits.ok()) return timeline_.Fail(waits);
     return ticket;
   }

@@ -199,23 +199,22 @@ Status Session::MakeRoom(std::uint64_t bytes, std::uint64_t limit_ms, std::uint6
   body.bytes = bytes;
   const Clock::time_point end =
       Clock::now() + std::chrono::milliseconds(std::min<std::uint64_t>(limit_ms, 86'400'000));
-  for (bool released = false;;) {
+  for (;;) {
     {
       const Result<Connection::Lock> lock = connection_->Enter();
       if (!lock.ok()) return lock.status();
-      connection_->LetGoOfRevoked();  // what the daemon revokes may be this process's own
+      // What the daemon revokes may be this process's own, and what its mappings of gradients hold stays
+      // taken when the process frees it. The end of a mapping waits for all that the device does: before the
+      // first page is on its way that is the least.
+      connection_->LetGoOfRevoked();
+      if (connection_->device() != nullptr) {
+        if (Status released = connection_->device()->ReleaseGradients(); !released.ok()) return released;
+      }
       const Result<Reply> reply = connection_->Ask(wire::MessageType::kMakeRoom, body);
       if (!reply.ok()) return reply.status();
       const auto& values = reply->body.values;
       *free_bytes = values[0];
       if (values[0] >= bytes) return {};
-      // What the daemon's mappings of gradients hold stays taken when this process frees it. Their end waits
-      // for all that the device does, pages that leave included, so it comes last.
-      if (!released && connection_->device() != nullptr && (values[2] != 0 || Clock::now() >= end)) {
-        released = true;
-        if (Status ended = connection_->device()->ReleaseGradients(); !ended.ok()) return ended;
-        continue;
-      }
       if (values[2] != 0) {
         return {Code::kBudgetExceeded,
                 "room for " + std::to_string(bytes) +

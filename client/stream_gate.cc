@@ -64,9 +64,15 @@ Status StreamGate::MarkReady(StreamHandle stream, std::uint64_t ticket) {
   Status marked = driver_.WriteWord(stream, AddressOf(header.ready), ticket);
   if (marked.ok()) {
     last_stream_ = id;
-    last_ticket_ = ticket;
+    last_ticket_ = last_mark_ = ticket;
   }
   return marked;
+}
+
+std::uint64_t StreamGate::ShareMark(StreamHandle stream, std::uint64_t ticket) {
+  if (last_mark_ == 0 || ticket != last_ticket_ + 1 || driver_.StreamId(stream) != last_stream_) return 0;
+  last_ticket_ = ticket;
+  return last_mark_;
 }
 
 Status StreamGate::WaitDone(StreamHandle stream, std::uint64_t ticket) {

@@ -25,6 +25,9 @@ class StreamGate {
   // Enqueues: `ready` becomes `ticket` behind what the stream holds, and behind the last ticket when that
   // was another stream's, so that `ready` only grows. Makes the words known to CUDA the first time.
   [[nodiscard]] wire::Status MarkReady(StreamHandle stream, std::uint64_t ticket);
+  // For a caller who enqueued nothing since its last request on `stream`: the mark of the ticket before
+  // serves `ticket` too when that was the same stream's, and is returned; nothing is enqueued. 0: mark it.
+  [[nodiscard]] std::uint64_t ShareMark(StreamHandle stream, std::uint64_t ticket);
   // Enqueues: the stream goes on when `ticket` is done.
   [[nodiscard]] wire::Status WaitDone(StreamHandle stream, std::uint64_t ticket);
   // Makes the words known to CUDA, once. The address of a word of the segment on the device.
@@ -45,6 +48,7 @@ class StreamGate {
   DeviceAddress base_ = 0;  // of the segment, on the device; 0: not known yet
   std::uint64_t last_stream_ = 0;
   std::uint64_t last_ticket_ = 0;
+  std::uint64_t last_mark_ = 0;  // what `ready` becomes on that stream
 };
 
 }  // namespace bitpager::client

@@ -82,11 +82,12 @@ class Timeline {
   wire::Status AwaitRoom();
   // The next ticket's number, for the stream's mark.
   [[nodiscard]] std::uint64_t next_ticket() const { return last_ticket_ + 1; }
-  // Pushes next_ticket(), which a stream was told to mark ready. Does not wait. Only after AwaitRoom.
+  // Pushes next_ticket(), whose inputs are there once a stream has marked `ready`. Does not wait. Only after
+  // AwaitRoom.
   template <typename Body>
-  wire::Status PushBehindStream(wire::Op op, const Body& body, const TicketNote& note) {
+  wire::Status PushBehindStream(wire::Op op, const Body& body, const TicketNote& note, std::uint64_t ready) {
     wire::RequestRecord record = RecordOf(op, body);
-    record.ready = next_ticket();
+    record.ready = ready;
     if (wire::Status pushed = Push(record); !pushed.ok()) return pushed;
     open_.back().note = note;
     open_.back().of_stream = true;

@@ -47,7 +47,8 @@ struct Weight {
 struct Extent {
   wire::ExtentId id;
   wire::JobId job;
-  wire::SessionId owner;  // none while it lingers
+  wire::SessionId owner;     // none while it lingers
+  std::int64_t keep_ms = 0;  // while it lingers: so long behind the job's last session
   std::uint64_t pages = 0;
   wire::ExtentId paged;  // what the pager calls its pages: `id`, unless they are shared or were
   wire::ExtentId fresh;  // pages of its own that are being filled in place of shared ones; else none

@@ -97,6 +97,9 @@ wire::Result<Session*> Lifecycle::Open(const Peer& peer, const wire::HelloBody& 
   (*job)->linger_until_ns = 0;
   // Its own: one that follows another of its job may say less before the daemon knows of that one's end.
   (*session)->linger_ms = (*job)->linger_ms;
+  (*session)->asked_linger = hello.linger_ms >= 0;
+  if ((*job)->sessions.empty()) (*job)->longest_linger_ms = 0;
+  (*job)->longest_linger_ms = std::max((*job)->longest_linger_ms, (*job)->linger_ms);
   Session& added = core_.registry.AddSession(std::move(*session));
   core_.Tell({"attach", (*job)->name, 0, added.identity().client});
   return &added;
@@ -128,8 +131,9 @@ void Lifecycle::TearDown(Session& session) {
   std::uint64_t freed_bytes = 0;
   leases_.DropSession(session.identity().id);
   const auto extents = session.extents();
+  const bool keeps = session.linger_ms > 0 || (!session.asked_linger && job.longest_linger_ms > 0);
   for (const auto& [id, extent] : extents) {
-    if (extent->arena() != nullptr && session.linger_ms > 0) {
+    if (extent->arena() != nullptr && keeps) {
       extent->owner = {};
       continue;
     }
@@ -138,13 +142,23 @@ void Lifecycle::TearDown(Session& session) {
   }
   job.buffer_bytes -= session.own_buffer_bytes();
   core_.Tell({lost ? "killed" : "detach", job.name, freed_bytes, session.identity().client});
-  const std::uint64_t linger_ns = static_cast<std::uint64_t>(session.linger_ms) * 1'000'000;
   for (BufferRef& buffer : session.TakeBuffers()) abandoned_.push_back(std::move(buffer));
   core_.registry.RemoveSession(session.identity().id);
   if (job.sessions.empty() && !job.extents.empty()) {
-    job.linger_until_ns = core_.clock.NowNs() + linger_ns;
+    job.linger_until_ns = core_.clock.NowNs() + static_cast<std::uint64_t>(KeepMs(job)) * 1'000'000;
   }
   RemoveJobIfEmpty(job_id);
+}
+
+// The longest that any session asked for which was there with what is kept now.
+std::int64_t Lifecycle::KeepMs(const Job& job) {
+  std::int64_t longest = 0;
+  for (const wire::ExtentId id : job.extents) {
+    Extent& extent = *core_.registry.FindExtent(id);
+    extent.keep_ms = std::max(extent.keep_ms, job.longest_linger_ms);
+    longest = std::max(longest, extent.keep_ms);
+  }
+  return longest;
 }
 
 void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {

@@ -61,6 +61,7 @@ class Lifecycle {
   [[nodiscard]] wire::Result<Extent*> Admit(Session& session, Extent extent, const paging::ExtentSpec& spec,
                                             const char* what);
   void TearDown(Session& session);
+  [[nodiscard]] std::int64_t KeepMs(const Job& job);
   void DropExtent(Extent& extent);
   void RemoveJobIfEmpty(wire::JobId id);
 

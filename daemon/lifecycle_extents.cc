@@ -79,6 +79,7 @@ wire::Result<Extent*> Lifecycle::Continue(Session& session, Extent* kept, const 
                                            ", or start the states anew.");
   }
   kept->owner = session.identity().id;
+  kept->keep_ms = 0;
   session.AddExtent(kept);
   return kept;
 }

@@ -25,6 +25,7 @@ struct Job {
   std::string name;
   paging::JobSpec spec;
   std::int64_t linger_ms = 0;                        // what its newest session asked for
+  std::int64_t longest_linger_ms = 0;                // of all its sessions since it last had none
   std::uint64_t linger_until_ns = 0;                 // when the kept arenas go; 0 while a session lives
   paging::DomainId domain = paging::kPrivateDomain;  // of its quantized weights: the share domain of its uid
   std::set<wire::SessionId> sessions;

@@ -126,7 +126,8 @@ class Session final : public SessionScope {
   std::optional<ActiveTask> active;
   bool closing = false;        // its client is gone: finish what is ready, then tear down
   bool detached = false;       // its client said goodbye
-  std::int64_t linger_ms = 0;  // that its arenas are kept behind it
+  std::int64_t linger_ms = 0;  // that its arenas are kept behind it, at least
+  bool asked_linger = false;   // by itself; else it goes by what others of its job asked for too
   std::uint64_t heartbeat_seen = 0;
   std::uint64_t heartbeat_ns = 0;  // when it last moved; 0: the client has a pidfd, none is wanted
 

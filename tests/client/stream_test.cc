@@ -104,7 +104,7 @@ class Streams : public ::testing::Test {
     const bool ok = session_->Synchronize().ok();
     return daemon_->requests() > 0 && ok;
   }
-  Result<std::uint64_t> Step(std::uint64_t step, StreamHandle stream = Stream(1)) {
+  Result<std::uint64_t> Step(std::uint64_t step, StreamHandle stream = Stream(1), bool follows = false) {
     StepTensor tensors[2];
     for (std::uint32_t i = 0; i < 2; ++i) {
       tensors[i].tensor = i;
@@ -115,10 +115,11 @@ class Streams : public ::testing::Test {
     const wire::GroupRecord group{1e-3, 0.9, 0.999, 1e-8, 0.01};
     StreamStepOptions options;
     options.step = step;
+    options.follows = follows;
     return arena_->StepOnStream(tensors, {&group, 1}, options, stream);
   }
-  std::uint64_t MustStep(std::uint64_t step, StreamHandle stream = Stream(1)) {
-    const Result<std::uint64_t> ticket = Step(step, stream);
+  std::uint64_t MustStep(std::uint64_t step, StreamHandle stream = Stream(1), bool follows = false) {
+    const Result<std::uint64_t> ticket = Step(step, stream, follows);
     EXPECT_TRUE(ticket.ok()) << ticket.status().message();
     return ticket.ok() ? *ticket : 0;
   }
@@ -175,6 +176,57 @@ TEST_F(Streams, StepReturnsBeforeItsInputsAreReadyAndTheStreamWaitsForIt) {
   const wire::StepBody body = StepOf(seen);
   EXPECT_EQ(body.entries, 2U);
   EXPECT_EQ(body.step, 1U);
+}
+
+// The parts of one step: each later one goes as soon as the first one's inputs are there.
+TEST_F(Streams, AStepThatFollowsNeedsNoMarkOfItsOwn) {
+  std::vector<std::uint64_t> ready;
+  Script script = GpuScript();
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+    ready.push_back(record.ready);
+    Apply(daemon, record);
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  std::atomic<bool> gradients{false};
+  cuda_.Launch(Stream(1), gradients);
+  MustStep(1, Stream(1), true);  // nothing to follow: marked
+  MustStep(1, Stream(1), true);
+  MustStep(1, Stream(1), true);
+  MustStep(2, Stream(1));
+  EXPECT_EQ(daemon_->header().ready.word.load(), 0U);
+  EXPECT_FALSE(cuda_.Drained(Stream(1), 50));
+  gradients = true;
+  EXPECT_TRUE(cuda_.Drained(Stream(1), 5000)) << "every part is waited for";
+  EXPECT_EQ(daemon_->header().done.word.load(), 4U);
+  EXPECT_TRUE(Synchronized());
+  EXPECT_THAT(ready, ::testing::ElementsAre(1U, 1U, 1U, 4U));
+}
+
+TEST_F(Streams, AStepFollowsNoOtherStream) {
+  std::vector<std::uint64_t> ready;
+  Script script = GpuScript();
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+    ready.push_back(record.ready);
+    Apply(daemon, record);
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  std::atomic<bool> first{false};
+  std::atomic<bool> second{false};
+  cuda_.Launch(Stream(1), first);
+  cuda_.Launch(Stream(2), second);
+  MustStep(1, Stream(1));
+  MustStep(1, Stream(1), true);
+  MustStep(1, Stream(2), true);
+  second = true;
+  EXPECT_FALSE(cuda_.Drained(Stream(2), 50)) << "it is behind what was asked for on the other stream";
+  EXPECT_EQ(daemon_->header().ready.word.load(), 0U);
+  first = true;
+  EXPECT_TRUE(cuda_.Drained(Stream(1), 5000));
+  EXPECT_TRUE(cuda_.Drained(Stream(2), 5000));
+  EXPECT_TRUE(Synchronized());
+  EXPECT_THAT(ready, ::testing::ElementsAre(1U, 1U, 3U));
 }
 
 TEST_F(Streams, StepNamesRegisteredMemory) {
@@ -522,6 +574,15 @@ TEST_F(Streams, WeightsAreQuantizedAndReadOnStreams) {
 }
 
 // The daemon waits for the leases that it revokes; whoever asks for room may hold them.
+TEST_F(Streams, GradientsOfAStepThatIsDoneAreLetGoThoughNobodyLookedAtIt) {
+  Connect(GpuScript());
+  MustStep(1);
+  ASSERT_TRUE(Becomes([&] { return daemon_->header().done.word.load() == 1; }));
+  ASSERT_EQ(daemon_->registered().size(), 2U);
+  ASSERT_TRUE(session_->ReleaseGradients().ok());
+  EXPECT_EQ(daemon_->registered().size(), 1U) << "the parameters' alone";
+}
+
 TEST_F(Streams, MakingRoomLetsGoOfOnesOwnRevokedLeasesAndGradients) {
   Script script = GpuScript();
   script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record,

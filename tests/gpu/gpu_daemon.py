@@ -61,7 +61,9 @@ class GpuDaemon:
         from private_daemon import Daemon
 
         self.socket = str(folder / "d.sock")
-        flags = ["--device", "cuda", "--poison-frames", "--test-handles", "false", *flags]
+        if "--test-handles" not in flags:
+            flags = ["--test-handles", "false", *flags]
+        flags = ["--device", "cuda", "--poison-frames", *flags]
         self._daemon = Daemon(pathlib.Path(program("bitpagerd")), pathlib.Path(self.socket), flags, folder / "log", 30)
         self._daemon.__enter__()
         self.process = self._daemon._process
@@ -93,10 +95,13 @@ class Http:
     """A daemon's answers over HTTP; its address stands in its log."""
 
     def __init__(self, daemon):
-        for line in daemon.log().splitlines():
-            if "http://" in line:
-                self.url = "http://" + line.rsplit("http://", 1)[1].strip()
-                return
+        until = time.monotonic() + 10  # it serves clients first
+        while time.monotonic() < until:
+            for line in daemon.log().splitlines():
+                if "http://" in line:
+                    self.url = "http://" + line.rsplit("http://", 1)[1].strip()
+                    return
+            time.sleep(0.05)
         pytest.fail(f"no address in the log:\n{daemon.log()}")
 
     def text(self, path: str) -> str:

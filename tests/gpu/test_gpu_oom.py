@@ -4,6 +4,7 @@ A ballast tensor makes the shortage. The models are linear layers alone, whose e
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import warnings
@@ -68,6 +69,7 @@ class Training:
     def end(self):
         self.optimizer.drop()
         self.model = self.optimizer = None
+        gc.collect()  # torch's first optimizer of a process lies in a cycle, and keeps its parameters
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 

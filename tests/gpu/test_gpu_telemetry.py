@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import gpu_daemon
@@ -21,6 +22,7 @@ PATIENCE_S = 30
 
 def used_bytes() -> int:
     """Of the whole GPU, as the driver says; nothing else may come or go on it meanwhile."""
+    gc.collect()  # torch's first optimizer of a process lies in a cycle, and keeps its parameters
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()

@@ -83,6 +83,7 @@ class Library:
                 "stream": stream,
                 "step": options.step,
                 "propagate": options.propagate_nonfinite,
+                "follows": options.follows,
                 "rows": [
                     {name: getattr(row, name) for name, _ in row._fields_}
                     | {"step": row.step + options.steps_ahead, "grad": grad}
@@ -136,7 +137,7 @@ def give_gradients(parameters):
 def test_rows_and_groups_are_the_c_structs():
     rows = [(3, 1, 9, 2, 0, 0, 0, 0xABC0, 0, 0, 0xDEF0), (7, 0, 2, 1, 2, 0, 0, 1 << 47, 0, 0, 2)]
     call = StreamCall(rows, 2)
-    call.fill([11, 1 << 46], [0.1, 0.9, 0.99, 1e-8, 0.5, 1, 2, 3, 4, 5], 12, 4, True)
+    call.fill([11, 1 << 46], [0.1, 0.9, 0.99, 1e-8, 0.5, 1, 2, 3, 4, 5], 12, 4, True, True)
     table, count, groups, group_count, options = call.arguments
     got = (_lib.StepTensor * count).from_address(table)
     assert [tuple(getattr(row, name) for name, _ in row._fields_) for row in got] == rows
@@ -194,7 +195,8 @@ def test_steps_are_packed_once_and_sent_again(library, session, monkeypatch):
         give_gradients([*parameters, small])
         optimizer.param_groups[0]["lr"] = 0.1 * round
         optimizer.step()
-        of_8bit, of_32bit = library.steps[-2:]
+        of_32bit, of_8bit = library.steps[-2:]  # the smallest first
+        assert (of_32bit["follows"], of_8bit["follows"]) == (0, 1)
         assert [row["grad"] for row in of_8bit["rows"]] == [p.grad.data_ptr() for p in parameters]
         assert [row["param"] for row in of_8bit["rows"]] == [p.data_ptr() for p in parameters]
         assert [row["grad"] for row in of_32bit["rows"]] == [small.grad.data_ptr()]

@@ -8,6 +8,7 @@ import json
 import pathlib
 import pickle
 import warnings
+import weakref
 
 import bitpager
 import numpy as np
@@ -265,6 +266,23 @@ def test_swapped_data_is_found_again_and_old_memory_released(session):
     p.grad = torch.ones(301)
     with pytest.raises(ValueError, match="301"):
         optimizer.step()
+
+
+def test_an_optimizer_goes_with_its_last_reference_and_its_parameters_with_it(session):
+    """Their memory may be a GPU's: no collector runs when that is short."""
+    optim.AdamW8bit([torch.nn.Parameter(torch.zeros(300))], session=session)  # torch's first one lies in a cycle
+    gc.collect()
+    gc.disable()
+    try:
+        p = torch.nn.Parameter(torch.zeros(5000))
+        optimizer = optim.AdamW8bit([p], session=session)
+        p.grad = torch.ones(5000)
+        optimizer.step()
+        kept = [weakref.ref(p), weakref.ref(optimizer)]
+        del p, optimizer
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_numpy_memory_is_stepped_through_the_slab_with_a_warning(session):

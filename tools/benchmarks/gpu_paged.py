@@ -149,7 +149,7 @@ def room_on_request(bench: Bench, report: Report) -> None:
         with _optimizer("AdamW", found.session) as first, _optimizer("AdamW", found.session) as second:
             optimizers = [optimizer for optimizer, _ in (first, second)]
             times, moved = [], []
-            for _ in range(bench.repeats(4, 2)):
+            for _ in range(1 + bench.repeats(5, 3)):
                 for optimizer, fresh in (first, second):
                     fresh()
                     optimizer.step()
@@ -163,6 +163,9 @@ def room_on_request(bench: Bench, report: Report) -> None:
                 found.session.make_room(wanted)
                 times.append((time.perf_counter_ns() - begun) / 1e6)
                 moved.append(found.session.memory_stats()["stored_bytes"] - before)
+            # The pages have their host memory pinned in the background: the first to leave may wait for it.
+            report.add(Row(f"{work}: the first, a moment after the states came", "ms", times.pop(0)))
+            moved.pop(0)
             limit = bench.ms_of(statistics.median(moved), "to_host")
             label = f"{work}: {statistics.median(moved) / MIB:,.0f} MiB stored"
             report.add(Row(label, "ms", statistics.median(times), limit=limit))

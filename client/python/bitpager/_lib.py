@@ -186,6 +186,8 @@ class StreamStepOptions(Structure):
         ("steps_ahead", c_uint64),
         ("grads", c_void_p),
         ("params", c_void_p),
+        ("follows", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

@@ -186,13 +186,15 @@ class StreamCall:
             ctypes.byref(self.options),
         )
 
-    def fill(self, grads, settings, step: int, steps_ahead: int, propagate: bool) -> None:
+    def fill(self, grads, settings, step: int, steps_ahead: int, propagate: bool, follows: bool) -> None:
         """grads: an address for each row; settings: lr, beta1, beta2, eps, weight_decay of each group, in one list;
-        step: of the optimizer; steps_ahead: added to every row's step."""
+        step: of the optimizer; steps_ahead: added to every row's step; follows: nothing was enqueued on the stream
+        since the session's last step there."""
         self._addresses.pack_into(self.grads, 0, *grads)
         self._packed.pack_into(self._groups, 0, *settings)
         options = self.options
         options.step, options.steps_ahead, options.propagate_nonfinite = step, steps_ahead, propagate
+        options.follows = follows
 
 
 def _count(shape) -> int:

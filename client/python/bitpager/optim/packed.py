@@ -33,6 +33,7 @@ class PackedStep:
         self._order = _is_contiguous if all(map(_is_contiguous, gradients)) else _stride  # the cheaper one that tells
         self._orders = list(map(self._order, gradients))
         self._counts = list(map(_count, gradients))
+        self.elements = sum(self._counts)
         self._first_step = rows[0][2]  # that the packed rows say of the first tensor
         self.gradients = gradients  # of the step in hand
         self.addresses = list(map(_address, gradients))
@@ -52,11 +53,11 @@ class PackedStep:
         except (TypeError, RuntimeError):  # no gradient, or a sparse one
             return False
 
-    def submit(self, settings, step: int, propagate: bool, stream: int) -> None:
+    def submit(self, settings, step: int, propagate: bool, stream: int, follows: bool) -> None:
         """Sends the step in hand, and counts it with every parameter once it is on its way; an interrupt that comes
         later does not undo that."""
         ahead = self.states[0]["step"] + 1 - self._first_step
-        self.call.fill(self.addresses, settings, step, ahead, propagate)
+        self.call.fill(self.addresses, settings, step, ahead, propagate, follows)
         try:
             self.arena.step_on_stream(self.call, stream)
         finally:
@@ -88,10 +89,14 @@ class StreamSteps:
 
     def pack(self, requests, groups, state, whole: bool) -> None:
         """Takes a step from {arena: Request}. whole: no other arena takes part, so it may be sent again."""
-        self._packed = [
-            (request.pack(arena), None if request.plain else _flat(request.table))
-            for arena, request in requests.items()
-        ]
+        # The smallest first: the daemon has applied it by the time that the largest is on its way.
+        self._packed = sorted(
+            (
+                (request.pack(arena), None if request.plain else _flat(request.table))
+                for arena, request in requests.items()
+            ),
+            key=lambda step: step[0].elements,
+        )
         taken = {id(p) for step, _ in self._packed for p in step.parameters}
         parameters = [p for group in groups for p in group["params"]]
         self._rest = [p for p in parameters if id(p) not in taken]
@@ -115,11 +120,13 @@ class StreamSteps:
     def send(self, groups_settings, number: int, propagate: bool) -> None:
         """Sends the step in hand. The first interrupt waits until every arena's part is under way. groups_settings:
         tuples of settings of all groups; number: the optimizer's step."""
-        interrupt, self.sent = None, 0
+        interrupt, self.sent, last = None, 0, None
         settings = _flat(groups_settings)
         try:
             for step, own in self._packed:
-                parts = (step, settings if own is None else own, number, propagate)
+                # All gradients were there before the first part, and nothing was enqueued since.
+                follows, last = step.arena.session is last, step.arena.session
+                parts = (step, settings if own is None else own, number, propagate, follows)
                 try:
                     self._send_one(*parts)
                 except KeyboardInterrupt as error:
@@ -136,17 +143,17 @@ class StreamSteps:
         if not self._reusable:
             self.forget()
 
-    def _send_one(self, step, settings, number, propagate) -> None:
+    def _send_one(self, step, settings, number, propagate, follows) -> None:
         index = step.parameters[0].device.index
         if torch.cuda.current_device() == index:
-            self._send_on_current(step, settings, number, propagate, index)
+            self._send_on_current(step, settings, number, propagate, follows, index)
             return
         with torch.cuda.device(index):
-            self._send_on_current(step, settings, number, propagate, index)
+            self._send_on_current(step, settings, number, propagate, follows, index)
 
-    def _send_on_current(self, step, settings, number, propagate, index) -> None:
+    def _send_on_current(self, step, settings, number, propagate, follows, index) -> None:
         stream = current_stream(index)
-        step.submit(settings, number, propagate, stream)
+        step.submit(settings, number, propagate, stream, follows)
         segments = self._segments.get(index)
         if segments is None:
             segments = self._segments[index] = SegmentStreams(index)

@@ -28,18 +28,23 @@ class Slot:
 
 
 class Registry:
-    """Arenas of one optimizer. Every call to admit() makes at most one arena per width."""
+    """Arenas of one optimizer. Every call to admit() makes at most one arena per width. describe, report: bound methods
+    of the optimizer, which is not kept alive: with its last reference it goes, and its parameters' memory with it."""
 
     def __init__(self, rule: int, evictable: bool, name: str, describe, report):
         self.rule = rule
         self.evictable = evictable
         self.name = name  # of the arenas; those made after a step get "+1", "+2" ...
-        self.describe = describe  # parameter -> its name for messages
-        self.report = report  # (arena, _lib.Finished): a step on a stream left blocks out; a bound method
+        self._describe = weakref.WeakMethod(describe)
+        self._report = weakref.WeakMethod(report)  # (arena, _lib.Finished): a step on a stream left blocks out
         self.arenas = []
         self.slots = {}
         self._generation = 0
         self._warned = False
+
+    def describe(self, parameter) -> str:
+        """Its name for messages."""
+        return self._describe()(parameter)
 
     def extents(self):
         """Handles of all arenas."""
@@ -76,7 +81,7 @@ class Registry:
 
     def _teller(self, arena):
         """What `arena` calls when a step on a stream left blocks out. Keeps neither alive."""
-        report, reference = weakref.WeakMethod(self.report), weakref.ref(arena)
+        report, reference = self._report, weakref.ref(arena)
 
         def tell(finished):
             method = report()

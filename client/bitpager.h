@@ -105,15 +105,19 @@ typedef struct bp_session_info {
 BP_API int bp_session_get_info(bp_session* session, bp_session_info* out);
 
 /* Usage of the session's job; see the field names. Bytes count whole pages. shared_bytes: weights that others
- * have too, in full; the other figures have the job's part of them. */
+ * have too, in full; the other figures have the job's part of them. peak_*: the most at any moment since this
+ * session came or reset its peaks; job_peak_*: since the job came. */
 typedef struct bp_usage {
   uint32_t struct_bytes;
   uint32_t reserved;
   uint64_t resident_bytes, host_bytes, state_bytes, weight_bytes, resident_state_bytes, resident_weight_bytes,
       leased_bytes, loaded_bytes, stored_bytes, dropped_bytes, pages, share_bytes, stall_ns, steps,
-      nonfinite_blocks, device_budget_bytes, buffer_bytes, disk_bytes, disk_budget_bytes, shared_bytes;
+      nonfinite_blocks, device_budget_bytes, buffer_bytes, disk_bytes, disk_budget_bytes, shared_bytes,
+      peak_resident_bytes, peak_host_bytes, job_peak_resident_bytes, job_peak_host_bytes;
 } bp_usage;
 BP_API int bp_get_usage(bp_session* session, bp_usage* out);
+/* From now on the session's peaks are counted anew; other processes of the job keep theirs. */
+BP_API int bp_reset_peaks(bp_session* session);
 /* Has pages leave the device until `bytes` of it are free for what this process is about to allocate there;
  * waits. *free_bytes: free now. BP_BUDGET_EXCEEDED: all that can leave has left and it is not enough.
  * BP_PENDING: limit_ms passed first. */

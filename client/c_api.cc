@@ -120,7 +120,7 @@ int bp_session_get_info(bp_session* session, bp_session_info* out) {
     wire::CopyText(filled.device_kind, info.device_kind);
     wire::CopyText(filled.device_uuid, info.device_uuid);
     filled.synchronous = info.synchronous ? 1 : 0;
-    return CopyOut(filled, out, "bp_session_info", offsetof(bp_session_info, device_kind));
+    return CopyOut(filled, out, "bp_session_info", {offsetof(bp_session_info, device_kind)});
   });
 }
 
@@ -149,9 +149,18 @@ int bp_get_usage(bp_session* session, bp_usage* out) {
     filled.disk_bytes = usage->disk_bytes;
     filled.disk_budget_bytes = usage->disk_budget_bytes;
     filled.shared_bytes = usage->shared_bytes;
-    // Callers of before have no more.
-    return CopyOut(filled, out, "bp_usage", offsetof(bp_usage, disk_bytes));
+    filled.peak_resident_bytes = usage->peak_resident_bytes;
+    filled.peak_host_bytes = usage->peak_host_bytes;
+    filled.job_peak_resident_bytes = usage->job_peak_resident_bytes;
+    filled.job_peak_host_bytes = usage->job_peak_host_bytes;
+    // Callers of before the disk, and of before the peaks, have no more.
+    return CopyOut(filled, out, "bp_usage",
+                   {offsetof(bp_usage, disk_bytes), offsetof(bp_usage, peak_resident_bytes)});
   });
+}
+
+int bp_reset_peaks(bp_session* session) {
+  return WithSession(session, [&](client::Session& s) -> Status { return s.GetUsage(true).status(); });
 }
 
 int bp_buffer_create(bp_session* session, uint64_t bytes, uint64_t* buffer, void** ptr) {

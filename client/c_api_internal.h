@@ -2,8 +2,11 @@
 // own size.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -58,14 +61,17 @@ wire::Status CopyIn(const T* from, T& to, const char* name, std::size_t least_by
   return {};
 }
 
-// Fills what the caller's struct has room for; its struct_bytes stays.
+// Fills what the caller's struct has room for; its struct_bytes stays. older_bytes: what it was before it
+// grew.
 template <typename T>
-wire::Status CopyOut(const T& from, T* to, const char* name, std::size_t least_bytes = sizeof(T)) {
+wire::Status CopyOut(const T& from, T* to, const char* name,
+                     std::initializer_list<std::size_t> older_bytes = {}) {
   static_assert(std::is_trivially_copyable_v<T>);
   if (to == nullptr) return InvalidArgument(std::string(name) + " is NULL");
   std::uint32_t bytes = 0;
   std::memcpy(&bytes, to, sizeof(bytes));
-  if ((bytes < sizeof(T) && bytes != least_bytes) || bytes > 4096) {
+  const bool older = std::find(older_bytes.begin(), older_bytes.end(), bytes) != older_bytes.end();
+  if ((bytes < sizeof(T) && !older) || bytes > 4096) {
     return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
                            "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
   }

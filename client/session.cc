@@ -138,10 +138,11 @@ Result<std::shared_ptr<Session>> Session::Connect(const ConnectOptions& options)
   }
 }
 
-Result<Usage> Session::GetUsage() {
+Result<Usage> Session::GetUsage(bool reset_peaks) {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
-  Result<Reply> reply = connection_->AskBare(wire::MessageType::kUsage);
+  Result<Reply> reply = reset_peaks ? connection_->Ask(wire::MessageType::kUsage, wire::UsageBody{1})
+                                    : connection_->AskBare(wire::MessageType::kUsage);
   if (!reply.ok()) return reply.status();
   const auto value = [&](wire::UsageValue v) { return reply->body.values[static_cast<std::size_t>(v)]; };
   using V = wire::UsageValue;
@@ -166,6 +167,10 @@ Result<Usage> Session::GetUsage() {
   usage.disk_bytes = value(V::kDiskBytes);
   usage.disk_budget_bytes = value(V::kDiskBudgetBytes);
   usage.shared_bytes = value(V::kSharedBytes);
+  usage.peak_resident_bytes = value(V::kPeakResidentBytes);
+  usage.peak_host_bytes = value(V::kPeakHostBytes);
+  usage.job_peak_resident_bytes = value(V::kJobPeakResidentBytes);
+  usage.job_peak_host_bytes = value(V::kJobPeakHostBytes);
   return usage;
 }
 

@@ -51,6 +51,11 @@ struct Usage {
   std::uint64_t buffer_bytes = 0;
   std::uint64_t disk_bytes = 0;
   std::uint64_t disk_budget_bytes = 0;  // of the daemon; 0: it keeps no pages on disk
+  // The most at any moment since this session came or reset them; and since the job came.
+  std::uint64_t peak_resident_bytes = 0;
+  std::uint64_t peak_host_bytes = 0;
+  std::uint64_t job_peak_resident_bytes = 0;
+  std::uint64_t job_peak_host_bytes = 0;
 };
 
 class Session {
@@ -67,7 +72,8 @@ class Session {
   void Disconnect() { connection_->Detach(); }
 
   [[nodiscard]] const SessionInfo& info() const { return connection_->info(); }
-  [[nodiscard]] wire::Result<Usage> GetUsage();
+  // reset_peaks: before it is told, this session's peaks begin anew at what the job has.
+  [[nodiscard]] wire::Result<Usage> GetUsage(bool reset_peaks = false);
   // Has pages leave the device until `bytes` of it are free for what this process is about to allocate there,
   // and waits for it. Ok sets `free_bytes` to what is free now. kBudgetExceeded when all that can leave has
   // left and it is not enough; kPending when `limit_ms` passed first: pages are still leaving. Errors of the

@@ -172,6 +172,7 @@ Status Control::Hello(Call& call) {
     lifecycle_.Close(session.identity().id, true);
     return watched;
   }
+  core_.BeginPeaks(session);
   call.connection->session = session.identity().id;
   call.connection->greeted = true;
   call.connection->attached.store(true, std::memory_order_relaxed);

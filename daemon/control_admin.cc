@@ -12,9 +12,15 @@ using wire::Status;
 using wire::UsageValue;
 
 Status Control::Usage(Call& call) {
-  const Job& job = *core_.registry.FindJob(call.session->identity().job);
+  wire::UsageBody body;  // may be left out
+  if (call.packet.header().body_bytes != 0 && !wire::ReadBody(call.packet, body)) {
+    return {Code::kProtocol, "a usage message of the wrong size."};
+  }
+  Job& job = *core_.registry.FindJob(call.session->identity().job);
   const auto usage = core_.pager.Usage(job.id);
   if (!usage) return {Code::kNotFound, "job '" + job.name + "' is gone."};
+  core_.CollectPeaks(job);
+  if (body.reset_peaks != 0) core_.BeginPeaks(*call.session);
   const std::uint64_t page = core_.page_bytes();
   const auto set = [&](UsageValue which, std::uint64_t value) {
     call.answer.body.values[static_cast<std::size_t>(which)] = value;
@@ -39,6 +45,10 @@ Status Control::Usage(Call& call) {
   set(UsageValue::kDiskBytes, usage->disk_frames * page);
   set(UsageValue::kDiskBudgetBytes, core_.settings.pager.disk_frames * page);
   set(UsageValue::kSharedBytes, usage->shared_pages * page);
+  set(UsageValue::kPeakResidentBytes, call.session->peaks.resident * page);
+  set(UsageValue::kPeakHostBytes, call.session->peaks.host * page);
+  set(UsageValue::kJobPeakResidentBytes, job.peaks.resident * page);
+  set(UsageValue::kJobPeakHostBytes, job.peaks.host * page);
   return {};
 }
 

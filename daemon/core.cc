@@ -1,5 +1,7 @@
 #include "daemon/core.h"
 
+#include <algorithm>
+
 namespace bitpager::daemon {
 
 void Core::Tell(const Notice& notice) {
@@ -9,6 +11,25 @@ void Core::Tell(const Notice& notice) {
     }
   }
   notify(notice);
+}
+
+void Core::CollectPeaks(Job& job) {
+  const auto usage = pager.Usage(job.id);
+  if (!usage) return;
+  const auto raise = [&](Peaks& peaks) {
+    peaks.resident = std::max(peaks.resident, usage->peak_resident_frames);
+    peaks.host = std::max(peaks.host, usage->peak_host_frames);
+  };
+  raise(job.peaks);
+  for (const wire::SessionId id : job.sessions) raise(registry.FindSession(id)->peaks);
+  pager.ResetPeaks(job.id);
+}
+
+void Core::BeginPeaks(Session& session) {
+  Job& job = *registry.FindJob(session.identity().job);
+  CollectPeaks(job);
+  const auto usage = pager.Usage(job.id);
+  if (usage) session.peaks = {usage->resident_frames, usage->host_frames};
 }
 
 void Core::TellSeldom(Notice notice) {

@@ -70,6 +70,11 @@ struct Core {
   // often it came meanwhile.
   void TellSeldom(Notice notice);
 
+  // Moves what the pager has seen of the job's peaks to the job and its sessions.
+  void CollectPeaks(Job& job);
+  // The session's peaks begin anew at what the job has now.
+  void BeginPeaks(Session& session);
+
   [[nodiscard]] std::uint64_t page_bytes() const { return settings.pager.page_bytes; }
 
  private:

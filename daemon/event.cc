@@ -12,6 +12,7 @@ using nlohmann::json;
 
 json ObjectOf(const Event& event) {
   return {{"schema_version", kEventSchemaVersion},
+          {"id", event.id},
           {"name", event.name},
           {"time_unix_ms", event.time_unix_ms},
           {"job", event.job},
@@ -44,6 +45,7 @@ std::string ToJson(const std::vector<Event>& events) {
 void EventLog::Add(Event event) {
   event.time_unix_ms = UnixMs();
   const std::lock_guard lock(mutex_);
+  event.id = first_ + events_.size();
   ++counts_[event.name];
   events_.push_back(std::move(event));
   if (events_.size() > kHeld) {
@@ -57,6 +59,17 @@ std::vector<Event> EventLog::Last() const {
   const std::lock_guard lock(mutex_);
   const std::size_t count = std::min(events_.size(), kKept);
   return {events_.end() - static_cast<std::ptrdiff_t>(count), events_.end()};
+}
+
+std::vector<Event> EventLog::Between(std::uint64_t after, std::uint64_t before) const {
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t end = std::clamp(before, first_, first_ + events_.size());
+  const std::uint64_t oldest = end - std::min<std::uint64_t>(end - first_, kKept);
+  const std::uint64_t begin = after < end ? std::max(oldest, after + 1) : oldest;
+  const auto at = [&](std::uint64_t id) {
+    return events_.begin() + static_cast<std::ptrdiff_t>(id - first_);
+  };
+  return {at(begin), at(end)};
 }
 
 std::map<std::string, std::uint64_t> EventLog::Counts() const {

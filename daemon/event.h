@@ -14,7 +14,8 @@
 
 namespace bitpager::daemon {
 
-inline constexpr int kEventSchemaVersion = 1;
+// 2: `id`.
+inline constexpr int kEventSchemaVersion = 2;
 
 // attach         a session began; text: its client
 // detach         a session ended as it should; bytes: of the pages that went with it
@@ -41,18 +42,26 @@ struct Event {
   std::string device;  // UUID
   std::uint64_t bytes = 0;
   std::string text;
+  std::uint64_t id = 0;  // set by EventLog::Add
 };
 
-// {"schema_version":1,"name":...,"time_unix_ms":...,"job":...,"device":...,"bytes":...,"text":...}. Valid
-// UTF-8 whatever the names hold.
+// {"schema_version":2,"id":...,"name":...,"time_unix_ms":...,"job":...,"device":...,"bytes":...,"text":...}.
+// Valid UTF-8 whatever the names hold.
 [[nodiscard]] std::string ToJson(const Event& event);
-// {"schema_version":1,"events":[...]}, oldest first.
+// {"schema_version":2,"events":[...]}, oldest first.
 [[nodiscard]] std::string ToJson(const std::vector<Event>& events);
 
 [[nodiscard]] std::int64_t UnixMs();
 
+// Each event has an id, one more than the event before it. They begin at the microsecond of Unix time at
+// which the log was made, so that those of a daemon that was started again are greater than all of its
+// predecessor (no log gets a million events a second), and are exact as the floating-point numbers of
+// browsers until 2255.
 class EventLog {
  public:
+  explicit EventLog(std::uint64_t first_id = static_cast<std::uint64_t>(UnixMs()) * 1000)
+      : first_(first_id) {}
+
   static constexpr std::size_t kKept = 256;   // that Last gives
   static constexpr std::size_t kHeld = 1024;  // for readers that are behind
 
@@ -60,12 +69,15 @@ class EventLog {
   // Stamps it with the time and wakes the readers; never waits for one.
   void Add(Event event);
   [[nodiscard]] std::vector<Event> Last() const;
+  // Those with `after` < id < `before`, oldest first: the last kKept of them that are held. All that could be
+  // given when `after` is no id of an event before `before`.
+  [[nodiscard]] std::vector<Event> Between(std::uint64_t after, std::uint64_t before) const;
   // Events so far, by name.
   [[nodiscard]] std::map<std::string, std::uint64_t> Counts() const;
   // Events that a reader missed because it was too far behind.
   [[nodiscard]] std::uint64_t dropped() const;
 
-  // ---- readers. Each keeps its own place: the number of the first event it has not read.
+  // ---- readers. Each keeps its own place: the id of the first event it has not read.
   [[nodiscard]] std::uint64_t Next() const;
   // Those from `place` on, which moves behind them.
   [[nodiscard]] std::vector<Event> Since(std::uint64_t& place);
@@ -76,7 +88,7 @@ class EventLog {
  private:
   mutable std::mutex mutex_;
   std::deque<Event> events_;                     // guarded by mutex_, as all below
-  std::uint64_t first_ = 0;                      // number of events_.front()
+  std::uint64_t first_;                          // id of events_.front()
   std::map<std::string, std::uint64_t> counts_;  // by name
   std::uint64_t dropped_ = 0;
   std::map<int, std::function<void()>> watches_;

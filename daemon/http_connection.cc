@@ -5,6 +5,7 @@
 #include <boost/asio/write.hpp>
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/write.hpp>
+#include <charconv>
 #include <utility>
 
 namespace bitpager::daemon {
@@ -13,7 +14,7 @@ namespace {
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
 
-constexpr std::size_t kMostEvents = 256;  // that wait for one client
+constexpr std::size_t kMostEvents = 2 * EventLog::kKept;  // that wait for one client
 constexpr std::size_t kMostTargetBytes = 2048;
 
 std::string_view View(beast::string_view text) {
@@ -165,9 +166,22 @@ void HttpConnection::OnWritten(beast::error_code error) {
 
 // ---- streams
 
+// A header that is no number is of another server's stream.
+std::optional<std::uint64_t> HttpConnection::LastEventId() const {
+  const std::string_view text = View(request_->get()["Last-Event-ID"]);
+  std::uint64_t id = 0;
+  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), id);
+  const bool whole = !text.empty() && parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
+  return whole ? std::optional(id) : std::nullopt;
+}
+
 void HttpConnection::BeginStream(std::string_view query) {
   const auto cells = NumberIn(query, "cells", kLeastCells, kMostCells);
-  if (!cells.ok()) return Write(ErrorReply(400, "invalid_argument", cells.status().message()), false);
+  const auto had = NumberIn(query, "last_event_id", 0, ~std::uint64_t{0});
+  for (const auto& bad : {cells.status(), had.status()}) {
+    if (!bad.ok()) return Write(ErrorReply(400, "invalid_argument", bad.message()), false);
+  }
+  had_ = had->has_value() ? *had : LastEventId();
   cells_ = cells->value_or(kUsualCells);
   http::response<http::empty_body> header;
   header.version(11);
@@ -225,9 +239,16 @@ void HttpConnection::SendPages(const Text& json) {
   Pump();
 }
 
-void HttpConnection::SendEvent(const Text& json) {
+void HttpConnection::Resume(std::uint64_t place, const std::vector<Event>& missed) {
+  place_ = place;
+  for (const Event& event : missed) {
+    events_.emplace_back(event.id, std::make_shared<const std::string>(ToJson(event)));
+  }
+}
+
+void HttpConnection::SendEvent(std::uint64_t id, const Text& json) {
   if (events_.size() >= kMostEvents) return Close();
-  events_.push_back(json);
+  events_.emplace_back(id, json);
   Pump();
 }
 
@@ -236,14 +257,16 @@ void HttpConnection::SendComment(const Text& text) {
   Pump();
 }
 
-// Sends the next message, if none is being sent: events first, then the status, then the page map.
+// Sends the next message, if none is being sent: events first, then the status, then the page map. Each says
+// up to which event its client has them all.
 void HttpConnection::Pump() {
   if (sends_ || !stream_.socket().is_open()) return;
   const auto take = [&](const char* name, const Text& json) {
-    sending_ = "id: " + std::to_string(++messages_) + "\nevent: " + name + "\ndata: " + *json + "\n\n";
+    sending_ = "id: " + std::to_string(place_) + "\nevent: " + name + "\ndata: " + *json + "\n\n";
   };
   if (!events_.empty()) {
-    take("event", events_.front());
+    place_ = events_.front().first;
+    take("event", events_.front().second);
     events_.pop_front();
   } else if (status_ != nullptr) {
     take("status", status_);

@@ -17,6 +17,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "daemon/http_server.h"
 
@@ -54,9 +56,13 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // ---- streams. What is newer takes the place of a status or page map that was not sent yet.
   [[nodiscard]] std::uint64_t cells() const { return cells_; }
+  // The last event that its client had of an earlier stream.
+  [[nodiscard]] std::optional<std::uint64_t> had() const { return had_; }
+  // Before anything is sent: the client has the events up to `place`, and gets these first.
+  void Resume(std::uint64_t place, const std::vector<Event>& missed);
   void SendStatus(const Text& json);
-  void SendPages(const Text& json);  // when it is not what was sent last
-  void SendEvent(const Text& json);  // closes when too many wait
+  void SendPages(const Text& json);                    // when it is not what was sent last
+  void SendEvent(std::uint64_t id, const Text& json);  // closes when too many wait
   void SendComment(const Text& text);
 
  private:
@@ -71,6 +77,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void Write(const HttpReply& reply, bool keep);
   void OnWritten(boost::beast::error_code error);
   void BeginStream(std::string_view query);
+  [[nodiscard]] std::optional<std::uint64_t> LastEventId() const;
   void WatchClient();
   void Pump();
   void SendOut();
@@ -86,11 +93,12 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // ---- streams
   std::uint64_t cells_ = 0;
-  std::uint64_t messages_ = 0;
-  Text status_;  // to be sent
-  Text pages_;   // likewise
+  std::optional<std::uint64_t> had_;
+  std::uint64_t place_ = 0;  // id of the last event that was sent, or came before the stream
+  Text status_;              // to be sent
+  Text pages_;               // likewise
   Text pages_sent_;
-  std::deque<Text> events_;
+  std::deque<std::pair<std::uint64_t, Text>> events_;  // with their ids
   Text comment_;
   std::string sending_;
   bool sends_ = false;

@@ -135,6 +135,9 @@ void HttpServer::Impl::Take(tcp::socket socket) {
 bool HttpServer::Impl::TakeStream(const std::shared_ptr<HttpConnection>& one) {
   if (streams.size() >= limits.streams) return false;
   streams.insert(one.get());
+  // Those from next_event on are told to all.
+  const std::uint64_t last = next_event - 1;
+  one->Resume(last, one->had() ? events.Between(*one->had(), next_event) : std::vector<Event>());
   if (streams.size() == 1) Wait();
   asio::post(io, [this, weak = std::weak_ptr<HttpConnection>(one)] {
     if (const auto there = weak.lock(); there) Tell(*there);
@@ -177,7 +180,7 @@ void HttpServer::Impl::TellEvents() {
   for (const Event& event : events.Since(next_event)) {
     const auto json = std::make_shared<const std::string>(ToJson(event));
     for (HttpConnection* one : std::vector<HttpConnection*>(streams.begin(), streams.end()))
-      one->SendEvent(json);
+      one->SendEvent(event.id, json);
   }
 }
 

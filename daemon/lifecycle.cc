@@ -164,7 +164,8 @@ std::int64_t Lifecycle::KeepMs(const Job& job) {
 void Lifecycle::RemoveJobIfEmpty(wire::JobId id) {
   Job* job = core_.registry.FindJob(id);
   if (job == nullptr || !job->sessions.empty() || !job->extents.empty()) return;
-  core_.past_jobs.Leave(id, {job->name, job->uid, job->counters});
+  core_.CollectPeaks(*job);
+  core_.past_jobs.Leave(id, {job->name, job->uid, job->counters, job->peaks});
   core_.pager.RemoveJob(id);
   core_.registry.RemoveJob(id);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "daemon/event.h"
+#include "daemon/metrics_sums.h"
 
 namespace bitpager::daemon {
 namespace {
@@ -61,72 +62,15 @@ Labels With(const Labels& labels, std::initializer_list<Label> more) {
   return out;
 }
 
-// What a device's jobs of one name have together, past ones included.
-struct Series {
-  std::uint64_t alive = 0;  // jobs that are there
-  JobSnapshot job;          // sums
-};
 struct DeviceSeries {
   const DeviceSnapshot* device = nullptr;
-  std::map<std::string, Series> jobs;
+  std::map<std::string, JobSums> jobs;  // by name
   [[nodiscard]] Labels labels() const { return {{"gpu", device->gpu}, {"UUID", device->uuid}}; }
 };
 
-void Add(paging::ByReason& to, const paging::ByReason& more) {
-  for (std::size_t i = 0; i < to.size(); ++i) to[i] += more[i];
-}
-
-// Of jobs and past jobs alike.
-template <typename S>
-void AddCounts(JobSnapshot& to, const S& more) {
-  to.steps += more.steps;
-  to.faults += more.faults;
-  to.nonfinite_blocks += more.nonfinite_blocks;
-  Add(to.evictions_by_reason, more.evictions_by_reason);
-  Add(to.moved_by_reason.to_device, more.moved_by_reason.to_device);
-  Add(to.moved_by_reason.to_host, more.moved_by_reason.to_host);
-  Add(to.moved_by_reason.dropped, more.moved_by_reason.dropped);
-}
-
-void AddState(JobSnapshot& to, const JobSnapshot& more) {
-  for (std::size_t kind = 0; kind < 2; ++kind) {
-    to.resident_by_kind[kind] += more.resident_by_kind[kind];
-    to.host_by_kind[kind] += more.host_by_kind[kind];
-    to.disk_by_kind[kind] += more.disk_by_kind[kind];
-  }
-  to.dirty_bytes += more.dirty_bytes;
-  to.leased_bytes += more.leased_bytes;
-  to.shared_bytes += more.shared_bytes;
-  to.buffer_bytes += more.buffer_bytes;
-  to.device_quota_bytes += more.device_quota_bytes;
-  to.share_bytes += more.share_bytes;
-  to.weight += more.weight;
-  to.sessions += more.sessions;
-  to.saved_bytes.states_32bit += more.saved_bytes.states_32bit;
-  to.saved_bytes.weights_16bit += more.saved_bytes.weights_16bit;
-}
-
 std::vector<DeviceSeries> SeriesOf(const Snapshot& s) {
   std::vector<DeviceSeries> out;
-  for (const DeviceSnapshot& device : s.devices) {
-    DeviceSeries& series = out.emplace_back();
-    series.device = &device;
-    const auto entry = [&](const std::string& name) -> Series& {
-      const auto [found, fresh] = series.jobs.try_emplace(name);
-      if (fresh) found->second.job.weight = 0;
-      return found->second;
-    };
-    for (const JobSnapshot& job : s.jobs) {
-      if (job.device != device.uuid) continue;
-      Series& sum = entry(job.name);
-      sum.alive += 1;
-      AddState(sum.job, job);
-      AddCounts(sum.job, job);
-    }
-    for (const PastJobSnapshot& past : s.past_jobs) {
-      if (past.device == device.uuid) AddCounts(entry(past.name).job, past);
-    }
-  }
+  for (const DeviceSnapshot& device : s.devices) out.push_back({&device, SumByName(s, device.uuid)});
   return out;
 }
 
@@ -241,6 +185,10 @@ void Exposition::WriteDevices() {
             [](const D& d) { return d.host_budget_bytes; });
   OfDevices("host_committed_bytes", "gauge", "Host memory committed to frames and buffers.",
             [](const D& d) { return d.host_committed_bytes; });
+  OfDevices("disk_budget_bytes", "gauge", "Disk that frames may take; 0: the daemon has no folder for them.",
+            [](const D& d) { return d.disk_budget_bytes; });
+  OfDevices("disk_committed_bytes", "gauge", "Disk committed to frames.",
+            [](const D& d) { return d.disk_committed_bytes; });
   OfDevices("pressure_ratio", "gauge",
             "How near free device memory is to the watermark that pages leave free: 0 from twice the "
             "watermark up, 1 at it.",
@@ -259,6 +207,11 @@ void Exposition::WriteTiers() {
 
 void Exposition::WriteJobs() {
   using J = JobSnapshot;
+  w_.Metric("job_peak_bytes", "gauge", "The most that a job had at any moment since it came.");
+  ForJobs(true, [&](const Labels& labels, const J& job) {
+    w_.Sample(With(labels, {{"tier", "device"}}), job.peak_resident_bytes);
+    w_.Sample(With(labels, {{"tier", "host"}}), job.peak_host_bytes);
+  });
   OfJobs("dirty_bytes", "Bytes of pages that are newer on the device than on the host.",
          [](const J& j) { return j.dirty_bytes; });
   OfJobs("leased_bytes", "Bytes of pages that clients read in place.",
@@ -314,6 +267,16 @@ void Exposition::WriteCounts() {
   of_jobs("nonfinite_blocks_total", "Blocks of gradients that held NaN or inf.",
           &JobSnapshot::nonfinite_blocks);
   of_jobs("faults_total", "Waits for pages that were not there.", &JobSnapshot::faults);
+  const auto seconds_of_jobs = [&](std::string_view name, std::string_view help,
+                                   std::uint64_t JobSnapshot::*value) {
+    w_.Metric(name, "counter", help);
+    ForJobs(false, [&](const Labels& labels, const JobSnapshot& job) {
+      w_.Sample(labels, static_cast<double>(job.*value) / 1e9);
+    });
+  };
+  seconds_of_jobs("job_step_seconds_total", "What a job's steps took together.", &JobSnapshot::step_ns);
+  seconds_of_jobs("job_stall_seconds_total", "What a job's requests waited for pages, together.",
+                  &JobSnapshot::stall_ns);
   OfDevices("requests_total", "counter", "Requests taken off the rings.",
             [](const DeviceSnapshot& d) { return d.requests; });
 }
@@ -361,7 +324,14 @@ void Exposition::WriteLinks() {
 
 void Exposition::WriteEvents() {
   w_.Metric("errors_total", "counter", "Replies and completions that failed, by code.");
-  for (const auto& [code, count] : s_.errors) w_.Sample({{"code", code}}, count);
+  // All from the start: a counter that begins with its first error shows no increase for it.
+  constexpr auto kLast = static_cast<std::uint32_t>(wire::Code::kInternal);
+  for (std::uint32_t value = 1; value <= kLast; ++value) {
+    const std::string name(wire::CodeName(static_cast<wire::Code>(value)));
+    if (name == "unknown") continue;
+    const auto found = s_.errors.find(name);
+    w_.Sample({{"code", name}}, found == s_.errors.end() ? std::uint64_t{0} : found->second);
+  }
   w_.Metric("events_total", "counter", "Events, by name.");
   for (const std::string_view name : kEventNames) {
     const auto found = s_.events.find(std::string(name));

@@ -52,6 +52,7 @@ void ObserveCounters(const JobCounters& counters, S& out) {
   out.faults = counters.faults;
   out.stall_ns = counters.stall_ns;
   out.nonfinite_blocks = counters.nonfinite_blocks;
+  out.step_ns = counters.step_ns;
 }
 
 HistogramSnapshot ObserveHistogram(const Histogram& histogram) {
@@ -77,7 +78,9 @@ void ObserveSaved(const Extent& extent, std::uint64_t uses, std::uint64_t page, 
   if (arena.layout.bits == wire::StateBits::k8) out.states_32bit += saved(4 * arena.layout.states * elements);
 }
 
-void ObservePages(const paging::JobUsage& usage, std::uint64_t page, JobSnapshot& out) {
+void ObservePages(const paging::JobUsage& usage, const Peaks& before, std::uint64_t page, JobSnapshot& out) {
+  out.peak_resident_bytes = std::max(before.resident, usage.peak_resident_frames) * page;
+  out.peak_host_bytes = std::max(before.host, usage.peak_host_frames) * page;
   out.pages = usage.pages;
   out.resident_bytes = usage.resident_frames * page;
   out.host_bytes = usage.host_frames * page;
@@ -118,7 +121,7 @@ JobSnapshot ObserveJob(Core& core, const Job& job, std::uint64_t now_ns) {
   out.step_ns_last = job.step_ns_last;
   out.stall_ns_last = job.stall_ns_last;
   out.last_event = job.last_event;
-  if (const auto usage = core.pager.Usage(job.id); usage) ObservePages(*usage, page, out);
+  if (const auto usage = core.pager.Usage(job.id); usage) ObservePages(*usage, job.peaks, page, out);
   for (const wire::ExtentId id : job.extents) {
     const Extent& extent = *core.registry.FindExtent(id);
     out.extents.push_back(ObserveExtent(core, extent));
@@ -136,7 +139,7 @@ JobSnapshot ObserveEnding(const Core& core, wire::JobId id, const PastJobs::Endi
   out.uid = job.uid;
   out.ending = true;
   ObserveCounters(job.counters, out);
-  if (const auto usage = core.pager.Usage(id); usage) ObservePages(*usage, core.page_bytes(), out);
+  if (const auto usage = core.pager.Usage(id); usage) ObservePages(*usage, job.peaks, core.page_bytes(), out);
   return out;
 }
 
@@ -202,6 +205,7 @@ void ObserveTotals(const Core& core, Snapshot& out) {
   totals.faults = device.faults;
   totals.stall_ns = device.stall_ns;
   totals.nonfinite_blocks = device.nonfinite_blocks;
+  totals.step_ns = device.step_ns;
   totals.sessions_opened = core.counters.sessions_opened;
   totals.sessions_lost = core.counters.sessions_lost;
   for (const auto& [code, count] : core.counters.errors) {

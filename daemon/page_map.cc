@@ -13,7 +13,7 @@ std::string ToJson(const PageMap& map) {
     json cells = json::array();
     for (const PageCell& cell : device.cells) {
       const paging::PageCounts& n = cell.counts;
-      cells.push_back({cell.job, n.resident, n.dirty, n.host, n.streaming});
+      cells.push_back({cell.job, n.resident, n.dirty, n.host, n.streaming, n.disk});
     }
     devices.push_back({{"uuid", device.uuid},
                        {"gpu", device.gpu},

@@ -37,10 +37,10 @@ struct PageMap {
 };
 
 // {"schema_version":1,"devices":[{"uuid","gpu","kind","page_bytes","pages","pages_per_cell","jobs":[names],
-//  "cells":[[job, resident, dirty, host, streaming], ...]}]}. Resident pages, those on their way (streaming),
-//  and
-// those whose only copy is on the host are different pages; of the first two, dirty ones are newer on the
-// device. Pages that were never written are none of these.
+//  "cells":[[job, resident, dirty, host, streaming, disk], ...]}]}. Resident pages, those on their way
+// (streaming), and those whose only copy is on the host are different pages; of the first two, dirty ones are
+// newer on the device; of the last, those counted by `disk` lie on disk and not in host memory. Pages that
+// were never written are none of these.
 [[nodiscard]] std::string ToJson(const PageMap& map);
 
 }  // namespace bitpager::daemon

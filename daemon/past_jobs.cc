@@ -13,6 +13,7 @@ void Add(PastJob& to, const PastJob& from) {
   to.counters.faults += from.counters.faults;
   to.counters.stall_ns += from.counters.stall_ns;
   to.counters.nonfinite_blocks += from.counters.nonfinite_blocks;
+  to.counters.step_ns += from.counters.step_ns;
   paging::Add(to.traffic, from.traffic);
 }
 

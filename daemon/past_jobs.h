@@ -19,6 +19,13 @@ struct JobCounters {
   std::uint64_t faults = 0;  // waits for a window's pages
   std::uint64_t stall_ns = 0;
   std::uint64_t nonfinite_blocks = 0;
+  std::uint64_t step_ns = 0;  // of all steps together
+};
+
+// The most frames that a job had.
+struct Peaks {
+  std::uint64_t resident = 0;
+  std::uint64_t host = 0;
 };
 
 // Of jobs that are gone; those of one name and user together.
@@ -39,6 +46,7 @@ class PastJobs {
     std::string name;
     std::uint32_t uid = 0;
     JobCounters counters;
+    Peaks peaks;
   };
   void Leave(wire::JobId id, Ending job) { ending_[id] = std::move(job); }
   // The pager knows it no more.

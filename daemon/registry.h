@@ -32,6 +32,7 @@ struct Job {
   std::set<wire::ExtentId> extents;
   std::uint64_t buffer_bytes = 0;  // slabs that the daemon made for its sessions
   JobCounters counters;
+  Peaks peaks;  // since it came, but for what the pager has seen since CollectPeaks
   std::uint64_t step_ns_last = 0;
   std::uint64_t stall_ns_last = 0;
   std::string last_event;  // name of the newest one that operators heard of

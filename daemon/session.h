@@ -20,6 +20,7 @@
 #include "client/wire/status.h"
 #include "client/wire/unique_fd.h"
 #include "daemon/admission.h"
+#include "daemon/past_jobs.h"
 #include "kernels/device.h"
 
 namespace bitpager::daemon {
@@ -121,6 +122,7 @@ class Session final : public SessionScope {
 
   // ---- work, driven by the dispatcher
   std::deque<wire::RequestRecord> pending;
+  Peaks peaks;  // of its job, since it came or asked for them to begin anew; see Job::peaks
   std::optional<ActiveTask> active;
   bool closing = false;        // its client is gone: finish what is ready, then tear down
   bool detached = false;       // its client said goodbye

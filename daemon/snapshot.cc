@@ -1,7 +1,6 @@
 #include "daemon/snapshot.h"
 
 #include <concepts>
-#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -82,6 +81,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, PastJ
   visit("nonfinite_blocks", s.nonfinite_blocks);
   visit("evictions_by_reason", s.evictions_by_reason);
   visit("moved_by_reason", s.moved_by_reason);
+  visit("step_ns", s.step_ns);
 }
 
 template <typename S, typename V>
@@ -137,6 +137,9 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, JobSn
   visit("step_ns_last", s.step_ns_last);
   visit("stall_ns_last", s.stall_ns_last);
   visit("last_event", s.last_event);
+  visit("step_ns", s.step_ns);
+  visit("peak_resident_bytes", s.peak_resident_bytes);
+  visit("peak_host_bytes", s.peak_host_bytes);
 }
 
 template <typename S, typename V>
@@ -186,6 +189,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Devic
   visit("histograms", s.histograms);
   visit("ipc_survives", s.ipc_survives);
   visit("ipc_problem", s.ipc_problem);
+  visit("step_ns", s.step_ns);
 }
 
 template <typename S, typename V>
@@ -202,6 +206,7 @@ void Fields(S& s, V&& visit) requires std::same_as<std::remove_const_t<S>, Total
   visit("faults", s.faults);
   visit("events_dropped", s.events_dropped);
   visit("http", s.http);
+  visit("step_ns", s.step_ns);
 }
 
 template <typename S, typename V>
@@ -366,31 +371,6 @@ Result<Snapshot> SnapshotFromJson(std::string_view text) {
   } catch (const std::exception& error) {
     return bad(error.what());
   }
-}
-
-void Merge(Snapshot& into, Snapshot&& from) {
-  const auto append = [](auto& to, auto& items) {
-    to.insert(to.end(), std::make_move_iterator(items.begin()), std::make_move_iterator(items.end()));
-  };
-  into.draining = into.draining || from.draining;
-  into.host_budget_bytes += from.host_budget_bytes;
-  into.host_committed_bytes += from.host_committed_bytes;
-  append(into.devices, from.devices);
-  append(into.jobs, from.jobs);
-  append(into.sessions, from.sessions);
-  append(into.past_jobs, from.past_jobs);
-  TotalsSnapshot& totals = into.totals;
-  totals.loaded_bytes += from.totals.loaded_bytes;
-  totals.stored_bytes += from.totals.stored_bytes;
-  totals.dropped_bytes += from.totals.dropped_bytes;
-  totals.steps += from.totals.steps;
-  totals.requests += from.totals.requests;
-  totals.stall_ns += from.totals.stall_ns;
-  totals.nonfinite_blocks += from.totals.nonfinite_blocks;
-  totals.sessions_opened += from.totals.sessions_opened;
-  totals.sessions_lost += from.totals.sessions_lost;
-  totals.faults += from.totals.faults;
-  for (const auto& [name, count] : from.errors) into.errors[name] += count;
 }
 
 }  // namespace bitpager::daemon

@@ -112,8 +112,11 @@ struct JobSnapshot {
   SavedSnapshot saved_bytes;
   std::uint64_t faults = 0;  // waits for a window's pages
   std::uint64_t step_ns_last = 0;
-  std::uint64_t stall_ns_last = 0;  // of the last request for pages
-  std::string last_event;           // name of the newest event of the job
+  std::uint64_t stall_ns_last = 0;        // of the last request for pages
+  std::string last_event;                 // name of the newest event of the job
+  std::uint64_t step_ns = 0;              // of all steps so far, as the step histogram counts them
+  std::uint64_t peak_resident_bytes = 0;  // most at any moment since the job came
+  std::uint64_t peak_host_bytes = 0;      // likewise
 };
 
 // Counts of jobs that ended: those of one name, user and device together. Of 64 names; the counts of older
@@ -129,6 +132,7 @@ struct PastJobSnapshot {
   std::uint64_t nonfinite_blocks = 0;
   paging::ByReason evictions_by_reason = {};
   MovedSnapshot moved_by_reason;
+  std::uint64_t step_ns = 0;
 };
 
 struct SessionSnapshot {
@@ -177,8 +181,9 @@ struct DeviceSnapshot {
   std::uint64_t stall_ns = 0;
   std::uint64_t nonfinite_blocks = 0;
   HistogramsSnapshot histograms;
-  std::string ipc_survives;  // whether memory lent by handle outlives its lender: IpcSurvivalName
-  std::string ipc_problem;   // why that is not known
+  std::string ipc_survives;   // whether memory lent by handle outlives its lender: IpcSurvivalName
+  std::string ipc_problem;    // why that is not known
+  std::uint64_t step_ns = 0;  // of all steps of all jobs there ever were
 };
 
 struct HttpSnapshot {
@@ -200,6 +205,7 @@ struct TotalsSnapshot {
   std::uint64_t faults = 0;
   std::uint64_t events_dropped = 0;  // readers were too far behind
   HttpSnapshot http;
+  std::uint64_t step_ns = 0;
 };
 
 struct Snapshot {

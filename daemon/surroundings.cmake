@@ -57,8 +57,8 @@ target_include_directories(bitpager_zmq SYSTEM INTERFACE ${ZMQ_INCLUDE_DIR})
 
 add_library(bitpager_daemon_surroundings STATIC
   accept_guard.cc background.cc budgets.cc cgroup.cc config.cc config_file.cc config_settings.cc config_units.cc event.cc http_address.cc http_connection.cc http_server.cc http_site.cc log.cc machine.cc
-  metrics_label.cc metrics_text.cc notify.cc page_map.cc
-  snapshot.cc snapshot_text.cc telemetry.cc user_namespace.cc)
+  metrics_label.cc metrics_sums.cc metrics_text.cc notify.cc page_map.cc
+  snapshot.cc snapshot_merge.cc snapshot_text.cc telemetry.cc user_namespace.cc)
 include(assets.cmake)
 bitpager_embed_assets(bitpager_daemon_surroundings)
 target_link_libraries(bitpager_daemon_surroundings

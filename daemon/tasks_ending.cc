@@ -102,6 +102,8 @@ void Tasks::CountStep(const Session& session, Job& job, const ActiveTask& task,
     counters->nonfinite_blocks += nonfinite_blocks;
   }
   job.step_ns_last = now_ns - task.taken_ns;
+  job.counters.step_ns += job.step_ns_last;
+  core_.counters.jobs.step_ns += job.step_ns_last;
   core_.counters.step.Observe(job.step_ns_last);
   if (nonfinite_blocks == 0) return;
   core_.TellSeldom({"nonfinite", job.name, 0,

@@ -104,10 +104,20 @@ struct Job {
   std::uint64_t pages_by_kind[2] = {0, 0};
   std::uint64_t host_by_kind[2] = {0, 0};
   std::uint64_t disk_by_kind[2] = {0, 0};
+  // Its parts of what bases hold.
+  std::uint64_t lent_frames = 0;
+  std::uint64_t lent_host_frames = 0;
+  // The most since ResetPeaks, as every Pump, admission and change of users left it.
+  std::uint64_t peak_frames = 0;
+  std::uint64_t peak_before = 0;  // likewise without the last Pump, which a refused segment takes back
+  std::uint64_t peak_host_frames = 0;
   Traffic traffic;
   Traffic charged;         // of bases: told of the job that has used an extent longest
   std::int64_t moved = 0;  // frames that came with extents from other jobs, less those that went
 
+  // On the device and committed in host memory: what it answers for.
+  [[nodiscard]] std::uint64_t Resident() const { return frames + fixed_frames + lent_frames; }
+  [[nodiscard]] std::uint64_t OnHost() const { return host_frames + lent_host_frames; }
   // Frames that it has or will have once every claim and every eviction under way is settled.
   [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }
   [[nodiscard]] std::uint64_t Listed() const {

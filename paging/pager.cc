@@ -48,6 +48,7 @@ void Pager::Impl::Pump(Actions& out) {
   EnforceLimits();
   Advance();
   BuryJobs();
+  NotePeaks();
   // What leaves together leaves in the order of the host's memory, so that neighbours are copied in one
   // piece.
   std::sort(pending.stores.begin(), pending.stores.end(),

@@ -169,7 +169,9 @@ struct JobUsage {
   std::uint64_t host_frames = 0;  // committed
   std::uint64_t disk_frames = 0;  // committed on disk
   std::uint64_t dirty_pages = 0;
-  std::uint64_t shared_pages = 0;              // of extents with more uses than one, whole
+  std::uint64_t shared_pages = 0;          // of extents with more uses than one, whole
+  std::uint64_t peak_resident_frames = 0;  // most since the job came, or ResetPeaks; never under the present
+  std::uint64_t peak_host_frames = 0;      // likewise
   std::uint64_t resident_by_kind[2] = {0, 0};  // by ExtentKind
   std::uint64_t pages_by_kind[2] = {0, 0};
   std::uint64_t host_by_kind[2] = {0, 0};
@@ -219,6 +221,7 @@ struct PageCounts {
   std::uint32_t streaming = 0;  // on its way to the device or to the host
   std::uint32_t host = 0;       // written, and on the host alone
   std::uint32_t dirty = 0;      // of the first two: the device's copy is newer
+  std::uint32_t disk = 0;       // of those on the host alone: they lie on its disk
 };
 
 // Stretches of `pages_per_cell` pages each; the last may still be filling.
@@ -320,6 +323,8 @@ class Pager {
   // ---- reading.
   [[nodiscard]] std::optional<JobUsage> Usage(wire::JobId id) const;
   [[nodiscard]] DeviceUsage Usage() const;
+  // The job's peaks begin anew at what it has now.
+  void ResetPeaks(wire::JobId id);
   // Counts the extent's pages, in order, behind what `cells` holds.
   void ReadPages(wire::ExtentId id, PageCells& cells) const;
   [[nodiscard]] PageState StateOf(PageRef page) const;

@@ -142,7 +142,7 @@ Status Pager::Impl::CheckExtent(const ExtentSpec& spec, const Job* job, std::uin
                                       " that stay on the device exceed its quota by " +
                                       Bytes(wanted - limits.device_quota_frames)};
   }
-  const std::uint64_t charge = HostCharge(*job) + spec.pages;
+  const std::uint64_t charge = job->OnHost() + spec.pages;
   if (!spec.on_disk && limits.host_quota_frames != 0 && charge > limits.host_quota_frames) {
     return {Code::kQuotaExceeded, "job '" + limits.name + "': " + Bytes(spec.pages) +
                                       " exceed its host quota by " +
@@ -190,6 +190,7 @@ void Pager::Impl::CountCommitted(Extent& extent, bool add) {
   };
   change(extent.spec.on_disk ? job.disk_frames : job.host_frames);
   change(extent.spec.on_disk ? job.disk_by_kind[kind] : job.host_by_kind[kind]);
+  NotePeak(job);
 }
 
 // Ok leaves the extent's pages counted.

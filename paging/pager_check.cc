@@ -162,12 +162,14 @@ void Pager::Impl::CheckHost() const {
 
 void Pager::Impl::CheckUses() const {
   std::map<const Job*, std::uint64_t> uses;
+  std::uint64_t lent[2] = {0, 0};
   for (const auto& [id, extent] : extents) {
     Require(!extent->users.empty(), "an extent has a user");
     const auto dirty = std::count_if(extent->pages.begin(), extent->pages.end(),
                                      [](const Page& page) { return page.dirty; });
     Require(static_cast<std::uint64_t>(dirty) == extent->dirty, "an extent counts its dirty pages");
     Require(extent->users.size() == 1 || extent->spec.evictable, "what is shared may leave");
+    if (extent->job->base) lent[0] += extent->framed, lent[1] += extent->spec.pages;
     for (const Job* user : extent->users) {
       Require(!user->base, "a base uses nothing");
       if (extent->job->base) ++uses[user];
@@ -176,12 +178,16 @@ void Pager::Impl::CheckUses() const {
   }
   for (const auto& [id, job] : jobs) {
     Require(uses[job.get()] == job->uses, "a job counts its uses");
+    Require(job->uses > 0 || (job->lent_frames == 0 && job->lent_host_frames == 0),
+            "who uses nothing of a base answers for none of it");
+    lent[0] -= job->lent_frames, lent[1] -= job->lent_host_frames;
     Require(job->base == (id >= kBases), "bases have names of their own");
     for (const Request* request : job->queue) {
       Require(request->job == job.get(), "a request knows its queue");
       Require(request->by == job.get() || job->base || request->by == nullptr, "a job asks for itself");
     }
   }
+  Require(lent[0] == 0 && lent[1] == 0, "what bases hold is answered for");
 }
 
 void Pager::Impl::CheckInvariants() const {

@@ -85,6 +85,7 @@ void Pager::Impl::SegmentRefused(std::uint32_t segment) {
     Leave(*page);
     if (extent.zombie) BuryIfDone(extent);
   }
+  RetakePeaks();
   frames.Refuse(segment, pending);
   frames.SetBudget(frames.existing());
   shares_stale = true;
@@ -139,6 +140,7 @@ void Pager::Impl::BuryIfDone(Extent& extent) {
     CountCommitted(extent, false);
   }
   if (job.base) {
+    CountParts(extent, false);
     for (Job* user : extent.users) --user->uses;
   }
   std::erase(job.extents, &extent);

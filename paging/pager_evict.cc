@@ -31,6 +31,7 @@ void Pager::Impl::Leave(Page& page) {
   page.state = PageState::kHostOnly;
   page.undefined = false;
   --extent.framed;
+  if (job.base) --extent.users[extent.framed % extent.users.size()]->lent_frames;
   --job.frames_by_kind[static_cast<int>(extent.spec.kind)];
   --(extent.spec.evictable ? job.frames : job.fixed_frames);
 }

@@ -74,7 +74,8 @@ struct Pager::Impl {
   void LendToBases();  // weights and caps of all jobs
   void LendOf(Job& job);
   void AddParts(const Job& job, JobUsage& usage) const;
-  [[nodiscard]] std::uint64_t HostCharge(const Job& job) const;
+  // Adds (or takes away) the parts that the users of a base's extent answer for.
+  static void CountParts(const Extent& extent, bool add);
 
   // ---- pager_requests.cc
   wire::Result<wire::RequestId> Submit(const RequestSpec& spec);
@@ -201,6 +202,9 @@ struct Pager::Impl {
   void Tally(const Extent& extent, ByReason Traffic::*what, Reason reason);
   void TallyArrival(const Page& page, bool empty, bool refused);
   void BuryJobs();
+  static void NotePeak(Job& job);
+  void NotePeaks();
+  void RetakePeaks();  // the last Pump's arrivals did not all come
 
   PagerConfig config;
   FramePools frames;

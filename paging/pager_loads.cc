@@ -80,6 +80,7 @@ void Pager::Impl::StartLoad(Page& page, std::uint32_t frame) {
   page.frame = frame;
   page.arrived = job.clock.now;
   page.undefined = overwrite && !page.zero;
+  if (job.base) ++extent.users[extent.framed % extent.users.size()]->lent_frames;
   ++extent.framed;
   ++job.frames_by_kind[static_cast<int>(extent.spec.kind)];
   const bool empty = page.zero || overwrite;

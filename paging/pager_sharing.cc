@@ -74,7 +74,10 @@ Status Pager::Impl::AddUse(wire::ExtentId id, wire::JobId user) {
     if (Busy(*extent)) return {Code::kPending, "a request works on the extent"};
     if (Status moved = Rehome(*extent, BaseOf(extent->spec.domain)); !moved.ok()) return moved;
   }
+  CountParts(*extent, false);
   extent->users.push_back(job);
+  CountParts(*extent, true);
+  NotePeak(*job);
   if (extent->job->base) ++job->uses;
   shares_stale = true;
   return {};
@@ -88,7 +91,10 @@ void Pager::Impl::RemoveUse(wire::ExtentId id, wire::JobId user) {
     RemoveExtent(id);
     return;
   }
+  CountParts(*extent, false);
   extent->users.erase(std::find(extent->users.begin(), extent->users.end(), job));
+  CountParts(*extent, true);
+  for (Job* each : extent->users) NotePeak(*each);
   if (!Uses(*extent, *job)) EndRequestsOn(*extent->job, id, job, false);
   shares_stale = true;
   if (!extent->job->base) return;
@@ -188,7 +194,9 @@ void Pager::Impl::MoveCounts(Extent& extent, Job& to) {
   }
   from.victims[extent.pool].Compact();
   CountPages(extent, false);
+  CountParts(extent, false);
   extent.job = &to;
+  CountParts(extent, true);
   CountPages(extent, true);
   const auto move = [&](std::uint64_t Job::*count, std::uint64_t by) {
     from.*count -= by;
@@ -275,14 +283,14 @@ void Pager::Impl::LendOf(Job& job) {
   }
 }
 
-std::uint64_t Pager::Impl::HostCharge(const Job& job) const {
-  std::uint64_t sum = job.host_frames;
-  if (job.uses == 0) return sum;
-  for (const auto& [id, base] : jobs) {
-    if (!base->base) continue;
-    for (const Extent* extent : base->extents) sum += PartOf(extent->spec.pages, *extent, job);
+void Pager::Impl::CountParts(const Extent& extent, bool add) {
+  if (!extent.job->base) return;
+  const std::uint64_t uses = extent.users.size();
+  const auto change = [&](std::uint64_t& count, std::uint64_t by) { count = add ? count + by : count - by; };
+  for (std::uint64_t i = 0; i < uses; ++i) {
+    change(extent.users[i]->lent_frames, Part(extent.framed, uses, i));
+    change(extent.users[i]->lent_host_frames, Part(extent.spec.pages, uses, i));
   }
-  return sum;
 }
 
 void Pager::Impl::AddParts(const Job& job, JobUsage& usage) const {
@@ -290,7 +298,6 @@ void Pager::Impl::AddParts(const Job& job, JobUsage& usage) const {
     if (!extent->zombie && extent->users.size() > 1) usage.shared_pages += extent->spec.pages;
   }
   if (job.uses == 0) return;
-  usage.host_frames = HostCharge(job);
   for (const auto& [id, base] : jobs) {
     if (!base->base) continue;
     for (const Extent* extent : base->extents) {
@@ -300,7 +307,6 @@ void Pager::Impl::AddParts(const Job& job, JobUsage& usage) const {
       const std::uint64_t framed = PartOf(extent->framed, *extent, job);
       usage.pages += pages;
       usage.pages_by_kind[kind] += pages;
-      usage.resident_frames += framed;
       usage.resident_by_kind[kind] += framed;
       usage.dirty_pages += PartOf(extent->dirty, *extent, job);
       usage.host_by_kind[kind] += PartOf(extent->spec.pages, *extent, job);

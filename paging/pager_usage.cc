@@ -1,5 +1,6 @@
 // What the pager counts and tells of itself: usage of jobs and of the device, traffic, the pages' states, the
 // last counts of jobs that end. Dispatcher thread.
+#include <algorithm>
 #include <numeric>
 
 #include "paging/pager_impl.h"
@@ -59,13 +60,29 @@ void Pager::Impl::BuryJobs() {
   }
 }
 
+void Pager::Impl::NotePeak(Job& job) {
+  job.peak_frames = std::max(job.peak_frames, job.Resident());
+  job.peak_host_frames = std::max(job.peak_host_frames, job.OnHost());
+}
+
+void Pager::Impl::NotePeaks() {
+  for (auto& [id, job] : jobs) {
+    job->peak_before = job->peak_frames;
+    NotePeak(*job);
+  }
+}
+
+void Pager::Impl::RetakePeaks() {
+  for (auto& [id, job] : jobs) job->peak_frames = std::max(job->peak_before, job->Resident());
+}
+
 JobUsage Pager::Impl::UsageOf(const Job& job) const {
   JobUsage usage;
   usage.name = job.spec.name;
   usage.pages = job.pages + job.fixed_pages;
-  usage.resident_frames = job.frames + job.fixed_frames;
+  usage.resident_frames = job.Resident();
   usage.leased_frames = job.leased;
-  usage.host_frames = job.host_frames;
+  usage.host_frames = job.OnHost();
   usage.disk_frames = job.disk_frames;
   usage.dirty_pages = job.dirty + job.fixed_dirty;
   for (int kind = 0; kind < 2; ++kind) {
@@ -80,6 +97,8 @@ JobUsage Pager::Impl::UsageOf(const Job& job) const {
   usage.stored_pages = SumOf(usage.traffic.to_host);
   usage.dropped_pages = SumOf(usage.traffic.dropped);
   usage.share_frames = job.share + job.fixed_pages;
+  usage.peak_resident_frames = std::max(job.peak_frames, job.Resident());
+  usage.peak_host_frames = std::max(job.peak_host_frames, job.OnHost());
   AddParts(job, usage);
   return usage;
 }
@@ -106,6 +125,7 @@ void Pager::Impl::ReadPages(wire::ExtentId id, PageCells& out) const {
     switch (page.state) {
       case PageState::kHostOnly:
         cell.host += page.zero ? 0 : 1;
+        cell.disk += !page.zero && extent->spec.on_disk ? 1 : 0;
         break;
       case PageState::kResident:
         ++cell.resident;
@@ -136,6 +156,13 @@ Pager::Moves Pager::MovesWith(wire::ExtentId id) const {
 std::uint64_t Pager::FramesOf(wire::ExtentId id) const {
   const Extent* extent = impl_->FindExtent(id);
   return extent == nullptr ? 0 : extent->framed;
+}
+
+void Pager::ResetPeaks(wire::JobId id) {
+  Job* job = impl_->FindJob(id);
+  if (job == nullptr) return;
+  job->peak_frames = job->peak_before = job->Resident();
+  job->peak_host_frames = job->OnHost();
 }
 
 DeviceUsage Pager::Usage() const {

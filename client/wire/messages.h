@@ -122,6 +122,10 @@ struct LimitBody {
   double weight = 0;             // 0: no change
   char device[kNameBytes] = {};  // empty: the one device that the job is on
 };
+// Of kUsage; a message without it asks the same and resets nothing.
+struct UsageBody {
+  std::uint64_t reset_peaks = 0;  // not 0: the session's peaks begin anew at what the job has now
+};
 struct EvictBody {
   char job[kNameBytes] = {};
   std::uint32_t uid = ~0U;
@@ -167,6 +171,11 @@ enum class UsageValue : std::uint8_t {
   kDiskBytes,
   kDiskBudgetBytes,  // of the daemon; 0: it keeps no pages on disk
   kSharedBytes,      // of weights that others have too, in full; the job's part is in the other figures
+  // The most at any moment since the session came or reset them; and since the job came.
+  kPeakResidentBytes,
+  kPeakHostBytes,
+  kJobPeakResidentBytes,
+  kJobPeakHostBytes,
   kCount,
 };
 static_assert(static_cast<int>(UsageValue::kCount) <= 24);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -196,6 +197,25 @@ std::vector<bp_step_tensor> Tensors(std::vector<std::vector<float>>& params,
 
 constexpr bp_group kGroups[2] = {{0.5, 0.9, 0.999, 1e-8, 0}, {0.25, 0.9, 0.999, 1e-8, 0}};
 constexpr bp_step_options kStepOptions = {sizeof(bp_step_options), 0, 42};
+
+TEST_F(Handles, UsageOfOldAndNewCallers) {
+  bp_usage usage{};
+  usage.struct_bytes = sizeof(usage);
+  ASSERT_EQ(bp_get_usage(session_, &usage), BP_OK) << bp_last_error();
+  EXPECT_EQ(usage.resident_bytes, 1000U);
+  EXPECT_EQ(usage.job_peak_host_bytes, 1023U);
+  usage = {};
+  usage.struct_bytes = offsetof(bp_usage, peak_resident_bytes);  // a caller of before there were peaks
+  ASSERT_EQ(bp_get_usage(session_, &usage), BP_OK) << bp_last_error();
+  EXPECT_EQ(usage.shared_bytes, 1019U);
+  EXPECT_EQ(usage.peak_resident_bytes, 0U);
+  usage.struct_bytes = offsetof(bp_usage, disk_bytes);
+  EXPECT_EQ(bp_get_usage(session_, &usage), BP_OK) << bp_last_error();
+  usage.struct_bytes = offsetof(bp_usage, peak_host_bytes);
+  EXPECT_EQ(bp_get_usage(session_, &usage), BP_INVALID_ARGUMENT) << "no caller's";
+  EXPECT_EQ(bp_reset_peaks(session_), BP_OK) << bp_last_error();
+  EXPECT_EQ(bp_reset_peaks(nullptr), BP_INVALID_ARGUMENT);
+}
 
 TEST_F(Handles, StepStagesParametersAndGradientsAndBringsParametersBack) {
   const std::uint64_t arena = MakeArena();

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <thread>
@@ -176,6 +177,34 @@ TEST(Session, ReadsUsage) {
   ASSERT_TRUE(usage.ok());
   EXPECT_EQ(usage->resident_bytes, 1000U);
   EXPECT_EQ(usage->buffer_bytes, 1016U);
+  EXPECT_EQ(usage->shared_bytes, 1019U);
+  EXPECT_EQ(usage->peak_resident_bytes, 1020U);
+  EXPECT_EQ(usage->peak_host_bytes, 1021U);
+  EXPECT_EQ(usage->job_peak_resident_bytes, 1022U);
+  EXPECT_EQ(usage->job_peak_host_bytes, 1023U);
+}
+
+TEST(Session, AsksForItsPeaksToBeginAnewInAMessageThatOldDaemonsAnswerToo) {
+  Script script;
+  std::atomic<int> bare = 0;
+  std::atomic<int> resets = 0;
+  script.on_message = [&](FakeDaemon&, const wire::Packet& packet) {
+    if (packet.header().type != wire::MessageType::kUsage) return false;
+    wire::UsageBody body;
+    if (packet.header().body_bytes == 0) ++bare;
+    if (wire::ReadBody(packet, body) && body.reset_peaks == 1) ++resets;
+    return false;
+  };
+  FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
+  const auto session = MustConnect(daemon);
+  ASSERT_TRUE(session->GetUsage().ok());
+  EXPECT_EQ(bare, 1);
+  EXPECT_EQ(resets, 0);
+  const auto usage = session->GetUsage(true);
+  ASSERT_TRUE(usage.ok());
+  EXPECT_EQ(usage->resident_bytes, 1000U);
+  EXPECT_EQ(bare, 1);
+  EXPECT_EQ(resets, 1);
 }
 
 TEST(Session, SaysGoodbyeWhenItEnds) {

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "daemon/observe.h"
 #include "tests/support/in_process_daemon.h"
 #include "tests/support/raw_trainer.h"
 
@@ -127,6 +128,51 @@ TEST_F(Commands, UsageCounts) {
   EXPECT_EQ(value(wire::UsageValue::kSteps), 1U);
   EXPECT_EQ(value(wire::UsageValue::kDeviceBudgetBytes), 16 * kTestPageBytes);
   EXPECT_EQ(value(wire::UsageValue::kBufferBytes), trainer_.buffer().map.bytes());
+}
+
+std::uint64_t ValueOf(const Reply& usage, wire::UsageValue which) {
+  return usage.value(static_cast<std::size_t>(which)) / kTestPageBytes;
+}
+
+TEST_F(Commands, UsageTellsPeaksOfTheSessionAndOfTheJob) {
+  using V = wire::UsageValue;
+  auto second = daemon_.Open("job", 1, {kAlice, kAlice, 1});
+  const auto evict = [&](std::uint64_t bytes) {
+    wire::EvictBody body = EvictOf("job");
+    body.bytes = bytes;
+    EXPECT_TRUE(daemon_.Connect({kAlice, kAlice, 1})->Ask(MessageType::kEvict, body).ok());
+    daemon_.Settle();
+  };
+  evict(6 * kTestPageBytes);
+  ASSERT_EQ(Resident(), 2U);
+  Reply usage = client_->AskBare(MessageType::kUsage);
+  EXPECT_EQ(ValueOf(usage, V::kPeakResidentBytes), 8U);
+  EXPECT_EQ(ValueOf(usage, V::kPeakHostBytes), 8U);
+  usage = client_->Ask(MessageType::kUsage, wire::UsageBody{1});
+  ASSERT_TRUE(usage.ok()) << usage.text();
+  EXPECT_EQ(ValueOf(usage, V::kPeakResidentBytes), 2U) << "they begin anew at what it has";
+  EXPECT_EQ(ValueOf(usage, V::kJobPeakResidentBytes), 8U) << "the job's go on";
+  EXPECT_EQ(ValueOf(second->AskBare(MessageType::kUsage), V::kPeakResidentBytes), 8U)
+      << "as do another session's: all was there when it came";
+  usage = client_->AskBare(MessageType::kUsage);
+  EXPECT_EQ(ValueOf(usage, V::kPeakResidentBytes), 2U) << "a quiet job's peak is what it has";
+  trainer_.StepOk(2);
+  daemon_.Settle();
+  usage = client_->AskBare(MessageType::kUsage);
+  EXPECT_EQ(ValueOf(usage, V::kPeakResidentBytes), 8U);
+  auto late = daemon_.Open("job", 2, {kAlice, kAlice, 1});
+  evict(0);
+  EXPECT_EQ(ValueOf(late->AskBare(MessageType::kUsage), V::kPeakResidentBytes), 8U);
+  (void)late->Ask(MessageType::kUsage, wire::UsageBody{1});
+  EXPECT_EQ(ValueOf(late->AskBare(MessageType::kUsage), V::kPeakResidentBytes), 0U);
+  const daemon::Snapshot seen = daemon::Observe(daemon_.core());
+  ASSERT_EQ(seen.jobs.size(), 1U);
+  EXPECT_EQ(seen.jobs[0].peak_resident_bytes, 8 * kTestPageBytes);
+  EXPECT_EQ(seen.jobs[0].peak_host_bytes, 8 * kTestPageBytes);
+}
+
+TEST_F(Commands, AUsageMessageOfAWrongSizeIsRefused) {
+  EXPECT_EQ(client_->Ask(MessageType::kUsage, EvictOf("job")).code(), Code::kProtocol);
 }
 
 }  // namespace

@@ -360,18 +360,59 @@ TEST_F(Http, AStreamTellsStatusPagesAndEvents) {
   const std::string first = line.Read("\"pages\":128");
   EXPECT_THAT(first, StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(first, HasSubstr("Content-Type: text/event-stream"));
-  EXPECT_THAT(first, HasSubstr("id: 1\nevent: status\ndata: {"));
-  EXPECT_THAT(first, HasSubstr("id: 2\nevent: pages\ndata: {"));
+  const std::string at = "id: " + std::to_string(events_.Next() - 1);
+  EXPECT_THAT(first, HasSubstr(at + "\nevent: status\ndata: {")) << "the client has all events up to here";
+  EXPECT_THAT(first, HasSubstr(at + "\nevent: pages\ndata: {"));
   events_.Add({"evict", 0, "llm\n\ndata: x", "cpu-0", 4096, "command"});
   const std::string told = line.Read("\"name\":\"evict\"");
-  EXPECT_THAT(told, HasSubstr("event: event\ndata: {"));
+  const std::string next = "id: " + std::to_string(events_.Next() - 1);
+  EXPECT_THAT(told, HasSubstr(next + "\nevent: event\ndata: {"));
   EXPECT_THAT(told, HasSubstr("llm\\n\\ndata: x")) << "one line whatever names hold";
   line.Forget();
   const int before = taken_;
   clock_.now_ns += HttpSite::kSharedNs;
-  EXPECT_THAT(line.Read("event: status"), HasSubstr("event: status"));
+  EXPECT_THAT(line.Read("event: status"), HasSubstr(next + "\nevent: status"));
   EXPECT_GT(taken_, before);
   EXPECT_THAT(line.Read("", milliseconds(300)), Not(HasSubstr("event: pages"))) << "nothing changed";
+}
+
+// The events of a stream's beginning, by their texts, up to the first status.
+std::vector<std::string> EventsOf(Line& line) {
+  std::vector<std::string> out;
+  const std::string all = line.Read("event: status");
+  for (std::size_t at = 0; (at = all.find("\"text\":\"", at)) != std::string::npos;) {
+    at += 8;
+    out.push_back(all.substr(at, all.find('"', at) - at));
+  }
+  return out;
+}
+
+TEST_F(Http, AStreamGoesOnWhereAnotherEnded) {
+  Start();
+  for (int i = 0; i < 5; ++i) events_.Add({"limit", 0, "", "", 0, std::to_string(i)});
+  const auto ids = events_.Last();
+  const auto told = [&](const std::string& query, const std::string& header) {
+    Line line(port_);
+    line.Send(Get("/api/stream" + query, "127.0.0.1", header));
+    return EventsOf(line);
+  };
+  const auto header = [](std::uint64_t id) { return "Last-Event-ID: " + std::to_string(id) + "\r\n"; };
+  using Texts = std::vector<std::string>;
+  // Until what was added has been passed on to nobody, it may still be told as new.
+  ASSERT_TRUE(Until([&] { return told("", "").empty(); }));
+  EXPECT_EQ(told("", header(ids[2].id)), (Texts{"3", "4"}));
+  EXPECT_EQ(told("?last_event_id=" + std::to_string(ids[3].id), ""), Texts{"4"});
+  EXPECT_EQ(told("?last_event_id=" + std::to_string(ids[3].id), header(ids[0].id)), Texts{"4"});
+  EXPECT_EQ(told("", header(ids[4].id)), Texts{});
+  EXPECT_EQ(told("", header(1)), (Texts{"0", "1", "2", "3", "4"})) << "of a daemon before this one";
+  EXPECT_EQ(told("", header(~0ULL)), (Texts{"0", "1", "2", "3", "4"})) << "of none that is known";
+  EXPECT_EQ(told("", "Last-Event-ID: 1f\r\n"), Texts{});
+  EXPECT_THAT(Ask("/api/stream?last_event_id=x"), StartsWith("HTTP/1.1 400 "));
+  for (std::size_t i = 0; i < EventLog::kHeld; ++i) events_.Add({"evict", 0, "", "", 0, "more"});
+  Texts missed;
+  ASSERT_TRUE(Until([&] { return told("", "").empty(); }));
+  missed = told("", header(ids[2].id));
+  EXPECT_EQ(missed, Texts(EventLog::kKept, "more")) << "as many as are kept";
 }
 
 TEST_F(Http, WithoutListenersNothingIsCollected) {
@@ -498,6 +539,29 @@ TEST(HttpAddress, IsReadAndWritten) {
     EXPECT_EQ(address.status().code(), Code::kInvalidArgument);
     EXPECT_THAT(address.status().message(), HasSubstr("Hint: "));
   }
+}
+
+TEST(EventLog, NumbersEventsOneByOne) {
+  EventLog log(100);
+  for (int i = 0; i < 4; ++i) log.Add({"limit", 0, "", "", 0, ""});
+  const auto ids = [&](std::uint64_t after, std::uint64_t before) {
+    std::vector<std::uint64_t> out;
+    for (const Event& event : log.Between(after, before)) out.push_back(event.id);
+    return out;
+  };
+  using Ids = std::vector<std::uint64_t>;
+  EXPECT_EQ(ids(0, ~0ULL), (Ids{100, 101, 102, 103}));
+  EXPECT_EQ(ids(101, log.Next()), (Ids{102, 103}));
+  EXPECT_EQ(ids(100, 102), Ids{101});
+  EXPECT_EQ(ids(103, 104), Ids{});
+  EXPECT_EQ(ids(104, 104), (Ids{100, 101, 102, 103})) << "no event of this log";
+  EXPECT_EQ(ids(0, 50), Ids{});
+  for (std::size_t i = 0; i < EventLog::kHeld; ++i) log.Add({"limit", 0, "", "", 0, ""});
+  EXPECT_EQ(ids(0, log.Next()).size(), EventLog::kKept);
+  EXPECT_EQ(ids(0, log.Next()).back(), log.Next() - 1);
+  EXPECT_EQ(ids(0, 103), Ids{}) << "they are held no more";
+  EXPECT_EQ(log.dropped(), 0U) << "looking again is no loss";
+  EXPECT_GT(EventLog().Next(), 1'600'000'000'000'000U) << "greater than all of a log before it";
 }
 
 TEST(EventLog, KeepsAReadersPlaceAndCountsWhatItMissed) {

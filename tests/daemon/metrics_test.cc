@@ -101,6 +101,11 @@ TEST(Metrics, HaveEveryNameOfTheContract) {
                            "resident_bytes",
                            "host_bytes",
                            "disk_bytes",
+                           "disk_budget_bytes",
+                           "disk_committed_bytes",
+                           "job_peak_bytes",
+                           "job_step_seconds_total",
+                           "job_stall_seconds_total",
                            "dirty_bytes",
                            "leased_bytes",
                            "buffer_bytes",
@@ -160,6 +165,7 @@ TEST(Metrics, SayWhatTheSnapshotSays) {
   EXPECT_EQ(at(R"(step_duration_seconds_bucket{gpu="0",UUID="GPU-a",le="+Inf"})"), 12);
   EXPECT_EQ(at(R"(step_duration_seconds_count{gpu="0",UUID="GPU-a"})"), 12);
   EXPECT_EQ(at(R"(errors_total{code="quota_exceeded"})"), 2);
+  EXPECT_EQ(at(R"(errors_total{code="internal"})"), 0) << "there before its first";
   EXPECT_EQ(at(R"(events_total{event="attach"})"), 4);
   for (const std::string_view name : kEventNames) {
     EXPECT_EQ(values.count("bitpager_events_total{event=\"" + std::string(name) + "\"}"), 1U) << name;
@@ -169,7 +175,13 @@ TEST(Metrics, SayWhatTheSnapshotSays) {
 TEST(Metrics, JobsOfOneNameAreOneSeriesAndPastOnesCountOn) {
   Snapshot s = Full();
   s.jobs.push_back(Job("llm", "GPU-a", 1001));
+  s.jobs[0].step_ns = 1'500'000'000;
+  s.jobs.back().step_ns = 250'000'000;
+  s.jobs[0].stall_ns = 125'000'000;
+  s.jobs[0].peak_resident_bytes = 700;
+  s.jobs[0].peak_host_bytes = 1300;
   PastJobSnapshot past;
+  past.step_ns = 4'000'000'000;
   past.name = "llm";
   past.device = "GPU-a";
   past.steps = 100;
@@ -182,6 +194,12 @@ TEST(Metrics, JobsOfOneNameAreOneSeriesAndPastOnesCountOn) {
             200);
   EXPECT_EQ(values.at(R"(bitpager_steps_total{gpu="0",UUID="GPU-a",job="gone"})"), 100);
   EXPECT_EQ(values.count(R"(bitpager_share_bytes{gpu="0",UUID="GPU-a",job="gone"})"), 0U) << "it has none";
+  EXPECT_EQ(values.at(R"(bitpager_job_step_seconds_total{gpu="0",UUID="GPU-a",job="llm"})"), 5.75);
+  EXPECT_EQ(values.at(R"(bitpager_job_stall_seconds_total{gpu="0",UUID="GPU-a",job="llm"})"), 0.125);
+  EXPECT_EQ(values.at(R"(bitpager_job_step_seconds_total{gpu="0",UUID="GPU-a",job="gone"})"), 4);
+  EXPECT_EQ(values.at(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="llm",tier="device"})"), 700);
+  EXPECT_EQ(values.at(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="llm",tier="host"})"), 1300);
+  EXPECT_EQ(values.count(R"(bitpager_job_peak_bytes{gpu="0",UUID="GPU-a",job="gone",tier="host"})"), 0U);
 }
 
 TEST(Metrics, LabelsAreEscapedAndUtf8) {

@@ -41,7 +41,7 @@ daemon::Settings Roomy() {
 
 // Everything that only grows, of a device or of a name.
 struct Counts {
-  std::uint64_t steps = 0, faults = 0, stall_ns = 0, nonfinite_blocks = 0;
+  std::uint64_t steps = 0, faults = 0, stall_ns = 0, step_ns = 0, nonfinite_blocks = 0;
   ByReason evictions = {}, to_device = {}, to_host = {}, dropped = {};
   bool operator==(const Counts&) const = default;
 
@@ -50,6 +50,7 @@ struct Counts {
     steps += s.steps;
     faults += s.faults;
     stall_ns += s.stall_ns;
+    step_ns += s.step_ns;
     nonfinite_blocks += s.nonfinite_blocks;
     Add(evictions, s.evictions_by_reason);
     Add(to_device, s.moved_by_reason.to_device);
@@ -58,7 +59,7 @@ struct Counts {
   }
   [[nodiscard]] bool NotBelow(const Counts& before) const {
     bool grows = steps >= before.steps && faults >= before.faults && stall_ns >= before.stall_ns &&
-                 nonfinite_blocks >= before.nonfinite_blocks;
+                 nonfinite_blocks >= before.nonfinite_blocks && step_ns >= before.step_ns;
     for (std::size_t i = 0; i < paging::kReasons; ++i) {
       grows = grows && evictions[i] >= before.evictions[i] && to_device[i] >= before.to_device[i] &&
               to_host[i] >= before.to_host[i] && dropped[i] >= before.dropped[i];
@@ -82,6 +83,7 @@ class Sampler {
       all.Take(job);
       by_name[job.name].Take(job);
       ending += job.ending ? 1 : 0;
+      ExpectPeaks(job);
     }
     for (const PastJobSnapshot& past : s.past_jobs) {
       all.Take(past);
@@ -95,6 +97,7 @@ class Sampler {
       EXPECT_TRUE(by_name[name].NotBelow(counts)) << "a count of " << name << " fell";
     }
     EXPECT_EQ(device.histograms.step.count, device.steps);
+    EXPECT_NEAR(device.histograms.step.sum_s, static_cast<double>(device.step_ns) / 1e9, 1e-6);
     EXPECT_EQ(device.histograms.fault.count, device.faults);
     EXPECT_LE(device.histograms.request.count, device.requests);
     before_ = told;
@@ -106,6 +109,14 @@ class Sampler {
   std::uint64_t ending = 0;  // jobs seen that were gone but for frames on their way
 
  private:
+  // A sample may miss a job's greatest moment, and never shows more than it.
+  void ExpectPeaks(const JobSnapshot& job) {
+    auto& [resident, host] = peaks_[job.id];
+    resident = std::max({resident, job.resident_bytes, job.peak_resident_bytes});
+    host = std::max({host, job.host_bytes, job.peak_host_bytes});
+    EXPECT_EQ(job.peak_resident_bytes, resident) << "a peak fell, or is below what was there";
+    EXPECT_EQ(job.peak_host_bytes, host);
+  }
   void ExpectBytes(const Snapshot& s, const DeviceSnapshot& device) {
     std::uint64_t resident = 0, of_kinds = 0, host = 0, host_of_kinds = 0, leased = 0, dirty = 0, buffers = 0;
     for (const JobSnapshot& job : s.jobs) {
@@ -132,6 +143,7 @@ class Sampler {
 
   InProcessDaemon& daemon_;
   Counts before_;
+  std::map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> peaks_;  // by job
   std::map<std::string, Counts> before_by_name_;
 };
 
@@ -312,7 +324,7 @@ TEST(PastJobs, OldNamesFoldIntoOneThatLosesNothing) {
   daemon::PastJobs past;
   constexpr std::uint64_t kJobs = 200;
   for (std::uint64_t i = 1; i <= kJobs; ++i) {
-    past.Leave({i}, {"job" + std::to_string(i), 1000, {i, 1, 2, 3}});
+    past.Leave({i}, {"job" + std::to_string(i), 1000, {i, 1, 2, 3}, {}});
     EXPECT_EQ(past.ending().size(), 1U);
     paging::EndedJob ended{{i}, {}};
     ended.usage.traffic.evicted[6] = i;
@@ -332,11 +344,11 @@ TEST(PastJobs, OldNamesFoldIntoOneThatLosesNothing) {
   EXPECT_EQ(steps, kJobs * (kJobs + 1) / 2);
   EXPECT_EQ(evicted, steps);
   EXPECT_EQ(jobs, kJobs);
-  past.Leave({kJobs + 1}, {"job150", 1000, {}});
+  past.Leave({kJobs + 1}, {"job150", 1000, {}, {}});
   past.Ended({{kJobs + 1}, {}});
   EXPECT_EQ(past.past().size(), daemon::PastJobs::kNames + 1) << "a name that is known takes no new entry";
   EXPECT_EQ(past.past().back().name, "job150");
-  past.Leave({kJobs + 2}, {"job150", 2000, {}});
+  past.Leave({kJobs + 2}, {"job150", 2000, {}, {}});
   past.Ended({{kJobs + 2}, {}});
   EXPECT_EQ(past.past().back().uid, 2000U) << "another user's is another";
   past.Ended({{77777}, {}});

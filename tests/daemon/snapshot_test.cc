@@ -82,6 +82,9 @@ Snapshot Full() {
   job.host_by_kind = {1U << 20, 2U << 20};
   job.faults = 8;
   job.step_ns_last = 1'000'001;
+  job.step_ns = 5'000'002;
+  job.peak_resident_bytes = 9 << 20;
+  job.peak_host_bytes = 10 << 20;
   job.stall_ns_last = 999;
   job.last_event = "evict";
   s.jobs.push_back(job);

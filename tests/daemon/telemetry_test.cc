@@ -234,7 +234,9 @@ TEST_F(TelemetryServer, PublishesEvents) {
   EXPECT_EQ(event["bytes"], 42);
   EXPECT_EQ(event["text"], "train.py");
   EXPECT_GT(event["time_unix_ms"].get<std::int64_t>(), 0);
-  EXPECT_EQ(event.size(), 7U);
+  EXPECT_GE(event["id"].get<std::uint64_t>(), events_.Last().front().id);
+  EXPECT_LT(event["id"].get<std::uint64_t>(), events_.Next());
+  EXPECT_EQ(event.size(), 8U);
 }
 
 TEST_F(TelemetryServer, PaintsPageMapsInTheCellsThatAreAskedFor) {

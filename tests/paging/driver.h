@@ -64,6 +64,7 @@ class Driver {
   // What is shared, or was, is nobody's own: no quota holds for its frames here.
   bool Share(wire::ExtentId id, wire::JobId with) {
     if (!pager.AddUse(id, with).ok()) return false;
+    shared_ = true;
     if (job_of_[id.value] == kNobody) return true;
     for (const auto& [frame, page] : owners_) {
       if (page.extent != id) continue;
@@ -153,6 +154,7 @@ class Driver {
 
   // ---- the caller's actions that change the model too
   void Remove(wire::ExtentId id) { pager.RemoveExtent(id); }
+  void ResetPeaks(wire::JobId job) { pager.ResetPeaks(job), peaks_.erase(job.value); }
   void SetQuota(std::uint64_t job, std::uint64_t frames, JobSpec spec = {}) {
     spec.name = "job" + std::to_string(job);
     spec.device_quota_frames = frames;
@@ -244,6 +246,7 @@ class Driver {
     for (const EndedJob& job : actions.ended) TakeEnd(job);
     if (!refused.empty()) config_.device_frames = segments_.size() * config_.segment_frames;
     for (const std::uint32_t segment : refused) pager.SegmentRefused(segment);
+    SeePeaks();
     for (const auto& [job, count] : frames_of_) {
       if (quotas_[job] != 0 && !lowered_.count(job)) {
         EXPECT_LE(count, quotas_[job]) << "quota of job " << job;
@@ -253,7 +256,19 @@ class Driver {
       EXPECT_LE(segments_.size() * config_.segment_frames, config_.device_frames);
     }
   }
+  // The peak that is told is the most that was seen; shares change hands between two looks.
+  void SeePeaks() {
+    for (const auto& [job, quota] : quotas_) {
+      const auto usage = pager.Usage({job});
+      if (!usage) continue;
+      peaks_[job] = std::max(peaks_[job], usage->resident_frames);
+      EXPECT_GE(usage->peak_resident_frames, peaks_[job]);
+      if (shared_) continue;
+      EXPECT_EQ(usage->peak_resident_frames, peaks_[job]) << "job " << job;
+    }
+  }
   void TakeEnd(const EndedJob& job) {
+    peaks_.erase(job.id.value);
     EXPECT_FALSE(pager.Usage(job.id)) << "an ended job is gone";
     EXPECT_EQ(job.usage.resident_frames, 0U);
     EXPECT_EQ(job.usage.host_frames, 0U);
@@ -385,6 +400,8 @@ class Driver {
   std::map<std::uint64_t, Traffic> traffic_;  // by job, as its actions were seen
   Traffic past_seen_;                         // of jobs that ended
   Traffic past_told_;
+  std::map<std::uint64_t, std::uint64_t> peaks_;  // by job
+  bool shared_ = false;
   std::vector<LoadAction> loads_;
   std::vector<StoreAction> stores_;
   std::map<std::uint64_t, std::deque<Running>> runs_;  // by job; a compute queue is in order

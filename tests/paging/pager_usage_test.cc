@@ -85,6 +85,65 @@ TEST(EndedJobs, WithoutPagesEndAtTheNextDecision) {
   EXPECT_EQ(d.ended, std::vector<wire::JobId>{job});
 }
 
+TEST(Peaks, AreTheMostUntilTheyAreReset) {
+  Driver d(SmallPages(16));
+  const wire::JobId job = d.Job(1);
+  const wire::ExtentId wide = d.Extent(job, 10);
+  const wire::ExtentId narrow = d.Extent(job, 3);
+  d.Run(job, {{wide, 0, 10}});
+  EXPECT_EQ(d.pager.Usage(job)->peak_resident_frames, 10U);
+  EXPECT_EQ(d.pager.Usage(job)->peak_host_frames, 13U);
+  d.Remove(wide);
+  d.Settle();
+  d.Run(job, {{narrow, 0, 3}});
+  JobUsage usage = *d.pager.Usage(job);
+  EXPECT_EQ(usage.resident_frames, 3U);
+  EXPECT_EQ(usage.peak_resident_frames, 10U);
+  EXPECT_EQ(usage.host_frames, 3U);
+  EXPECT_EQ(usage.peak_host_frames, 13U);
+  d.ResetPeaks(job);
+  d.Settle();
+  usage = *d.pager.Usage(job);
+  EXPECT_EQ(usage.peak_resident_frames, 3U) << "a quiet job's peak is what it has";
+  EXPECT_EQ(usage.peak_host_frames, 3U);
+  d.ResetPeaks({99});  // nobody's
+}
+
+TEST(Peaks, HaveNoPagesThatARefusedSegmentDidNotTake) {
+  Driver d(SmallPages(16, 4, 4));
+  const wire::JobId job = d.Job(1);
+  const wire::ExtentId extent = d.Extent(job, 16);
+  Actions actions;
+  (void)d.Ask(job, {{extent, 0, 4}});
+  d.pager.Pump(actions);
+  ASSERT_EQ(actions.new_segments.size(), 1U);
+  EXPECT_EQ(d.pager.Usage(job)->peak_resident_frames, 4U);
+  d.pager.SegmentRefused(actions.new_segments[0].segment);
+  EXPECT_EQ(d.pager.Usage(job)->peak_resident_frames, 0U);
+}
+
+TEST(Peaks, OfSharedExtentsAreTheJobsParts) {
+  Driver d(SmallPages(32));
+  d.Job(1), d.Job(2);
+  const wire::ExtentId base = d.Extent({1}, 11, true, 7, wire::ExtentKind::kQuantizedWeight);
+  d.Run({1}, {{base, 0, 11}}, Access::kOverwrite);
+  ASSERT_TRUE(d.Share(base, {2}));
+  EXPECT_EQ(d.pager.Usage({1})->peak_resident_frames, 11U);
+  EXPECT_EQ(d.pager.Usage({2})->peak_resident_frames, 5U);
+  EXPECT_EQ(d.pager.Usage({2})->peak_host_frames, 5U);
+  d.ResetPeaks({1});
+  EXPECT_EQ(d.pager.Usage({1})->peak_resident_frames, 6U);
+  d.pager.Evict({1}, 0, Reason::kCommand);
+  d.pager.EvictExtent(base, Reason::kCommand);
+  d.Settle();
+  EXPECT_EQ(d.pager.Usage({2})->resident_frames, 0U);
+  EXPECT_EQ(d.pager.Usage({2})->peak_resident_frames, 5U);
+  d.Run({2}, {{base, 0, 11}}, Access::kRead);
+  d.pager.RemoveUse(base, {1});
+  d.Settle();
+  EXPECT_EQ(d.pager.Usage({2})->peak_resident_frames, 11U) << "all of it is its own";
+}
+
 TEST(PageCells, CountEveryPageOnceInOrder) {
   Driver d(SmallPages(16));
   const wire::JobId job = d.Job(1);
@@ -118,6 +177,32 @@ TEST(PageCells, CountEveryPageOnceInOrder) {
   EXPECT_EQ(after.cells[0].streaming, 0U);
   d.pager.ReadPages({99}, after);
   EXPECT_EQ(after.cells.size(), 1U) << "of no extent";
+}
+
+TEST(PageCells, TellWhatLiesOnDisk) {
+  PagerConfig config = SmallPages(4);
+  config.disk_frames = 100;
+  Driver d(config);
+  const wire::JobId job = d.Job(1);
+  const ExtentSpec spec{job, wire::ExtentKind::kQuantizedWeight, 8, true, kPrivateDomain, true};
+  const auto disk = d.pager.AddExtent(spec);
+  ASSERT_TRUE(disk.ok()) << disk.status().message();
+  d.Adopt(*disk, spec);
+  const wire::ExtentId host = d.Extent(job, 4);
+  d.Run(job, {{*disk, 0, 7}}, Access::kOverwrite);
+  d.Run(job, {{host, 0, 4}});
+  PageCells cells{64, 0, {}};
+  d.pager.ReadPages(*disk, cells);
+  d.pager.ReadPages(host, cells);
+  EXPECT_EQ(cells.cells[0].resident + cells.cells[0].host, 11U);
+  EXPECT_LT(cells.cells[0].disk, 8U) << "what is on the device is not told as on disk";
+  d.pager.Evict(job, 0, Reason::kCommand);
+  d.Settle();
+  cells = {64, 0, {}};
+  d.pager.ReadPages(*disk, cells);
+  d.pager.ReadPages(host, cells);
+  EXPECT_EQ(cells.cells[0].host, 11U);
+  EXPECT_EQ(cells.cells[0].disk, 7U) << "of them";
 }
 
 }  // namespace

@@ -57,6 +57,35 @@ def test_every_job_of_the_node_is_told_apart_and_summed(small):
         del layer, mine, theirs
 
 
+def test_peaks_are_kept_until_they_are_reset(small):
+    _, mine = train(small, 2_000_000, steps=2)  # more than the device holds
+    with bitpager.connect(socket=small.info()["socket"], job="mine", rank=1, linger=0, default=False) as second:
+        before = bitpager.memory_stats()
+        assert before["peak_resident_bytes"] >= before["resident_bytes"] > 0
+        assert before["peak_host_bytes"] == before["host_bytes"] == before["state_bytes"]
+        with bitpager.connect(socket=small.info()["socket"], job="other", linger=0, default=False) as other:
+            _, theirs = train(other, 2_000_000)  # takes its share of the device
+            smaller = bitpager.memory_stats()
+            assert smaller["resident_bytes"] < smaller["peak_resident_bytes"] == before["peak_resident_bytes"]
+            bitpager.reset_peak_memory_stats()
+            quiet = bitpager.memory_stats("cpu")
+            assert quiet["peak_resident_bytes"] == quiet["resident_bytes"] == quiet["resident_bytes.all.peak"]
+            assert quiet["peak_host_bytes"] == quiet["host_bytes"]
+            assert quiet["job_peak_resident_bytes"] == before["peak_resident_bytes"], "the job's own go on"
+            assert second.memory_stats()["peak_resident_bytes"] > quiet["peak_resident_bytes"], "and another session's"
+            assert bitpager.memory_stats(job="mine")["peak_resident_bytes"] == before["peak_resident_bytes"]
+            second.reset_peak_memory_stats()
+            assert second.memory_stats() == {key: quiet[key] for key in second.memory_stats()}
+            del theirs
+        bitpager.reset_peak_memory_stats("cpu")
+        mine.step()
+        grown = bitpager.memory_stats()
+        assert grown["peak_resident_bytes"] >= grown["resident_bytes"] > quiet["resident_bytes"]
+        assert "peak, host peak" in bitpager.memory_summary()
+    with pytest.raises(bitpager.NotFoundError, match="no default session on GPU-none"):
+        bitpager.reset_peak_memory_stats("GPU-none")
+
+
 def test_figures_by_pool_add_up(small):
     _, optimizer = train(small, 100_000)
     layer = bitpager.nn.Linear4bit.from_linear(torch.nn.Linear(512, 512))

@@ -195,7 +195,7 @@ def test_without_a_daemon_all_end_with_3(tmp_path):
 
 # ---- events
 
-KEYS = {"schema_version", "name", "time_unix_ms", "job", "device", "bytes", "text"}
+KEYS = {"schema_version", "id", "name", "time_unix_ms", "job", "device", "bytes", "text"}
 
 
 def test_events_are_those_that_the_daemon_keeps(tight):

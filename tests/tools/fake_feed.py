@@ -10,6 +10,7 @@ import argparse
 import http.server
 import json
 import pathlib
+import re
 import threading
 import time
 
@@ -33,8 +34,10 @@ class Feed:
         self.node, self.second = node, second
         self.lock = threading.Condition()
         self.serial = 0
-        self.events = []  # (serial, body)
+        self.events = []
+        self.next_id = int(time.time() * 1e6)
         self.refuse_streams = self.refuse_all = self.closed = False
+        self.keeps_events = True  # False: /api/events has none
         self.requests = []
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler_of(self))
         self.server.daemon_threads = True
@@ -55,13 +58,21 @@ class Feed:
         with self.lock:
             device = self.node.devices[0].uuid
             now = int((self.node.begun + self.node.ticks) * 1000)
-            body = {"schema_version": 1, "name": name, "time_unix_ms": now, "job": job, "device": device,
-                    "bytes": size, "text": text}  # fmt: skip
-            self.events.append((self.serial, body))
+            body = {"schema_version": 2, "id": self.next_id, "name": name, "time_unix_ms": now, "job": job,
+                    "device": device, "bytes": size, "text": text}  # fmt: skip
+            self.next_id += 1
+            self.events.append(body)
             self.lock.notify_all()
 
     def last_events(self):
-        return {"schema_version": 1, "events": [body for _, body in self.events[-256:]]}
+        return {"schema_version": 2, "events": self.events[-256:] if self.keeps_events else []}
+
+    def had(self, path, headers):
+        """How many events the client of a stream has."""
+        named = re.search(r"last_event_id=(\d+)", path) or re.match(r"(\d+)", headers.get("Last-Event-ID", ""))
+        if named is None:
+            return len(self.events)
+        return sum(body["id"] <= int(named[1]) for body in self.events)
 
     def cut(self, streams=True, everything=False):
         """Ends the streams that are open; later ones are refused, and all else too where `everything`."""
@@ -126,21 +137,23 @@ def _handler_of(feed):
             for name, value in {**HEADERS, "Content-Type": "text/event-stream"}.items():
                 self.send_header(name, value)
             self.end_headers()
-            seen, told, number = -1, len(feed.events), 0
+            with feed.lock:
+                seen, told = -1, feed.had(self.path, self.headers)
+                place = feed.next_id - 1 - (len(feed.events) - told)
             try:
                 while not feed.refuse_streams:
                     with feed.lock:
                         while feed.serial == seen and len(feed.events) == told and not feed.refuse_streams:
                             feed.lock.wait(5)
-                        news = [body for _, body in feed.events[told:]]
+                        news = feed.events[told:]
                         fresh = feed.serial != seen
                         told, seen = len(feed.events), feed.serial
                         status, pages = (feed.node.status(), feed.node.page_map()) if fresh else (None, None)
                     sends = [("event", body) for body in news]
                     sends += [("status", status), ("pages", pages)] if fresh else []
                     for event, body in sends:
-                        number += 1
-                        self._send(event, number, body)
+                        place = body["id"] if event == "event" else place
+                        self._send(event, place, body)
                     self.wfile.flush()
             except OSError:
                 pass
@@ -157,11 +170,12 @@ def main():
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--hostile", action="store_true", help="names that try to break the page")
     parser.add_argument("--events", action="store_true", help="publish some")
+    parser.add_argument("--disk", action="store_true", help="weights lie on disk")
     parser.add_argument("--past", type=int, default=0, help="seconds of the node that have passed at the start")
     options = parser.parse_args()
     plain = ["llama-8b-sft", "vit-large", "qlora-70b", "whisper-ft", "dit-xl"] + [f"sweep-{i:02d}" for i in range(64)]
     names = (list(HOSTILE_NAMES) if options.hostile else plain)[: options.jobs]
-    feed = Feed(Node(names, options.pages, options.devices), options.port)
+    feed = Feed(Node(names, options.pages, options.devices, disk=options.disk), options.port)
     for _ in range(options.past):
         feed.node.tick()
     print(feed.url, flush=True)

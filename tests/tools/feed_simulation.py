@@ -46,9 +46,10 @@ class Histogram:
 class Job:
     """One job on one device: cells of `per_cell` pages, of which some are resident and the rest on the host."""
 
-    def __init__(self, number, name, pages, per_cell, rng):
+    def __init__(self, number, name, pages, per_cell, rng, disk=False):
         self.id, self.name, self.pages = number, name, pages
         self.kind = KINDS[number % 3 == 1]
+        self.on_disk = disk and self.kind == KINDS[1]
         self.sizes = [per_cell] * (pages // per_cell) + ([pages % per_cell] if pages % per_cell else [])
         self.resident = [0] * len(self.sizes)
         self.dirty = [0] * len(self.sizes)
@@ -57,7 +58,7 @@ class Job:
         self.weight = 1 + number % 3
         self.step_s = rng.uniform(0.02, 0.4)
         self.phase = rng.random()
-        self.steps = self.stall_ns = self.step_ns = self.stall_last = self.faults = 0
+        self.steps = self.stall_ns = self.step_ns = self.step_last = self.stall_last = self.faults = 0
         self.moved = {way: dict.fromkeys(REASONS, 0) for way in ("to_device", "to_host", "dropped")}
         self.evictions = dict.fromkeys(REASONS, 0)
 
@@ -74,9 +75,11 @@ class Device:
 
 
 class Node:
-    """jobs: names; pages: of all jobs together; devices: how many GPUs (0: the CPU)."""
+    """jobs: names; pages: of all jobs together; devices: how many GPUs (0: the CPU); disk: weights lie on disk."""
 
-    def __init__(self, jobs=("llama-sft", "vit-large"), pages=4000, devices=1, budget_share=0.55, cells=1024, seed=7):
+    def __init__(self, jobs=("llama-sft", "vit-large"), pages=4000, devices=1, budget_share=0.55, cells=1024, seed=7,
+                 disk=False):  # fmt: skip
+        self.disk = disk
         self.rng = random.Random(seed)
         self.page_bytes = 2 * MIB
         self.begun = time.time()
@@ -92,7 +95,7 @@ class Node:
         self.devices = [Device(i, kind, int(pages / count * budget_share), self.page_bytes) for i in range(count)]
         for number, name in enumerate(jobs):
             size = max(4, int(each * (0.6 + 0.8 * (number % 4) / 3)))
-            self.devices[number % count].jobs.append(Job(number + 1, name, size, self.per_cell, self.rng))
+            self.devices[number % count].jobs.append(Job(number + 1, name, size, self.per_cell, self.rng, disk))
 
     def tick(self):
         """One second passes."""
@@ -129,7 +132,8 @@ class Node:
             device.histograms["step"].add(seconds)
             device.histograms["stall"].add(stall)
             job.steps += 1
-            job.step_ns, job.stall_last = int(seconds * 1e9), int(stall * 1e9)
+            job.step_last, job.stall_last = int(seconds * 1e9), int(stall * 1e9)
+            job.step_ns += job.step_last
             job.stall_ns += job.stall_last
             job.faults += 2
 
@@ -146,17 +150,20 @@ class Node:
         def of_kind(value):
             return {kind: value if kind == job.kind else 0 for kind in KINDS}
 
+        host, disk = (0, total) if job.on_disk else (total, 0)
         return {
             "id": job.id, "name": job.name, "device": device.uuid, "uid": 1000, "sessions": 1, "lingering": False,
             "linger_left_ms": 0, "weight": float(job.weight), "device_quota_bytes": 0, "host_quota_bytes": 0,
-            "pages": job.pages, "resident_bytes": resident, "host_bytes": total,
+            "pages": job.pages, "resident_bytes": resident, "host_bytes": host, "disk_bytes": disk,
             "leased_bytes": resident // 4 if job.kind == KINDS[1] else 0,
             "dirty_bytes": sum(job.dirty) * device.page_bytes,
             "buffer_bytes": BUFFER_BYTES, "bytes_by_kind": of_kind(total), "resident_bytes_by_kind": of_kind(resident),
-            "host_by_kind": of_kind(total), "share_bytes": device.budget_pages * device.page_bytes // 2,
+            "host_by_kind": of_kind(host), "disk_by_kind": of_kind(disk),
+            "share_bytes": device.budget_pages * device.page_bytes // 2,
             "loaded_bytes": sum(job.moved["to_device"].values()), "stored_bytes": sum(job.moved["to_host"].values()),
             "dropped_bytes": sum(job.moved["dropped"].values()), "steps": job.steps, "stall_ns": job.stall_ns,
-            "step_ns_last": job.step_ns, "stall_ns_last": job.stall_last, "nonfinite_blocks": 0, "faults": job.faults,
+            "step_ns": job.step_ns, "step_ns_last": job.step_last,
+            "stall_ns_last": job.stall_last, "nonfinite_blocks": 0, "faults": job.faults,
             "evictions_by_reason": dict(job.evictions), "extents": [], "last_event": "attach",
             "saved_bytes": {"states_32bit": total * 3 if job.kind == KINDS[0] else 0,
                             "weights_16bit": total * 2 if job.kind == KINDS[1] else 0},
@@ -176,7 +183,9 @@ class Node:
             "budget_bytes": budget * page, "used_bytes": used * page, "free_bytes": (budget - used) * page,
             "budget_frames": budget, "used_frames": used, "free_frames": budget - used,
             "host_budget_bytes": 4 * budget * page,
-            "host_committed_bytes": sum(job.pages * page + BUFFER_BYTES for job in device.jobs),
+            "host_committed_bytes": sum((not job.on_disk) * job.pages * page + BUFFER_BYTES for job in device.jobs),
+            "disk_budget_bytes": 2 * budget * page if self.disk else 0,
+            "disk_committed_bytes": sum(job.on_disk * job.pages * page for job in device.jobs),
             "memory_total_bytes": 2 * budget * page, "memory_free_bytes": budget * page // 2,
             "own_bytes": budget * page, "pressure_ratio": used / budget if budget else 0.0,
             "link": {"to_device_bytes_per_s": 50_000_000_000, "to_host_bytes_per_s": 48_000_000_000},
@@ -204,13 +213,17 @@ class Node:
             "devices": devices, "jobs": jobs, "sessions": sessions, "totals": totals, "errors": dict(self.errors),
         }  # fmt: skip
 
+    @staticmethod
+    def _away(job, i):
+        return job.sizes[i] - job.resident[i] if job.written[i] else 0
+
     def page_map(self):
         """The map, as /api/pages gives it."""
         devices = []
         for device in self.devices:
             cells = [
                 [number, job.resident[i] - job.streaming[i], job.dirty[i],
-                 job.sizes[i] - job.resident[i] if job.written[i] else 0, job.streaming[i]]
+                 self._away(job, i), job.streaming[i], self._away(job, i) if job.on_disk else 0]
                 for number, job in enumerate(device.jobs)
                 for i in range(len(job.sizes))
             ]

@@ -93,6 +93,49 @@ def test_names_are_text_and_nothing_more(page):
     assert len(set(browser.run(swatches))) == len(HOSTILE_NAMES)
 
 
+def test_the_disk_is_shown_where_there_is_one(page):
+    browser, feed = page(Node(["sft", "qlora", "other", "base"], disk=True))  # the first and fourth lie on disk
+    with feed.lock:
+        status = feed.node.status()
+        device = status["devices"][0]
+        assert device["disk_committed_bytes"] > 0
+        browser.wait("the disk's bytes", lambda: bytes_of(browser, "#disk") == device["disk_committed_bytes"])
+        left, right = browser.text("#disk-sum").split(" = ")
+        parts = [round(float(part.split()[0]) * 100) for part in left.split(" + ")]
+        assert sum(parts) == round(float(right.split()[0]) * 100) and "on disk" in left
+        exact = {job["name"]: f"{job['disk_bytes']:,} bytes" for job in status["jobs"]}
+        rows = dict(zip(column(browser, "name"), texts(browser, "#jobs tbody [data-column=disk]", "title")))
+        assert rows == exact
+    assert browser.text("#panel-host h2") == "Committed: ↑ host, ↓ disk"
+    named = "return document.querySelector('#panel-host canvas').getAttribute('aria-label')"
+    browser.wait("the host in the chart's words", lambda: "↑ other" in browser.run(named))
+    browser.wait("the disk", lambda: "↓ sft" in browser.run(named))
+    browser.run("[...document.querySelectorAll('.segments.small button')].find(b => b.textContent === 'Kinds').click()")
+    browser.run("document.querySelector('#panel-host .small-button').click()")
+    browser.wait_text("#panel-host .chart-table", "↓ quantized weights")
+    assert browser.run("return document.querySelector('#key-disk').hidden") is False
+    browser.run("document.querySelector('.maps canvas').focus()")
+    browser.press(Keys.END)
+    for _ in range(60):  # some cell of the last job is away and was written
+        if "on disk" in browser.text("#said"):
+            break
+        browser.press(*[Keys.ARROW_LEFT] * 5)
+    assert "0 on the host, " in browser.text("#said") and "on disk" in browser.text("#said")
+    assert browser.run("return document.documentElement.scrollHeight") <= 800  # still one screen
+    shown = "return getComputedStyle(document.querySelector('#jobs [data-column=disk]')).display"
+    assert browser.run(shown) != "none"
+    room = browser.run("const r = document.querySelector('.jobs .scroll'); return r.scrollWidth - r.clientWidth")
+    assert room <= 0, "a column is cut off"
+
+
+def test_without_a_disk_nothing_speaks_of_one(page):
+    browser, _ = page(Node(["a"]))
+    browser.wait("the job", lambda: len(column(browser, "name")) == 1)
+    assert browser.run("return document.querySelector('#disk').hidden && document.querySelector('#key-disk').hidden")
+    assert browser.run("return getComputedStyle(document.querySelector('#jobs [data-column=disk]')).display") == "none"
+    assert browser.text("#panel-host h2") == "Committed on the host"
+
+
 # ---- connection
 
 
@@ -106,6 +149,33 @@ def test_a_lost_connection_shows_and_heals(page):
     browser.click("#retry")
     browser.wait_text("#state-text", "Live")
     browser.wait("new figures", lambda: browser.text("#facts") != used)
+
+
+def test_events_of_a_gap_come_once_each(page):
+    browser, feed = page(Node(["a"]))
+    feed.publish("attach", "a", "before")
+    browser.wait_text("#events", "before")
+    feed.keeps_events = False  # only the stream can bring what was missed
+    feed.cut(everything=True)
+    browser.wait_text("#state-text", "Disconnected since")
+    for text in ("same", "same", "other"):  # two that differ in nothing but their ids
+        feed.publish("limit", "a", text)
+    feed.mend()
+    browser.click("#retry")
+    browser.wait_text("#events", "other")
+    assert texts(browser, "#events .text") == ["other", "same", "same", "before"]
+    asked = [path for path in feed.requests if path.startswith("/api/stream")]
+    assert f"last_event_id={feed.events[0]['id']}" in asked[-1] and "last_event_id" not in asked[0]
+    feed.keeps_events = True  # now both bring all of them
+    feed.cut(everything=True)
+    browser.wait_text("#state-text", "Disconnected since")
+    feed.publish("killed", "a", "last")
+    feed.mend()
+    browser.click("#retry")
+    browser.wait_text("#events", "last")
+    used = browser.text("#facts")
+    browser.wait("figures that go on", lambda: browser.text("#facts") != used)
+    assert texts(browser, "#events .text") == ["last", "other", "same", "same", "before"]
 
 
 def test_without_a_stream_it_polls(page):

@@ -118,9 +118,12 @@ def test_cells_fill_the_room_and_look_like_what_they_hold(call):
       }));
       const map = { pages_per_cell: 4, cells: [[0, 4, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 3, 0], [1, 0, 0, 0, 0]] };
       const looks = [[0, 4, 0, 0, 0], [0, 2, 0, 2, 0], [0, 0, 0, 4, 0], [0, 0, 0, 0, 0], [0, 4, 4, 0, 0],
-        [0, 3, 0, 0, 1], [1, 4, 0, 0, 0]].map(cell => m.lookOf(cell, 4));
-      return { fits, pages: map.cells.map((_, i) => m.pagesOf(map, i)), looks: new Set(looks).size }""")  # fmt: skip
-    assert result == {"fits": True, "pages": [4, 1, 4, 1], "looks": 7}
+        [0, 3, 0, 0, 1], [1, 4, 0, 0, 0], [0, 0, 0, 4, 0, 4],
+        [0, 0, 0, 3, 0, 2]].map(cell => m.lookOf(cell, 4));
+      const half = [[0, 0, 0, 4, 0, 2], [0, 0, 0, 4, 0]].map(cell => m.lookOf(cell, 4));
+      const pages = map.cells.map((_, i) => m.pagesOf(map, i));
+      return { fits, pages, looks: new Set(looks).size, half: half[0] === half[1] }""")  # fmt: skip
+    assert result == {"fits": True, "pages": [4, 1, 4, 1], "looks": 8, "half": True}
 
 
 def test_a_restarted_daemon_gives_no_negative_rates(call):
@@ -148,6 +151,28 @@ def test_what_is_no_snapshot_or_event_is_passed_over(call):
       const events = model.events.slice(0, 4).map(event => event.name);
       return { taken, events, kept: model.events.length }""")  # fmt: skip
     assert result == {"taken": [False] * 4 + [True], "events": ["z", "x", "y", "many"], "kept": 200}
+
+
+def test_events_are_told_apart_by_their_ids(call):
+    result = call("model", """
+      const model = new m.Model(), event = (id, time) => ({ id, name: 'limit', time_unix_ms: time, job: 'a' });
+      const fresh = [model.addEvents([event(8, 1), event(9, 1), event(9, 1)]), model.addEvent(event(9, 1)),
+        model.addEvent(event(10, 1)), model.addEvents([event(8, 1), event(11, 2)])];
+      return { fresh, ids: model.events.map(event => event.id) }""")  # fmt: skip
+    assert result["fresh"] == [2, False, True, 1]
+    assert result["ids"] == [11, 10, 9, 8]
+
+
+def test_a_step_takes_the_mean_of_the_last_ones(call):
+    result = call("model", """
+      const snapshot = (time, steps, step_ns) => ({ time_unix_ms: time, pid: 1, uptime_ms: time,
+        devices: [{ uuid: 'G' }], jobs: [{ id: 1, name: 'a', device: 'G', steps, step_ns, step_ns_last: 7e9 }] });
+      const model = new m.Model();
+      return [[1000, 10, 1e9], [2000, 14, 3e9], [20000, 14, 3e9], [21000, 14, 3e9]].map((values) => {
+        model.apply(snapshot(...values));
+        return model.jobs[0].stepSeconds;
+      })""")  # fmt: skip
+    assert result == [7, 0.5, 7, 7]  # one snapshot, four steps in 2 s, then none: the last one's
 
 
 def test_jobs_sort_with_missing_figures_last(call):

@@ -226,6 +226,7 @@ TEST_F(TopFrame, FitsEverySize) {
   TopView view = ViewOf(Machine(1000));
   for (int i = 0; i < 40; ++i) view.now.jobs.push_back(Job(100 + i, "模型" + std::to_string(i), i));
   view.now.devices.resize(10, view.now.devices[0]);
+  view.now.devices[1].disk_budget_bytes = kGiB;
   view.rates->jobs.resize(view.now.jobs.size());
   view.newest.resize(4);
   for (Event& event : view.newest)
@@ -242,6 +243,19 @@ TEST_F(TopFrame, FitsEverySize) {
       }
     }
   }
+}
+
+TEST_F(TopFrame, TheDiskHasABarWhereThereIsOne) {
+  TopView view = ViewOf(Machine(1000));
+  EXPECT_THAT(AllText(LayOut(view, {}, {80, 24})), Not(HasSubstr("disk")));
+  for (daemon::DeviceSnapshot& device : view.now.devices) {
+    device.disk_budget_bytes = 4 * kGiB;
+    device.disk_committed_bytes = kGiB / 2;
+  }
+  view.now.jobs[0].disk_bytes = 3 * kGiB;
+  const std::string text = AllText(LayOut(view, {}, {300, 24}));
+  EXPECT_THAT(text, AllOf(HasSubstr("host  ["), HasSubstr("disk  ["), HasSubstr("1 GiB of 8 GiB  committed"),
+                          HasSubstr("DISK"), HasSubstr("3 GiB")));
 }
 
 TEST_F(TopFrame, At40By10StillNamesJobsBarsAndKeys) {

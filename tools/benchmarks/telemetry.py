@@ -1,11 +1,12 @@
 """Group telemetry: what looking costs. 70,000 pages of 16 jobs: one scrape, one status, one page map, a listener at
-1 Hz; and steps with a scrape a second beside steps without."""
+1 Hz; and short blocks of steps with a scrape in them beside blocks without."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import random
 import statistics
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from machine import Setting
 from rows import Row
+from scraping import CONFIDENCE, Scraper, median_interval
 
 JOBS = 16
 PAGES = 70_000
@@ -26,8 +28,9 @@ REPEATS = 25
 # Longer than answers share a snapshot.
 APART_S = 0.3
 LISTEN_S = 10.0
-SECOND = 1.0
-PAIRS = 12
+# Of steps: short, since a machine's slow drift then meets both of a pair.
+BLOCK_S = 0.25
+PAIRS = 150
 
 
 class Use:
@@ -166,33 +169,44 @@ def _listened(site: Site, use: Use, optimizers: list) -> list[Row]:
     ]
 
 
-def _steps_ms(optimizer, seconds: float) -> list[float]:
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begun = time.perf_counter_ns()
+def _block(optimizer, steps: int, scraper: Scraper | None = None) -> float:
+    """Seconds of so many steps; a scrape begins behind the first of them, and is over before this returns."""
+    begun = time.perf_counter()
+    optimizer.step()
+    if scraper:
+        scraper.begin()
+    for _ in range(steps - 1):
         optimizer.step()
-        times.append((time.perf_counter_ns() - begun) / 1e6)
-    return times
+    took = time.perf_counter() - begun
+    if scraper and scraper.end() == 0:
+        raise RuntimeError("a scrape brought nothing")
+    return took
 
 
 def _scraped(site: Site, optimizer) -> list[Row]:
-    """Steps of one job: seconds with a scrape in them beside seconds without, in turn."""
-    _steps_ms(optimizer, SECOND)
-    without, scraped = [], []
-    for pair in range(PAIRS):
-        for scrapes in (False, True) if pair % 2 == 0 else (True, False):
-            timer = threading.Timer(SECOND / 2, site.get, ["/metrics"]) if scrapes else None
-            if timer:
-                timer.start()
-            # The mean is what a user waits for; medians would hide the one step that a scrape may delay.
-            (scraped if scrapes else without).append(statistics.fmean(_steps_ms(optimizer, SECOND)))
-            if timer:
-                timer.join()
-    ratio = statistics.median(a / b for a, b in zip(scraped, without))
-    ours, base = statistics.median(scraped), statistics.median(without)
+    """What a scrape each second costs one job's steps: pairs of blocks, one with a scrape in it, in random order. What
+    the scrape adds to its block it adds to a second of steps."""
+    steps = max(3, round(5 * BLOCK_S / min(_block(optimizer, 5) for _ in range(10))))
+    order = random.Random(5)
+    scraper = Scraper(site.address)
+    _block(optimizer, steps, scraper)
+    step_ms, percents = [], []
+    for _ in range(PAIRS):
+        took = {}
+        _block(optimizer, max(1, round(steps * APART_S / BLOCK_S)))  # no scrape shares the snapshot of the last
+        for scrapes in order.sample((False, True), 2):
+            took[scrapes] = _block(optimizer, steps, scraper if scrapes else None)
+        step_ms.append(1e3 * took[False] / steps)
+        ratio = took[True] / took[False]
+        percents.append(100 * (ratio - 1) * took[False])
+    scraper.close()
+    median, low, high = median_interval(percents)
+    named = f"{100 * CONFIDENCE:.0f}% interval of {PAIRS} pairs of {steps} steps"
     return [
-        Row("one job's step, a scrape each second", "ms", ours, base, "no scrape"),
-        Row("its steps take longer by", "%", 100 * (ratio - 1), limit=1.0),
+        Row("one job's step, no scrape", "ms", statistics.median(step_ms)),
+        Row("its steps take longer by, a scrape each second", "%", median, limit=1.0),
+        Row(f"{named}: from", "%", low, limit=1.0),
+        Row(f"{named}: to", "%", high, limit=1.0),
     ]
 
 

@@ -105,6 +105,7 @@ constexpr std::array kColumns = {
     Column{"STATES", 10, KindWeight<0>, KindCell<0>},
     Column{"WEIGHTS", 10, KindWeight<1>, KindCell<1>},
     Column{"LEASED", 10, CountWeight<&JobSnapshot::leased_bytes>, BytesCell<&JobSnapshot::leased_bytes>},
+    Column{"DISK", 10, CountWeight<&JobSnapshot::disk_bytes>, BytesCell<&JobSnapshot::disk_bytes>},
     Column{"STEPS", 9, CountWeight<&JobSnapshot::steps>,
            [](const Row& row) { return std::to_string(row.job->steps); }},
     Column{"LAST STEP", 9, CountWeight<&JobSnapshot::step_ns_last>,

@@ -33,7 +33,7 @@ const char* const kHelp[] = {
     "STALL      share of the time that the",
     "           ranks waited for pages",
     "EVICT/s    pages that left the device",
-    "HOST       committed in host memory",
+    "HOST, DISK committed there",
     "SHARE      fair share of the device now",
     "kept       no rank; it may come back",
     "LAST STEP  how long the last one took",
@@ -184,11 +184,17 @@ std::vector<BarText> BarsOf(const TopView& view) {
     out.push_back(std::move(bar));
   }
   out.push_back({"host", view.now.host_committed_bytes, view.now.host_budget_bytes, "", "committed"});
+  BarText disk{"disk", 0, 0, "", "committed"};
+  for (const DeviceSnapshot& d : view.now.devices) {
+    disk.used += d.disk_committed_bytes;
+    disk.budget += d.disk_budget_bytes;
+  }
+  if (disk.budget > 0) out.push_back(std::move(disk));
   for (BarText& bar : out) bar.figures = FormatBytes(bar.used) + " of " + FormatBytes(bar.budget);
   return out;
 }
 
-// The first devices and the host; where there are too many for `rows`, one line says so.
+// The first devices, the host and its disk; where there are too many for `rows`, one line says so.
 Frame Bars(const TopView& view, std::size_t columns, std::size_t rows) {
   std::vector<BarText> bars = BarsOf(view);
   std::size_t label = 0;
@@ -197,15 +203,18 @@ Frame Bars(const TopView& view, std::size_t columns, std::size_t rows) {
     label = std::max(label, CellsOf(bar.label));
     figures = std::max(figures, CellsOf(bar.figures));
   }
-  const std::size_t devices = bars.size() - 1;
+  const std::size_t devices = view.now.devices.size();
+  const std::size_t tiers = bars.size() - devices;
   const bool all = rows == 0 || bars.size() <= rows;
-  const std::size_t shown = all ? devices : rows > 2 ? rows - 2 : 1;
+  const std::size_t shown = all ? devices : rows > tiers + 1 ? rows - tiers - 1 : 1;
   Frame out;
   for (std::size_t i = 0; i < shown; ++i) out.push_back(BarLine(bars[i], label, figures, columns));
-  if (!all && rows > 2) {
+  if (!all && rows > tiers + 1) {
     out.push_back(TextLine{{"and " + std::to_string(devices - shown) + " devices more", Ink::kDim}});
   }
-  if (all || rows > 1) out.push_back(BarLine(bars.back(), label, figures, columns));
+  for (std::size_t i = devices; i < bars.size() && (all || out.size() < rows); ++i) {
+    out.push_back(BarLine(bars[i], label, figures, columns));
+  }
   return out;
 }
 

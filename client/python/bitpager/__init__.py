@@ -35,7 +35,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
-from .memory import memory_stats, memory_summary
+from .memory import memory_stats, memory_summary, reset_peak_memory_stats
 from .quant_state import QuantState
 from .retry import guard
 from .session import Session, connect, default_session, disconnect
@@ -93,5 +93,6 @@ __all__ = [
     "memory_summary",
     "nn",
     "optim",
+    "reset_peak_memory_stats",
     "telemetry",
 ]

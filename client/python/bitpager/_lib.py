@@ -104,6 +104,10 @@ USAGE_FIELDS = (
     "disk_bytes",
     "disk_budget_bytes",
     "shared_bytes",
+    "peak_resident_bytes",
+    "peak_host_bytes",
+    "job_peak_resident_bytes",
+    "job_peak_host_bytes",
 )
 
 
@@ -234,6 +238,7 @@ _SIGNATURES = {
     "bp_disconnect": (None, (_SESSION,)),
     "bp_session_get_info": (c_int, (_SESSION, POINTER(SessionInfo))),
     "bp_get_usage": (c_int, (_SESSION, POINTER(Usage))),
+    "bp_reset_peaks": (c_int, (_SESSION,)),
     "bp_buffer_create": (c_int, (_SESSION, c_uint64, _U64_OUT, POINTER(c_void_p))),
     "bp_buffer_register": (c_int, (_SESSION, c_int, c_uint64, _U64_OUT)),
     "bp_buffer_release": (c_int, (_SESSION, c_uint64)),

@@ -18,6 +18,7 @@ _SAME = tuple(
     for key in _lib.USAGE_FIELDS
     if key not in ("state_bytes", "weight_bytes", "resident_state_bytes", "resident_weight_bytes")
     and key not in ("device_budget_bytes", "disk_budget_bytes")
+    and "peak" not in key
 )
 
 
@@ -35,10 +36,13 @@ def memory_stats(device=None, job=None) -> dict:
     loaded_, stored_, dropped_bytes  copied to the device, to the host, left the device without a copy, so far
     share_bytes, device_budget_bytes fair share of the job now; budget of the device; disk_budget_bytes, the daemon's
     shared_bytes                 weights that other jobs use too, in full; the job's part of them is in the rest
+    peak_resident_bytes, peak_host_bytes  the most at any moment since this session came, or reset_peak_memory_stats()
+    job_peak_resident_bytes, job_peak_host_bytes  likewise, since the job came
     steps, stall_ns, nonfinite_blocks, pages, buffer_bytes
 
     and, under torch.cuda's kind of name, "resident_bytes.POOL.current" for POOL in all, optimizer_state,
-    quantized_weight.
+    quantized_weight, and "resident_bytes.all.peak". Of another job all peaks are since it came; of "*" they are the
+    sums of the jobs' own, which need not have been at one moment.
 
     NotFoundError: no job of that name is on the device."""
     if job is None:
@@ -48,6 +52,12 @@ def memory_stats(device=None, job=None) -> dict:
     told = telemetry.status()
     uuid = session.default_session().device_uuid if device is None else session.device_uuid(device)
     return _with_pools(_of_snapshot(told, uuid, job))
+
+
+def reset_peak_memory_stats(device=None) -> None:
+    """From now on memory_stats()["peak_resident_bytes"] and ["peak_host_bytes"] are counted anew, beginning at what the
+    job has. For this process alone; job_peak_* go on. device: as in memory_stats."""
+    _session_on(device).reset_peak_memory_stats()
 
 
 def memory_summary(device=None) -> str:
@@ -98,8 +108,11 @@ def _of_snapshot(told: dict, uuid: str, job: str) -> dict:
         which: {kind: sum(one[which][kind] for one in named) for kind in _KINDS}
         for which in ("bytes_by_kind", "resident_bytes_by_kind")
     }
+    peaks = {key: sum(one.get(key, 0) for one in named) for key in ("peak_resident_bytes", "peak_host_bytes")}
     return {
         **sums,
+        **peaks,
+        **{f"job_{key}": value for key, value in peaks.items()},
         "state_bytes": by_kind["bytes_by_kind"]["optimizer_state"],
         "weight_bytes": by_kind["bytes_by_kind"]["quantized_weight"],
         "resident_state_bytes": by_kind["resident_bytes_by_kind"]["optimizer_state"],
@@ -113,7 +126,8 @@ def _with_pools(stats: dict) -> dict:
     """`stats` and its figures under torch.cuda's kind of names."""
     resident = (stats["resident_bytes"], stats["resident_state_bytes"], stats["resident_weight_bytes"])
     pools = zip(("all", *_KINDS), resident)
-    return {**stats, **{f"resident_bytes.{pool}.current": value for pool, value in pools}}
+    current = {f"resident_bytes.{pool}.current": value for pool, value in pools}
+    return {**stats, **current, "resident_bytes.all.peak": stats["peak_resident_bytes"]}
 
 
 def _own_table(held) -> list:
@@ -128,6 +142,7 @@ def _own_table(held) -> list:
     lines = [f"{title}, at {info['socket']}", *(f"  {name:<18}{one:>12}{two:>12}" for name, one, two in rows)]
     for name, text in (
         ("on host, on disk", (print_bytes(stats["host_bytes"]), print_bytes(stats["disk_bytes"]))),
+        ("peak, host peak", (print_bytes(stats["peak_resident_bytes"]), print_bytes(stats["peak_host_bytes"]))),
         ("share, budget", (print_bytes(stats["share_bytes"]), print_bytes(stats["device_budget_bytes"]))),
         ("leased, buffers", (print_bytes(stats["leased_bytes"]), print_bytes(stats["buffer_bytes"]))),
         ("came in, went out", (print_bytes(stats["loaded_bytes"]), print_bytes(stats["stored_bytes"]))),

@@ -108,10 +108,16 @@ class Session:
 
     def memory_stats(self) -> dict:
         """Usage of this session's job as the daemon counts it, in whole pages; keys say their units. shared_bytes:
-        weights that others have too, in full; the other figures have the job's part of them."""
+        weights that others have too, in full; the other figures have the job's part of them. peak_*: the most at any
+        moment since this session came, or reset_peak_memory_stats(); job_peak_*: since the job came."""
         usage = _lib.sized(_lib.Usage)
         _lib.check_idempotent(_lib.lib().bp_get_usage, self.handle, ctypes.byref(usage))
         return {name: getattr(usage, name) for name in _lib.USAGE_FIELDS}
+
+    def reset_peak_memory_stats(self) -> None:
+        """From now on peak_* of memory_stats() are counted anew, for this session alone: the job's other processes keep
+        theirs."""
+        _lib.check_idempotent(_lib.lib().bp_reset_peaks, self.handle)
 
     def make_room(self, size, timeout=10.0) -> int:
         """Has pages leave the GPU until `size` (bytes or "4GiB") of it is free for what this process is about to

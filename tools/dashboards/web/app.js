@@ -147,8 +147,7 @@ const source = new LiveSource({
     news();
   },
   event: (body) => {
-    live.addEvent(body);
-    if (view.model === live) say(spoken(body));
+    if (live.addEvent(body) && view.model === live) say(spoken(body));
     news();
   },
   events: (bodies) => {

@@ -113,7 +113,7 @@ function axisOptions(panel) {
  * One chart. What differs is in `how`:
  *   series(view) -> [{id, label, colour, keys, how, absent, sign, stack, area, dash, axis, dim}], the lowest first
  *   limits(view) -> [{value, label}], lines across
- *   textOf, tick: figures as text; binary, stacked, mirrored: the value axis
+ *   textOf, tick: figures as text; binary, stacked, mirrored: the value axis; mirroredFor(view): instead of mirrored
  */
 export class ChartPanel {
   stacked = true;
@@ -154,6 +154,7 @@ export class ChartPanel {
   update(view) {
     const { width, buckets } = bucketsFor(view.shownSpan, view.model.jobs.length);
     const end = Math.ceil(view.end / width) * width;
+    if (this.mirroredFor) this.mirrored = this.mirroredFor(view);
     this.#series = this.series(view);
     const sets = this.#series.map((one, i) => this.#fill(one, view, { end, width, buckets }, this.#series[i - 1]?.stack));
     this.#sets = new Map(sets.map((set) => [set.id, set]));

@@ -102,8 +102,12 @@ export function drawLedger(view) {
   bar($("host-bar"), totals.host, totals.hostUsed - sumValues(totals.host), Math.max(totals.hostBudget, totals.hostUsed), view);
   sum($("host-sum"), [["committed", totals.hostUsed], ["free", Math.max(0, totals.hostBudget - totals.hostUsed)]], "budget", "host");
   setText($("host-kinds"), totals.hostUsed > 0 ? `${format.bytes(totals.hostPages)} pages · ${format.bytes(totals.hostUsed - totals.hostPages)} buffers` : "");
-  const away = totals.hostPages - held;
-  setText($("host-note"), totals.hostPages > 0 ? `${format.share(Math.max(0, away) / totals.hostPages)} of the pages are not on a device now` : "");
+  const pages = totals.hostPages + sumValues(totals.disk);
+  setText($("host-note"), pages > 0 ? `${format.share(Math.max(0, pages - held) / pages)} of the pages are not on a device now` : "");
+  $("disk").hidden = !model.hasDisk(view.chosen);
+  setAttribute($("disk"), "data-bytes", totals.diskUsed);
+  bar($("disk-bar"), totals.disk, totals.diskUsed - sumValues(totals.disk), Math.max(totals.diskBudget, totals.diskUsed), view);
+  sum($("disk-sum"), [["on disk", totals.diskUsed], ["free", Math.max(0, totals.diskBudget - totals.diskUsed)]], "budget");
   tiles(totals);
   errors(model.snapshot.errors);
 }

@@ -93,6 +93,7 @@ export class Maps {
     setText(this.#empty, pages === null ? "No page map has come yet." : "No pages yet. Each cell will stand for some pages of one job.");
     const sizes = [...new Set(shown.map((map) => map.pages_per_cell))];
     const total = shown.reduce((sum, map) => sum + map.pages, 0);
+    $("key-disk").hidden = !view.model.hasDisk(view.chosen);
     setText($("map-note"), shown.length === 0 ? "" : `${format.count(total)} pages of ${format.bytes(shown[0].page_bytes)}, ${sizes.map((n) => format.count(n)).join(" or ")} a cell`);
   }
 }

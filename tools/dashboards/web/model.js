@@ -17,7 +17,9 @@ const sumOf = (object) => Object.values(object ?? {}).reduce((sum, value) => sum
 export const seriesKey = (...parts) => parts.join("\u0001");
 
 const isCell = (cell) => Array.isArray(cell) && cell.length >= 5 && cell.every(Number.isFinite);
-const identityOf = (event) => seriesKey(event.time_unix_ms, event.name, event.device, event.job, event.bytes, event.text);
+// An event has an id from version 2 of its schema on; a recording may be older.
+const identityOf = (event) =>
+  Number.isInteger(event.id) ? seriesKey("", event.id) : seriesKey(event.time_unix_ms, event.name, event.device, event.job, event.bytes, event.text);
 
 /** The counters of a snapshot that rates come from. */
 function countersOf(snapshot) {
@@ -80,6 +82,11 @@ export class Model {
     return this.jobs.some((row) => row.name === name) || [...this.history.keys].some((key) => key.endsWith(end));
   }
 
+  /** Whether the daemon keeps pages on disk for a device of `chosen`. */
+  hasDisk(chosen) {
+    return this.devices.some((device) => chosen.has(device.uuid) && (device.disk_budget_bytes > 0 || device.disk_committed_bytes > 0));
+  }
+
   /** “GPU 0”, “CPU”. */
   label(uuid) {
     return this.#labels.get(uuid) ?? "–";
@@ -115,16 +122,18 @@ export class Model {
     this.pages = body === null || !Array.isArray(body?.devices) ? null : { devices: list(body.devices).filter(isMap) };
   }
 
+  /** Whether it was not there yet. */
   addEvent(event) {
-    this.addEvents([event]);
+    return this.addEvents([event]) > 0;
   }
 
-  /** Adds those that are not there yet: the stream and the daemon's own list overlap. */
+  /** Adds those that are not there yet, and says how many: streams, and the daemon's own list, overlap. */
   addEvents(events) {
     const known = new Set(this.events.map(identityOf));
-    const fresh = list(events).filter((event) => !known.has(identityOf(event)));
-    if (fresh.length === 0) return;
+    const fresh = list(events).filter((event) => !known.has(identityOf(event)) && known.add(identityOf(event)));
+    if (fresh.length === 0) return 0;
     this.events = [...fresh.reverse(), ...this.events].sort((a, b) => number(b.time_unix_ms) - number(a.time_unix_ms)).slice(0, MOST_EVENTS);
+    return fresh.length;
   }
 
   #name(snapshot) {
@@ -141,12 +150,12 @@ export class Model {
     const [stall, steps, took] = ["stall", "steps", "took"].map((field) => grown(field, RECENT_MS));
     return {
       key, name: String(job.name ?? ""), device: job.device, uid: number(job.uid), sessions: number(job.sessions),
-      state: job.ending === true ? "ends" : job.lingering === true ? "lingers" : "", resident: number(job.resident_bytes), host: number(job.host_bytes), buffers: number(job.buffer_bytes),
+      state: job.ending === true ? "ends" : job.lingering === true ? "lingers" : "", resident: number(job.resident_bytes), host: number(job.host_bytes), disk: number(job.disk_bytes), buffers: number(job.buffer_bytes),
       dirty: number(job.dirty_bytes), leased: number(job.leased_bytes), share: number(job.share_bytes),
       quota: number(job.device_quota_bytes), hostQuota: number(job.host_quota_bytes), weight: number(job.weight),
       kinds: job.bytes_by_kind ?? {}, steps: number(job.steps), nonfinite: number(job.nonfinite_blocks),
       faults: number(job.faults), shared: number(job.shared_bytes), saved: job.saved_bytes ?? {},
-      stepSeconds: took >= 0 ? took / steps / 1e9 : job.step_ns_last > 0 ? job.step_ns_last / 1e9 : NaN,
+      stepSeconds: took > 0 && steps > 0 ? took / steps / 1e9 : job.step_ns_last > 0 ? job.step_ns_last / 1e9 : NaN,
       stallShare: stall / 1e9, // of each second of its sessions
       stepRate: steps, inRate: grown("loaded", RATE_MS), outRate: grown("stored", RATE_MS),
       evictRate: grown("evicted", RATE_MS),
@@ -162,10 +171,12 @@ export class Model {
     for (const job of list(snapshot.jobs)) {
       add(number(job.resident_bytes), "resident", job.device, job.name);
       add(number(job.host_bytes) + number(job.buffer_bytes), "host", job.device, job.name);
+      if (job.disk_bytes > 0) add(number(job.disk_bytes), "disk", job.device, job.name);
       add(number(job.buffer_bytes), "hostKind", job.device, BUFFERS);
       for (const kind of KINDS) {
         add(number(job.resident_bytes_by_kind?.[kind]), "residentKind", job.device, kind);
         add(number((job.host_by_kind ?? job.bytes_by_kind)?.[kind]), "hostKind", job.device, kind);
+        if (job.disk_by_kind?.[kind] > 0) add(number(job.disk_by_kind[kind]), "diskKind", job.device, kind);
       }
     }
     const last = this.#recent[this.#recent.length - 1];
@@ -219,7 +230,9 @@ export class Model {
       budget: sum(devices, (d) => d.budget_bytes), used: sum(devices, (d) => d.used_bytes),
       free: sum(devices, (d) => d.free_bytes), resident: byName((row) => row.resident),
       hostBudget: sum(devices, (d) => d.host_budget_bytes), hostUsed: sum(devices, (d) => d.host_committed_bytes),
-      host: byName((row) => row.host + row.buffers), hostPages: sum(rows, (row) => row.host), cardTotal: sum(devices, (d) => d.memory_total_bytes),
+      host: byName((row) => row.host + row.buffers), hostPages: sum(rows, (row) => row.host),
+      diskBudget: sum(devices, (d) => d.disk_budget_bytes), diskUsed: sum(devices, (d) => d.disk_committed_bytes),
+      disk: byName((row) => row.disk), cardTotal: sum(devices, (d) => d.memory_total_bytes),
       cardFree: sum(devices, (d) => d.memory_free_bytes), own: sum(devices, (d) => d.own_bytes),
       pressure: devices.reduce((most, d) => Math.max(most, number(d.pressure_ratio)), 0),
       linkIn: sum(devices, (d) => d.link?.to_device_bytes_per_s), linkOut: sum(devices, (d) => d.link?.to_host_bytes_per_s),

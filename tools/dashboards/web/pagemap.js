@@ -1,12 +1,14 @@
 // The page map of one device on a canvas: a cell stands for some pages of one job. Its colour is the job's, as strong
 // as the share of its pages that is on the device; a bar at its foot says how much of it is dirty, a frame that its
-// pages are moving. Pages that were never written are nowhere. Only cells that changed are drawn again.
+// pages are moving, a dot that it lies on disk. Pages that were never written are nowhere. Only cells that changed are
+// drawn again.
 
 import { nameText } from "./format.js";
 import { ink, mix, slotColour } from "./palette.js";
 
 const LEVELS = 8;
 const UNWRITTEN = LEVELS + 1;
+const ON_DISK = LEVELS + 2; // none of it is on the device, and most of it is on disk
 const SMALLEST = 4; // of a cell with its gap, in CSS pixels
 const LARGEST = 24;
 
@@ -38,9 +40,10 @@ export function pagesOf(map, i) {
 
 /** What of a cell of `pages` pages is seen, as one number; equal numbers look the same. */
 export function lookOf(cell, pages) {
-  const [job, resident, dirty, host, streaming] = cell;
+  const [job, resident, dirty, host, streaming, disk = 0] = cell;
   const here = resident + streaming;
-  const level = here + host === 0 ? UNWRITTEN : here === 0 ? 0 : Math.max(1, Math.round((here / pages) * LEVELS));
+  const away = disk * 2 > host ? ON_DISK : 0;
+  const level = here + host === 0 ? UNWRITTEN : here === 0 ? away : Math.max(1, Math.round((here / pages) * LEVELS));
   const foot = dirty === 0 ? 0 : Math.max(1, Math.round((Math.min(dirty, pages) / pages) * LEVELS));
   return job * 512 + level * 32 + Math.min(foot, LEVELS) * 2 + (streaming > 0 ? 1 : 0);
 }
@@ -103,8 +106,8 @@ export class PageMap {
       const strength = view.focus !== null && view.focus !== name ? 0.25 : 1;
       const colour = slotColour(view.theme, view.colours.slot(name));
       const level = (i) => mix(colour, colours.panel, strength * (i === 0 ? 0.24 : 0.35 + (0.65 * i) / LEVELS));
-      const levels = [...Array.from({ length: LEVELS + 1 }, (_, i) => level(i)), mix(colour, colours.panel, strength * 0.07)];
-      return { levels, dirty: mix(mix(colours.text, colour, 0.7), colours.panel, strength), moving: mix(colours.text, colours.panel, strength) };
+      const levels = [...Array.from({ length: LEVELS + 1 }, (_, i) => level(i)), mix(colour, colours.panel, strength * 0.07), mix(colour, colours.panel, strength * 0.14)];
+      return { levels, dot: mix(colour, colours.panel, strength * 0.8), dirty: mix(mix(colours.text, colour, 0.7), colours.panel, strength), moving: mix(colours.text, colours.panel, strength) };
     });
   }
 
@@ -122,6 +125,11 @@ export class PageMap {
     if (fills === undefined) return; // a job that the map does not name
     context.fillStyle = fills.levels[level];
     context.fillRect(left, top, across, down);
+    if (level === ON_DISK) {
+      const size = Math.max(1, Math.round(Math.min(across, down) * 0.36));
+      context.fillStyle = fills.dot;
+      context.fillRect(left + ((across - size) >> 1), top + ((down - size) >> 1), size, size);
+    }
     if (foot > 0) {
       const thick = Math.max(1, Math.round(down * 0.17));
       context.fillStyle = fills.dirty;
@@ -138,11 +146,11 @@ export class PageMap {
   /** The cell in words. */
   textOf(i) {
     const map = this.#map;
-    const [job, resident, dirty, host, streaming] = map.cells[i];
+    const [job, resident, dirty, host, streaming, disk = 0] = map.cells[i];
     const first = map.cells.findIndex((cell) => cell[0] === job);
     const moving = streaming > 0 ? `, ${streaming} moving` : "";
     const unwritten = Math.max(0, pagesOf(map, i) - resident - host - streaming);
-    return `${nameText(map.jobs[job], 40)}, cell ${i - first + 1}: ${resident} pages on the device, ${dirty} dirty${moving}, ${host} on the host${unwritten > 0 ? `, ${unwritten} never written` : ""}`;
+    return `${nameText(map.jobs[job], 40)}, cell ${i - first + 1}: ${resident} pages on the device, ${dirty} dirty${moving}, ${host - disk} on the host${disk > 0 ? `, ${disk} on disk` : ""}${unwritten > 0 ? `, ${unwritten} never written` : ""}`;
   }
 
   #point(event) {

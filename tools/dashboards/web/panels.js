@@ -58,16 +58,40 @@ function worstOf(view, field) {
 
 const footerTotal = (items) => (items.length > 1 ? `total  ${format.bytes(items.reduce((sum, item) => sum + item.parsed.y, 0))}` : "");
 
-function memory(field, budgetOf) {
-  return {
-    least: 2 ** 20, footer: footerTotal,
-    series: (view) => areas(view, field, { byKind: view.byKind }),
-    limits: (view) => {
-      const [budget, used] = budgetOf(view.model.totals(view.chosen));
-      return budget > 0 ? [{ value: budget, label: "budget", fit: used > budget * 0.3 }] : [];
-    },
-  };
-}
+const DEVICE = {
+  least: 2 ** 20, footer: footerTotal,
+  series: (view) => areas(view, "resident", { byKind: view.byKind }),
+  limits: (view) => {
+    const { budget, used } = view.model.totals(view.chosen);
+    return budget > 0 ? [{ value: budget, label: "budget", fit: used > budget * 0.3 }] : [];
+  },
+};
+
+const HOST_TITLE = "Committed on the host";
+
+// Where there is a disk, it hangs below the host.
+const HOST = {
+  least: 2 ** 20, textOf: (value) => format.bytes(Math.abs(value)), tick: (value) => format.tickBytes(Math.abs(value)),
+  mirroredFor: (view) => view.model.hasDisk(view.chosen),
+  title: (view) => (view.model.hasDisk(view.chosen) ? "Committed: ↑ host, ↓ disk" : HOST_TITLE),
+  note: (view) => (view.model.hasDisk(view.chosen) ? "" : "for every page of every job, and its buffers"),
+  series: (view) => {
+    const host = areas(view, "host", { byKind: view.byKind });
+    if (!view.model.hasDisk(view.chosen)) return host;
+    const disk = areas(view, "disk", { byKind: view.byKind, sign: -1 });
+    return [["↑", host], ["↓", disk]].flatMap(([arrow, parts]) => parts.map((one) => ({ ...one, label: `${arrow} ${one.label}` })));
+  },
+  footer: (items) => [["host", 1], ["disk", -1]]
+    .map(([tier, sign]) => [tier, items.filter((item) => item.parsed.y * sign > 0)])
+    .filter(([, parts]) => parts.length > 1)
+    .map(([tier, parts]) => `total on ${tier}  ${format.bytes(Math.abs(parts.reduce((sum, item) => sum + item.parsed.y, 0)))}`),
+  limits: (view) => {
+    const { hostBudget, hostUsed, diskBudget, diskUsed } = view.model.totals(view.chosen);
+    const host = { value: hostBudget, label: "budget", fit: hostUsed > hostBudget * 0.3 };
+    const disk = { value: -diskBudget, label: "disk budget", fit: diskUsed > diskBudget * 0.3 };
+    return [host, disk].filter(({ value }) => value !== 0);
+  },
+};
 
 const TRANSFER = {
   mirrored: true, least: 2 ** 20, textOf: (value) => format.byteRate(Math.abs(value)), tick: (value) => format.tickBytes(Math.abs(value)),
@@ -117,6 +141,7 @@ function everPositive(history, key) {
 class Panel {
   #chart;
   #title;
+  #heading;
   #legend = make("div", { className: "legend" });
   #note = make("p", { className: "note" });
   #plot;
@@ -129,7 +154,7 @@ class Panel {
   constructor(root, title, how, { extra = [], wide = false, focus, changed, empty, unit }) {
     this.#title = title;
     this.#how = how;
-    const heading = make("h2", { id: `${root.id}-title` }, title);
+    const heading = (this.#heading = make("h2", { id: `${root.id}-title` }, title));
     const canvas = make("canvas", { role: "img" });
     this.#empty = make("p", { className: "empty" }, empty);
     this.#plot = make("div", { className: "plot" }, canvas, this.#empty);
@@ -158,6 +183,8 @@ class Panel {
     if (key === this.#drawn) return;
     this.#drawn = key;
     const series = this.#how.series(view);
+    const title = this.#how.title?.(view) ?? this.#title;
+    setText(this.#heading, title);
     const any = series.some((one) => one.keys === undefined || one.keys.length > 0);
     this.#empty.hidden = any && view.model.history.length > 1;
     this.#chart.update(view);
@@ -169,7 +196,7 @@ class Panel {
     }
     if (view.end - this.#described > 10_000 || view.end < this.#described) {
       this.#described = view.end;
-      this.#chart.describe(this.#title);
+      this.#chart.describe(title);
     }
   }
 
@@ -210,14 +237,10 @@ export function makePanels(roots, view, { focus, changed }) {
     const down = way("↓", totals.outRate, totals.linkOut);
     return `${up}   ${up.endsWith("link)") ? down.replace(" of link", "") : down}`;
   };
-  const device = memory("resident", (totals) => [totals.budget, totals.used]);
-  const host = {
-    ...memory("host", (totals) => [totals.hostBudget, totals.hostUsed]), legend: false,
-    note: () => "for every page of every job, and its buffers",
-  };
+  const host = { ...HOST, legend: false };
   return [
-    new Panel(roots.device, "On the device", device, { ...common, extra: [by], wide: true, unit: "device memory", empty: "No job has pages on a device yet. Memory appears here, stacked by job, as soon as one steps." }),
-    new Panel(roots.host, "Committed on the host", host, { ...common, unit: "host memory", empty: "No job has committed host memory yet." }),
+    new Panel(roots.device, "On the device", DEVICE, { ...common, extra: [by], wide: true, unit: "device memory", empty: "No job has pages on a device yet. Memory appears here, stacked by job, as soon as one steps." }),
+    new Panel(roots.host, HOST_TITLE, host, { ...common, unit: "host memory", empty: "No job has committed host memory yet." }),
     new Panel(roots.transfer, "Transfers", { ...TRANSFER, legend: false, note: rates }, { ...common, unit: "transfer rate", empty: "Nothing has moved yet." }),
     new Panel(roots.time, "Step and stall time", TIME, { ...common, unit: "time", empty: "No step has run yet." }),
     new Panel(roots.evict, "Evictions by reason, pressure (line)", EVICT, { ...common, unit: "pages that left", empty: "No page has left a device yet." }),

@@ -27,6 +27,7 @@ export class LiveSource {
   #heard = 0; // when the stream last said something
   #fresh = 0; // when figures last came, by either way
   #mode = "";
+  #place = ""; // id of the last event that streams have brought: the next one goes on there
 
   constructor(take) {
     this.#take = take;
@@ -60,13 +61,15 @@ export class LiveSource {
   #open() {
     this.#shut();
     this.#events();
-    const stream = new EventSource(`api/stream?cells=${CELLS}`);
+    const place = this.#place === "" ? "" : `&last_event_id=${this.#place}`;
+    const stream = new EventSource(`api/stream?cells=${CELLS}${place}`);
     this.#stream = stream;
     this.#heard = Date.now();
     const on = (name, take) =>
       stream.addEventListener(name, (message) => {
         if (stream !== this.#stream) return;
         this.#heard = Date.now();
+        if (/^[0-9]{1,20}$/.test(message.lastEventId)) this.#place = message.lastEventId;
         take(message.data);
       });
     on("status", (text) => this.#status(text));

@@ -12,7 +12,8 @@ export const COLUMNS = [
   ["gpu", "Device", (row, view) => view.model.label(row.device), (row, view) => view.model.label(row.device), "where its pages go"],
   ["sessions", "Sess.", (row) => row.sessions, (row) => row.state || format.count(row.sessions), "connected processes; lingers: none, its pages are kept; ends: its last frames are on their way out"],
   ["resident", "Resident", (row) => row.resident, null, "bytes on the device, against what the job has in all"],
-  ["host", "Host", (row) => row.host, (row) => format.bytes(row.host), "host memory committed for its pages"],
+  ["host", "Host", (row) => row.host, (row) => sizeOr(row.host, "0"), "host memory committed for its pages"],
+  ["disk", "Disk", (row) => row.disk, (row) => sizeOr(row.disk, "0"), "disk committed for its pages"],
   ["buffers", "Buffers", (row) => row.buffers, (row) => sizeOr(row.buffers, "0"), "host memory for its parameters and gradients"],
   ["dirty", "Dirty", (row) => row.dirty, (row) => sizeOr(row.dirty, "0"), "resident bytes that the host has no copy of"],
   ["share", "Share", (row) => row.share, (row) => sizeOr(row.share, format.NOTHING), "fair share of the device now"],
@@ -26,7 +27,7 @@ export const COLUMNS = [
   ["evicted", "Evicted/s", (row) => row.evictRate, (row) => format.perSecond(row.evictRate), "pages that left the device a second"],
 ].map(([id, heading, key, text, title]) => ({ id, heading, key, text, title }));
 
-const EXACT = new Set(["host", "buffers", "dirty"]); // the title has every byte
+const EXACT = new Set(["host", "disk", "buffers", "dirty"]); // the title has every byte
 
 /** Rows in order; what has no figure comes last, equals by name. */
 export function sorted(rows, column, descending, view) {
@@ -71,6 +72,7 @@ export class JobTable {
     });
     const rows = view.model.jobs.filter((row) => view.chosen.has(row.device));
     setAttribute(this.#body.parentElement, "data-devices", view.model.devices.length);
+    setAttribute(this.#body.parentElement, "data-disk", view.model.hasDisk(view.chosen) ? "1" : "0");
     this.#rows = sorted(rows, this.#column, this.#descending, view);
     each(this.#body, this.#rows, () => this.#create(), (node, row) => this.#fill(node, row, view));
     setText($("jobs-note"), rows.length === 0 ? "" : `${rows.length} · sorted by ${COLUMNS.find((c) => c.id === this.#column).heading.toLowerCase()}${view.focus === null ? "" : " · Esc shows all"}`);
@@ -112,7 +114,8 @@ export class JobTable {
         setAttribute(button, "aria-pressed", view.focus === row.name);
         setAttribute(button, "title", `${format.nameText(row.name, 200)}, user ${row.uid}${row.nonfinite > 0 ? `, ${row.nonfinite} blocks were not finite` : ""}`);
       } else if (column.id === "resident") {
-        setStyle(cell.firstChild.firstChild, "width", `${row.host > 0 ? Math.min(100, (row.resident / row.host) * 100).toFixed(1) : 0}%`);
+        const all = row.host + row.disk;
+        setStyle(cell.firstChild.firstChild, "width", `${all > 0 ? Math.min(100, (row.resident / all) * 100).toFixed(1) : 0}%`);
         setStyle(cell.firstChild.firstChild, "backgroundColor", colour);
         setText(cell.lastChild, format.bytes(row.resident));
         setAttribute(cell, "title", format.exactBytes(row.resident));

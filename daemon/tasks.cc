@@ -11,6 +11,13 @@ using wire::Code;
 using wire::Op;
 using wire::Status;
 
+namespace {
+
+// Some tenths of a millisecond of a GPU's time in a step, longer than the rest of a launch takes to prepare.
+constexpr std::uint32_t kFirstLaunchPages = 64;
+
+}  // namespace
+
 int Tasks::Advance(Session& session) {
   int taken = 0;
   // A client that is gone has nobody to tell; a failed one still gets what it had ready applied.
@@ -226,18 +233,28 @@ void Tasks::TakePages(std::span<const paging::RunAction> runs) {
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
-// device likes long ones.
+// device likes long ones. The first of a large request is short: the device begins, while what the others
+// need is put together. A fill is not cut, for it is done in one pass where it is one launch.
 void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
   while (!runs.empty()) {
     std::uint64_t pages = runs.front().pages.size();
     std::size_t count = 1;
+    const std::uint64_t most = runs.front().window == 0 && !Fills(runs.front().request)
+                                   ? std::min(kFirstLaunchPages, core_.device_info.launch_pages)
+                                   : core_.device_info.launch_pages;
     while (count < runs.size() && runs[count].request == runs.front().request &&
-           pages + runs[count].pages.size() <= core_.device_info.launch_pages) {
+           pages + runs[count].pages.size() <= most) {
       pages += runs[count++].pages.size();
     }
     Launch(runs.first(count));
     runs = runs.subspan(count);
   }
+}
+
+bool Tasks::Fills(wire::RequestId request) {
+  Session* session = nullptr;
+  const ActiveTask* task = TaskOf(request, &session);
+  return task != nullptr && task->work != nullptr && task->work->Fills().extent != nullptr;
 }
 
 // Consecutive windows of one request.

@@ -59,6 +59,8 @@ class Tasks {
 
   void LaunchAll(std::span<const paging::RunAction> runs);
   void Launch(std::span<const paging::RunAction> runs);
+  // The request fills a weight.
+  [[nodiscard]] bool Fills(wire::RequestId request);
   void TakePages(std::span<const paging::RunAction> runs);
   // Whether the session goes on only when its weight has settled.
   [[nodiscard]] bool Settles(Session& session, ActiveTask& task, const wire::CompletionRecord& completion);

@@ -203,7 +203,8 @@ class Load {
  private:
   [[nodiscard]] bool DidMuch() {
     const Snapshot s = daemon::Observe(daemon.core());
-    return s.devices[0].steps > 200 && s.devices[0].faults > 20 && s.totals.sessions_lost > 10;
+    return s.devices[0].steps > 200 && s.devices[0].faults > 20 && s.totals.sessions_lost > 10 &&
+           sampler.samples > 1500;
   }
   std::uint64_t Below(std::uint64_t n) { return rng_() % n; }
   static std::string NameOf(std::uint64_t n) { return "job" + std::to_string(n); }

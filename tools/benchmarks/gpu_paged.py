@@ -156,7 +156,10 @@ def room_on_request(bench: Bench, report: Report) -> None:
                 synchronize()
                 everything = found.session.memory_stats()["pages"] * PAGE_BYTES
                 resident = _await_resident(found, optimizers, 0.95 * everything)
-                free()  # the gradients' memory would do as room
+                # The gradients' memory would do as room, and the daemon's mappings would keep it.
+                found.session.synchronize()
+                found.session.release_gradients()
+                free()
                 wanted = torch.cuda.mem_get_info()[0] + resident - 256 * MIB
                 before = found.session.memory_stats()["stored_bytes"]
                 begun = time.perf_counter_ns()

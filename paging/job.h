@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "paging/eviction_order.h"
@@ -57,6 +59,9 @@ struct Request {
   }
 };
 
+// Extent and first page of what a request names first.
+using PartKey = std::pair<std::uint64_t, std::uint64_t>;
+
 struct Job {
   wire::JobId id;
   JobSpec spec;
@@ -93,6 +98,9 @@ struct Job {
   std::uint64_t streams_from = 0;  // shifts which groups those are
   std::uint64_t streaming = 0;
   bool prepared = false;  // the first of them came behind the last step
+  // What was stepped after a part of the job's states, by the part's first page: see Pager::Impl::Learn.
+  std::map<PartKey, std::vector<PageRange>> after;
+  PartKey last_part{};  // stepped last; extent 0: none
   std::uint64_t waiting_since =
       0;                       // decision count at which its first window found no frames; 0: it does not
   std::uint64_t to_evict = 0;  // pages that a command wants out

@@ -109,7 +109,9 @@ struct Pager::Impl {
   void Spread(Job& job, std::uint64_t under_way);
   void ChooseGroups(Job& job) const;
   [[nodiscard]] std::uint64_t StreamingPages(const Job& job) const;
-  void ExpectAgain(Job& job, const Request& request);  // behind the last request of its queue
+  void Learn(Job& job, const Request& request) const;
+  void ExpectNext(Job& job, const Request& request);  // behind the last request of its queue
+  [[nodiscard]] std::unique_ptr<Request> HintAfter(Job& job, PartKey part);
   void Prepare(Job& job, Request& request);
   // `need`: frames that the job's next window lacks.
   [[nodiscard]] bool AwaitsStreaming(Job& job, const Request& request, std::uint64_t need);

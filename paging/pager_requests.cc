@@ -121,7 +121,8 @@ bool Pager::Impl::RetireFront(Job& job) {
   pending.finished.push_back(request.id);
   job.queue.pop_front();
   job.waiting_since = 0;
-  if (job.queue.empty()) ExpectAgain(job, request);
+  Learn(job, request);
+  if (job.queue.empty()) ExpectNext(job, request);
   requests.erase(request.id.value);
   return true;
 }

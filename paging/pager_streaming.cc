@@ -1,6 +1,7 @@
 // Pages that come and go each step, where launches overlap copies: which, and what the pause between steps is
 // used for. Dispatcher thread.
 #include <algorithm>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -8,6 +9,20 @@
 
 namespace bitpager::paging {
 namespace {
+
+// Parts whose successors are kept, and how many steps ahead one that lacks pages is looked for.
+constexpr std::size_t kMostParts = 4096;
+constexpr int kMostHops = 4;
+
+bool IsStep(const Request& request) {
+  return !request.cancelled && !request.spec.prefetch && request.spec.access == Access::kUpdate &&
+         !request.spec.ranges.empty();
+}
+
+PartKey KeyOf(const Request& request) {
+  const PageRange& first = request.spec.ranges.front();
+  return {first.extent.value, first.first};
+}
 
 bool MayStream(const Extent& extent) {
   return !extent.zombie && extent.spec.evictable && extent.spec.kind == wire::ExtentKind::kOptimizerState;
@@ -81,30 +96,62 @@ std::uint64_t Pager::Impl::StreamingPages(const Job& job) const {
   return sum;
 }
 
+// Training repeats itself: what was stepped after a part of the states, be it the whole, an arena or a bucket
+// of a backward pass, is stepped after it again.
+void Pager::Impl::Learn(Job& job, const Request& request) const {
+  if (!config.loads_over_resident || job.streaming == 0 || !IsStep(request)) return;
+  if (job.after.size() >= kMostParts) job.after.clear();
+  if (job.last_part.first != 0) job.after[job.last_part] = request.spec.ranges;
+  job.last_part = KeyOf(request);
+}
+
 // A step that streams leaves the pages which the next one visits last. In the pause behind it they make room,
 // and those come that are visited first: so much less is on the link when it matters.
-void Pager::Impl::ExpectAgain(Job& job, const Request& request) {
-  if (request.cancelled || request.spec.prefetch || request.spec.access != Access::kUpdate) return;
+void Pager::Impl::ExpectNext(Job& job, const Request& request) {
+  if (!IsStep(request)) return;
   job.prepared = false;
   if (!config.loads_over_resident || job.streaming == 0 || job.closing) return;
-  auto hint = std::make_unique<Request>();
+  auto hint = HintAfter(job, KeyOf(request));
+  if (hint == nullptr) return;
   hint->id = {++last_request};
-  hint->job = &job;
   hint->by = request.by;
-  hint->spec = request.spec;
-  hint->spec.prefetch = true;
-  hint->spec.access = Access::kRead;
-  hint->extents = request.extents;
   hint->born = decisions;
-  hint->SkipEmptyRanges();
   job.queue.push_back(hint.get());
   const wire::RequestId id = hint->id;
   requests.emplace(id.value, std::move(hint));
 }
 
+// Of what follows on `part`, the first that lacks a page. Null: none is known, or nothing lacks.
+std::unique_ptr<Request> Pager::Impl::HintAfter(Job& job, PartKey part) {
+  for (int hop = 0; hop < kMostHops; ++hop) {
+    const auto known = job.after.find(part);
+    if (known == job.after.end()) return nullptr;
+    auto hint = std::make_unique<Request>();
+    hint->job = &job;
+    hint->spec = {job.id, Access::kRead, known->second, true};
+    for (const PageRange& range : known->second) {
+      Extent* const extent = FindExtent(range.extent);
+      if (extent == nullptr || extent->zombie || extent->job != &job) return nullptr;
+      hint->extents.push_back(extent);
+    }
+    hint->SkipEmptyRanges();
+    const auto lacks = [](const Extent* extent, const PageRange& range) {
+      const auto begin = extent->pages.begin() + static_cast<std::ptrdiff_t>(range.first);
+      return std::any_of(begin, begin + static_cast<std::ptrdiff_t>(range.count),
+                         [](const Page& page) { return page.state == PageState::kHostOnly; });
+    };
+    for (std::size_t i = 0; i < hint->extents.size(); ++i) {
+      if (lacks(hint->extents[i], known->second[i])) return hint;
+    }
+    part = KeyOf(*hint);
+  }
+  return nullptr;
+}
+
 // Behind a step whose pages come and go: the last of them leave, the first of the next step come, all but a
 // stride of what may be under way, whose frames stay free for the step's own first loads. By whole groups,
-// which are copied in one piece.
+// which are copied in one piece. What is wanted only when most of the job's other pages have been does not
+// come.
 void Pager::Impl::Prepare(Job& job, Request& request) {
   std::erase_if(request.coming,
                 [](const Page* page) { return !page->claimed && page->state != PageState::kLoading; });
@@ -112,10 +159,12 @@ void Pager::Impl::Prepare(Job& job, Request& request) {
   job.prepared = true;
   const Pace pace = PaceOf(job);
   const std::uint64_t limit = std::min(job.share, job.cap);
+  const std::uint64_t soon = job.clock.now + job.clock.usual_gap / 2;
   std::vector<Page*> first;
   for (; !request.at_end() && first.size() + pace.stride < pace.under_way; request.Advance()) {
     Page& page = *PageAt(request);
-    if (page.streams && page.state == PageState::kHostOnly && !page.claimed) first.push_back(&page);
+    if (!page.streams || page.state != PageState::kHostOnly || page.claimed) continue;
+    if (ExpectedUse(page, job.clock) <= soon) first.push_back(&page);
   }
   request.cursor = {request.spec.ranges.size(), 0};
   if (first.empty()) return;

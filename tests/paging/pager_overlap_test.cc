@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tests/paging/driver.h"
 #include "tests/paging/overlap_sim.h"
 
 namespace bitpager::paging {
@@ -94,6 +95,47 @@ TEST(Overlap, ThePauseBehindAStepBringsTheFirstPagesOfTheNext) {
   sim.EvictAll();
   EXPECT_EQ(sim.pager.Usage({1})->resident_frames, 0U);
   sim.pager.CheckInvariants();
+}
+
+// As the buckets of a backward pass are stepped one by one: the next pages are not those of the last part.
+TEST(Overlap, ThePauseBehindAPartOfAStepBringsTheNextPartsPages) {
+  constexpr std::uint64_t kParts = 4;
+  constexpr std::uint64_t kPart = 40;
+  Driver d(Accelerator(3 * kWindow));
+  const wire::JobId job = d.Job(1);
+  const wire::ExtentId extent = d.Extent(job, kParts * kPart);
+  const auto step = [&] {
+    for (std::uint64_t part = 0; part < kParts; ++part) d.Run(job, {{extent, part * kPart, kPart}});
+  };
+  for (int i = 0; i < 3; ++i) step();
+  const JobUsage before = *d.pager.Usage(job);
+  step();
+  const JobUsage after = *d.pager.Usage(job);
+  EXPECT_LE(after.loaded_pages - before.loaded_pages, kParts * kPart) << "none leaves before it was used";
+  const auto prefetch = static_cast<std::size_t>(Reason::kPrefetch);
+  EXPECT_EQ(after.traffic.to_device[prefetch] - before.traffic.to_device[prefetch], kParts * 2 * kWindow);
+}
+
+// Small states of 32 bits are stepped first, and stay: what comes is of the arena behind them.
+TEST(Overlap, ThePauseBringsPagesOfTheFirstPartThatLacksSome) {
+  constexpr std::uint64_t kLarge = 160;
+  Driver d(Accelerator(kLarge / 2));
+  const wire::JobId job = d.Job(1);
+  const wire::ExtentId large = d.Extent(job, kLarge);
+  const wire::ExtentId small = d.Extent(job, 1);
+  const auto step = [&] {
+    d.Run(job, {{small, 0, 1}});
+    d.Run(job, {{large, 0, kLarge}});
+  };
+  for (int i = 0; i < 4; ++i) step();
+  const JobUsage before = *d.pager.Usage(job);
+  step();
+  const JobUsage after = *d.pager.Usage(job);
+  const auto prefetch = static_cast<std::size_t>(Reason::kPrefetch);
+  EXPECT_GE(after.traffic.to_device[prefetch] - before.traffic.to_device[prefetch], kWindow);
+  d.pager.RemoveExtent(large);  // nothing of it is expected any more
+  d.Run(job, {{small, 0, 1}});
+  d.pager.CheckInvariants();
 }
 
 TEST(Overlap, AnEvictionRightBehindAStepIsNotUndone) {

@@ -12,6 +12,7 @@ import bitpager.functional as F
 import pytest
 import torch
 from bitpager import nn
+from bitpager.nn import swap
 
 
 @pytest.fixture
@@ -301,3 +302,14 @@ def test_prefetch_and_phases_are_accepted(default):
         default.hint_phase("lunch")
     with pytest.raises(TypeError, match="no pages"):
         default.prefetch("model")
+
+
+def test_a_gpus_memory_that_weights_were_quantized_from_is_let_go_once_all_are(session, monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    bitpager.nn.quantize_(model, session=session)
+    calls = []
+    monkeypatch.setattr(session, "device_kind", "cuda")
+    monkeypatch.setattr(type(session), "synchronize", lambda _: calls.append("synchronize"))
+    monkeypatch.setattr(type(session), "release_gradients", lambda _: calls.append("release"))
+    swap.release_sources(model)
+    assert calls == ["synchronize", "release"], "once for the session that both layers lie in"

@@ -204,8 +204,8 @@ class Session:
         return {key: getattr(self._finished, key) for key in keys}
 
     def release_gradients(self) -> None:
-        """Ends the daemon's mappings of GPU memory that only gradients used, so that torch.cuda.empty_cache() gives it
-        back to the system. The next step maps again what it needs."""
+        """Ends the daemon's mappings of GPU memory that only gradients used, or weights before they were quantized, so
+        that torch.cuda.empty_cache() gives it back to the system. The next step maps again what it needs."""
         _lib.check(_lib.lib().bp_release_gradients(self.handle))
 
     def noop(self) -> None:

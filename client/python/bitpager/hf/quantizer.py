@@ -21,6 +21,7 @@ from .. import dtypes, errors
 from ..functional import packed_bytes
 from ..machine import gpu_verdict
 from ..nn import FourBitParameter, Linear4bit, dequantize_
+from ..nn.swap import release_sources
 from ..quant_state import QuantState
 from ..session import session_for
 from .config import METHOD
@@ -246,6 +247,7 @@ class BitpagerQuantizer(HfQuantizer):
         model._weight_conversions = kept  # saving writes packed weights as the layers export them
         # The one mark that makes PEFT, TRL, Trainer and Accelerate treat the base as quantized without bitsandbytes.
         model.is_loaded_in_8bit = True
+        release_sources(model)
         self._warn_of_dtype(model)
         return model
 

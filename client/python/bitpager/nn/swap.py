@@ -45,7 +45,19 @@ def quantize_(
         for parent, child_name, _ in places:
             parent._modules[child_name] = layer
         replaced.append(name)
+    release_sources(model)
     return replaced
+
+
+def release_sources(model: torch.nn.Module) -> None:
+    """Has the daemons let go of the GPU memory that the model's weights were quantized from, or torch could not give it
+    back."""
+    pages = (layer.weight.pages for layer in model.modules() if isinstance(layer, Linear4bit) and layer.is_quantized)
+    sessions = {id(p.session): p.session for p in pages if getattr(p, "session", None) is not None}
+    for session in sessions.values():
+        if session.device_kind == "cuda":
+            session.synchronize()
+            session.release_gradients()
 
 
 def dequantize_(model: torch.nn.Module, dtype=None):

@@ -159,6 +159,8 @@ def test_guard_retries_what_really_ran_out(job):
     """One allocation larger than the reserve, with dropout's random numbers before it."""
 
     def train(make_ballast):
+        gc.collect()  # what guarded() of the run before kept
+        torch.cuda.empty_cache()
         training = Training(job)
         torch.manual_seed(3)
         spikes = []

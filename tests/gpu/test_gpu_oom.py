@@ -163,15 +163,24 @@ def test_guard_retries_what_really_ran_out(job):
         torch.cuda.empty_cache()
         training = Training(job)
         torch.manual_seed(3)
-        spikes = []
+        spikes, seen = [], []
+
+        def look(where):
+            free, mib = torch.cuda.mem_get_info()[0], MIB
+            resident = job.memory_stats()["resident_bytes"]
+            held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            seen.append(f"{where}: {free // mib} MiB free, {held[0] // mib} of {held[1] // mib} in use, "
+                        f"{resident // mib} resident")  # fmt: skip
 
         def step(spike):
             x = torch.randn(64, HIDDEN, device=DEVICE, dtype=torch.bfloat16)
             y = torch.nn.functional.dropout(training.model(x), 0.2)
             y.float().square().mean().backward()
             if spike:
+                look("before the spike")
                 big = torch.zeros(spike, dtype=torch.uint8, device=DEVICE)
                 spikes.append(int(big[0]))
+                look("behind it")
             training.optimizer.step()
             training.optimizer.zero_grad()
 
@@ -180,6 +189,7 @@ def test_guard_retries_what_really_ran_out(job):
         job.synchronize()
         torch.cuda.synchronize()  # gradients' memory stays in torch's cache, for those of the next steps
         held = make_ballast() if make_ballast else None
+        look("begin")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for spike in (0, 350 * MIB, 0, 0):
@@ -188,7 +198,7 @@ def test_guard_retries_what_really_ran_out(job):
         digest, draw = training.digest(), torch.rand(4, device=DEVICE)
         del held
         training.end()
-        return digest, draw, guarded.guard.retried, [str(w.message) for w in said]
+        return digest, draw, guarded.guard.retried, [*(str(w.message) for w in said), *seen]
 
     digest, draw, retried, _ = train(None)
     assert retried == 0

@@ -234,7 +234,8 @@ void Tasks::TakePages(std::span<const paging::RunAction> runs) {
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
 // device likes long ones. The first of a large request is short: the device begins, while what the others
-// need is put together. A fill is not cut, for it is done in one pass where it is one launch.
+// need is put together. One whose last pages are to leave ends there, so that they leave soon. A fill is not
+// cut, for it is done in one pass where it is one launch.
 void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
   while (!runs.empty()) {
     std::uint64_t pages = runs.front().pages.size();
@@ -242,7 +243,7 @@ void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
     const std::uint64_t most = runs.front().window == 0 && !Fills(runs.front().request)
                                    ? std::min(kFirstLaunchPages, core_.device_info.launch_pages)
                                    : core_.device_info.launch_pages;
-    while (count < runs.size() && runs[count].request == runs.front().request &&
+    while (count < runs.size() && !runs[count - 1].leaves && runs[count].request == runs.front().request &&
            pages + runs[count].pages.size() <= most) {
       pages += runs[count++].pages.size();
     }

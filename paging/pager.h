@@ -149,6 +149,7 @@ struct RunAction {
   std::vector<RunPage> pages;  // resident and pinned until RunDone
   bool last = false;           // the request's last window
   bool missing = false;        // pages of it were not resident when it was acquired
+  bool leaves = false;         // pages of it are to leave behind it: a launch should end with it
 };
 struct RevokeAction {  // ask the lease holders of this extent to let go; report with LeaseReleased
   wire::ExtentId extent;

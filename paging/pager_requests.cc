@@ -359,6 +359,7 @@ void Pager::Impl::HandOut(Request& request, Window& window) {
   run.pages.reserve(window.pages.size());
   for (Page* page : window.pages) {
     run.pages.push_back({RefOf(*page), frames.RefOf(page->frame), page->zero});
+    run.leaves |= page->streams;
     Visit(*request.job, *page, request.spec.access);
   }
   window.handed_out = true;

@@ -128,15 +128,15 @@ class OverlapSim {
       halves.push_back({l.page, Place(l.frame), l.host_frame, l.group, l.zero});
     }
     Copies(halves, loads_, load_free_, step);
-    if (!actions.runs.empty()) {
-      Launch launch;
-      double us = timing_.launch_us;
-      for (const RunAction& run : actions.runs) {
-        launch.windows.push_back(run.window);
-        us += static_cast<double>(run.pages.size()) * timing_.page_step_us;
-      }
-      launch.end = step_free_ = std::max(step_free_, now_) + us;
+    Launch launch;
+    for (const RunAction& run : actions.runs) {
+      if (launch.windows.empty()) launch.end = std::max(step_free_, now_) + timing_.launch_us;
+      launch.windows.push_back(run.window);
+      launch.end += static_cast<double>(run.pages.size()) * timing_.page_step_us;
+      step_free_ = launch.end;
+      if (!run.leaves && &run != &actions.runs.back()) continue;
       launches_.push_back(launch);
+      launch = {};
     }
     for (const wire::RequestId id : actions.finished) finished_ = finished_ || id == request_;
   }

@@ -277,7 +277,8 @@ bool Dispatcher::AwaitDevice() {
   const std::uint64_t give_up_ns = core_.clock.NowNs() + (faulted_ ? 0 : kDeviceGraceNs);
   bool told = false;
   while (tasks_.running() || core_.mover.copying()) {
-    if (!core_.mover.disk_fault().ok()) return false;  // what is on its way to the disk never ends
+    // What is on its way to a disk that failed, or runs on a device that did, never ends.
+    if (!core_.mover.disk_fault().ok() || !core_.device.TakeFault().ok()) return false;
     if (!std::exchange(told, true)) {
       core_.Tell({"error", "", 0, "ending: requests still run; their sessions were told of the end"});
     }
@@ -287,7 +288,7 @@ bool Dispatcher::AwaitDevice() {
     }
     if (tasks_.PollRuns() + core_.mover.Poll() == 0) Sleep(kEndLookNs);
   }
-  return true;
+  return !faulted_;
 }
 
 }  // namespace bitpager::daemon

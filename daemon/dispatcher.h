@@ -41,7 +41,8 @@ class Dispatcher {
   // Everything that can be done now. Returns how much there was.
   int DoWork();
   // Until RequestStop, and then until what was ready is done and the device has let go of the sessions'
-  // memory. False: it never did; nothing may be freed under it, so the process must end as it is.
+  // memory. False: it never did, or has failed; nothing may be freed under it, so the process must end as it
+  // is.
   [[nodiscard]] bool Run();
   // Nothing runs on the device, moves or is read for the shared base. Requests may still wait.
   [[nodiscard]] bool idle() const { return tasks_.idle() && sharing_.idle(); }

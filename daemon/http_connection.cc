@@ -181,7 +181,8 @@ void HttpConnection::BeginStream(std::string_view query) {
   for (const auto& bad : {cells.status(), had.status()}) {
     if (!bad.ok()) return Write(ErrorReply(400, "invalid_argument", bad.message()), false);
   }
-  had_ = had->has_value() ? *had : LastEventId();
+  // A browser that reconnects by itself keeps the address and sends the newer place: the later one counts.
+  had_ = std::max(*had, LastEventId());
   cells_ = cells->value_or(kUsualCells);
   http::response<http::empty_body> header;
   header.version(11);

@@ -8,8 +8,9 @@ namespace {
 // Between looks. A training process that grows fills a gigabyte in some milliseconds.
 constexpr std::uint64_t kLookNs = 10'000'000;
 // Asking a driver takes microseconds on one machine and a millisecond on another, and this thread also keeps
-// the device busy: at most one part in so many of its time.
+// the device busy: at most one part in so many of its time, but half a second is the longest without a look.
 constexpr std::uint64_t kLookShare = 200;
+constexpr std::uint64_t kLongestLookNs = 500'000'000;
 // What was asked for stays free so long, for the caller to take it.
 constexpr std::uint64_t kKeepNs = 3'000'000'000;
 // Room must have lasted before the budget grows into it: activations come and go in every step.
@@ -28,7 +29,7 @@ bool Pressure::Poll(std::uint64_t now_ns) {
   const std::uint64_t before_ns = core_.clock.NowNs();
   const std::uint64_t free_bytes = core_.device.Memory().free_bytes;
   const std::uint64_t asking_ns = core_.clock.NowNs() - before_ns;
-  next_look_ns_ = now_ns + std::max(kLookNs, kLookShare * asking_ns);
+  next_look_ns_ = now_ns + std::clamp(kLookShare * asking_ns, kLookNs, kLongestLookNs);
   return Adjust(free_bytes, now_ns);
 }
 

@@ -207,18 +207,24 @@ void Pager::Impl::LeaseReleased(wire::ExtentId id) {
 std::uint64_t Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason reason) {
   Job* job = FindJob(id);
   if (job == nullptr || job->base) return 0;
-  for (Request* request : job->queue) {
-    if (request->born != 0 && !request->cancelled) EndRequest(*request);  // or they would come right back
-  }
+  ExpectNothing(*job);
   const std::uint64_t there = job->frames - job->leaving;
   job->to_evict = count == 0 ? there : std::min(there, count);
   job->evict_reason = reason;
   return job->to_evict;
 }
 
+// What leaves by command would come right back.
+void Pager::Impl::ExpectNothing(Job& job) {
+  for (Request* request : job.queue) {
+    if (request->born != 0 && !request->cancelled) EndRequest(*request);
+  }
+}
+
 void Pager::Impl::EvictExtent(wire::ExtentId id, Reason reason) {
   Extent* extent = FindExtent(id);
   if (extent == nullptr) return;
+  if (extent->job != nullptr) ExpectNothing(*extent->job);
   for (Page& page : extent->pages) {
     if (page.listed) StartEvict(page, reason);
   }

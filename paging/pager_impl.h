@@ -111,6 +111,7 @@ struct Pager::Impl {
   [[nodiscard]] std::uint64_t StreamingPages(const Job& job) const;
   void Learn(Job& job, const Request& request) const;
   void ExpectNext(Job& job, const Request& request);  // behind the last request of its queue
+  void ExpectNothing(Job& job);
   [[nodiscard]] std::unique_ptr<Request> HintAfter(Job& job, PartKey part);
   void Prepare(Job& job, Request& request);
   // `need`: frames that the job's next window lacks.

@@ -12,6 +12,7 @@ namespace {
 
 // Parts whose successors are kept, and how many steps ahead one that lacks pages is looked for.
 constexpr std::size_t kMostParts = 4096;
+constexpr std::size_t kMostRanges = 256;  // of one that is kept
 constexpr int kMostHops = 4;
 
 bool IsStep(const Request& request) {
@@ -100,6 +101,7 @@ std::uint64_t Pager::Impl::StreamingPages(const Job& job) const {
 // of a backward pass, is stepped after it again.
 void Pager::Impl::Learn(Job& job, const Request& request) const {
   if (!config.loads_over_resident || job.streaming == 0 || !IsStep(request)) return;
+  if (request.spec.ranges.size() > kMostRanges) return;
   if (job.after.size() >= kMostParts) job.after.clear();
   if (job.last_part.first != 0) job.after[job.last_part] = request.spec.ranges;
   job.last_part = KeyOf(request);

@@ -158,7 +158,8 @@ std::uint64_t HostFrames::Prepare(const void* at, std::uint64_t bytes) {
     region->touched = index + 1;
     AskAhead(*region);
   }
-  // Partner: PinQueue::Set. Only this thread takes a piece out of kPinned.
+  // Partner: PinQueue::Set. Only this thread takes a piece out of kPinned, and none that is to leave comes
+  // there.
   if (piece.state.load(std::memory_order_acquire) != State::kPinned) {
     if (piece.state.load(std::memory_order_relaxed) != State::kFailed) AwaitPinned(piece);
     if (piece.state.load(std::memory_order_relaxed) == State::kFailed) ++unpinned_copies_;

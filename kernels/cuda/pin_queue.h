@@ -23,6 +23,7 @@ class PinQueue {
     std::atomic<State> state{State::kIdle};
     bool registered = false;             // with the driver
     bool turned = false;                 // kPinning: given back meanwhile. kUnpinning: wanted meanwhile
+    bool filled = false;                 // kQueued: it was used without being pinned, so it has memory
     std::array<Event, kQueues> after{};  // kLeaving: what must be done before
   };
 
@@ -38,7 +39,11 @@ class PinQueue {
         break;
       case State::kQueued:  // expected, and its owner went before it was pinned
         std::erase(work_, &piece);
-        Set(piece, State::kIdle);
+        if (std::exchange(piece.filled, false)) {
+          Leave(piece, after);
+        } else {
+          Set(piece, State::kIdle);
+        }
         break;
       case State::kPinning:
         piece.turned = true;
@@ -71,8 +76,11 @@ class PinQueue {
   }
   void Pinned(Piece& piece, bool registered) {
     piece.registered = registered;
+    piece.filled = false;
+    // Nothing used it since it was the system's. It must not be seen as pinned: a copy would begin, and its
+    // memory leave beneath it.
+    if (std::exchange(piece.turned, false)) return Leave(piece, {});
     Set(piece, registered ? State::kPinned : State::kFailed);
-    if (std::exchange(piece.turned, false)) Leave(piece, {});  // nothing used it since it was the system's
   }
   void Unpinned(Piece& piece) {
     piece.registered = false;
@@ -116,6 +124,7 @@ class PinQueue {
       Set(piece, State::kPinned);
       return true;
     }
+    piece.filled |= state == State::kLeaving;
     Queue(piece, by_copy);
     return false;
   }

@@ -113,6 +113,8 @@ void Queues::Wait(Queue queue, Event event) {
   // Only what was enqueued before can be waited for: so no cycle of waits exists.
   if (event.sequence > other.issued) std::abort();
   if (queue == event.queue || Done(event)) return;
+  // What was published since is never seen to be done, so that a queue would wait for ever.
+  if (faulted_.load(std::memory_order_relaxed)) return;  // set on this thread
   // An event is the cheaper one (3.9 us a crossing on an H200 against 5.1), but is behind all that the other
   // queue holds by now. So it serves for the newest point only; a wait for an older one compares the word.
   if (options_.stream_waits && event.sequence != other.issued) {

@@ -217,6 +217,22 @@ TEST_F(Handles, UsageOfOldAndNewCallers) {
   EXPECT_EQ(bp_reset_peaks(nullptr), BP_INVALID_ARGUMENT);
 }
 
+TEST_F(Handles, StepOnAStreamTakesOldAndNewCallers) {
+  const std::uint64_t arena = MakeArena();
+  const bp_step_tensor tensor{};
+  bp_stream_step_options options{};
+  const auto step = [&] {
+    return bp_step_async(session_, arena, &tensor, 1, kGroups, 1, &options, nullptr, nullptr);
+  };
+  options.step = 1;
+  for (const std::size_t bytes : {sizeof(options), offsetof(bp_stream_step_options, follows)}) {
+    options.struct_bytes = static_cast<std::uint32_t>(bytes);
+    EXPECT_EQ(step(), BP_UNSUPPORTED) << bp_last_error() << ": this device has no streams";
+  }
+  options.struct_bytes = offsetof(bp_stream_step_options, params);
+  EXPECT_EQ(step(), BP_INVALID_ARGUMENT) << "no caller's";
+}
+
 TEST_F(Handles, StepStagesParametersAndGradientsAndBringsParametersBack) {
   const std::uint64_t arena = MakeArena();
   std::vector<std::vector<float>> params;

@@ -83,6 +83,23 @@ TEST(PinQueue, WhatIsWantedBeforeItsLeavingBeganStays) {
   EXPECT_TRUE(queue.empty());
 }
 
+TEST(PinQueue, MemoryThatWasUsedUnpinnedIsGivenBackThoughItIsWantedInBetween) {
+  PinQueue queue;
+  PinQueue::Piece piece;
+  EXPECT_TRUE(queue.Expect(piece));
+  ASSERT_EQ(queue.Next(AllDone), &piece);
+  queue.Pinned(piece, false);
+  EXPECT_EQ(StateOf(piece), State::kFailed);
+  queue.GiveBack(piece, {});
+  EXPECT_TRUE(queue.Expect(piece));  // to be tried again
+  EXPECT_EQ(StateOf(piece), State::kQueued);
+  queue.GiveBack(piece, {});
+  EXPECT_EQ(StateOf(piece), State::kLeaving);
+  ASSERT_EQ(queue.Next(AllDone), &piece);
+  queue.Unpinned(piece);
+  EXPECT_EQ(StateOf(piece), State::kIdle);
+}
+
 TEST(PinQueue, WhatIsGivenBackWhileItIsPinnedLeaves) {
   PinQueue queue;
   PinQueue::Piece piece;

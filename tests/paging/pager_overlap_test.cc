@@ -97,6 +97,23 @@ TEST(Overlap, ThePauseBehindAStepBringsTheFirstPagesOfTheNext) {
   sim.pager.CheckInvariants();
 }
 
+// A phase that sends an arena away comes right behind a step, before the pause's pages.
+TEST(Overlap, AnExtentSentAwayRightBehindAStepStaysAway) {
+  Driver d(Accelerator(48));
+  const wire::JobId job = d.Job(1);
+  const wire::ExtentId extent = d.Extent(job, 96);
+  for (int i = 0; i < 3; ++i) d.Run(job, {{extent, 0, 96}});
+  const wire::RequestId id = d.Ask(job, {{extent, 0, 96}});
+  while (d.finished.count(id.value) == 0) {
+    d.Pump();
+    if (d.finished.count(id.value) != 0) break;
+    ASSERT_TRUE(d.CompleteOne());
+  }
+  d.pager.EvictExtent(extent, Reason::kPrefetch);
+  d.Settle();
+  EXPECT_EQ(d.pager.Usage(job)->resident_frames, 0U);
+}
+
 // As the buckets of a backward pass are stepped one by one: the next pages are not those of the last part.
 TEST(Overlap, ThePauseBehindAPartOfAStepBringsTheNextPartsPages) {
   constexpr std::uint64_t kParts = 4;

@@ -309,7 +309,7 @@ def test_a_gpus_memory_that_weights_were_quantized_from_is_let_go_once_all_are(s
     bitpager.nn.quantize_(model, session=session)
     calls = []
     monkeypatch.setattr(session, "device_kind", "cuda")
-    monkeypatch.setattr(type(session), "synchronize", lambda _: calls.append("synchronize"))
+    monkeypatch.setattr(type(session), "settle", lambda _: calls.append("settle"))
     monkeypatch.setattr(type(session), "release_gradients", lambda _: calls.append("release"))
     swap.release_sources(model)
-    assert calls == ["synchronize", "release"], "once for the session that both layers lie in"
+    assert calls == ["settle", "release"], "once for the session that both layers lie in"

@@ -40,14 +40,15 @@ def test_the_rank_is_the_launchers(session, monkeypatch):
     def train_as(rank):
         monkeypatch.setenv("RANK", rank)
         made = bitpager.connect(socket=session.info()["socket"], job="ranks", default=False)
-        bitpager.optim.PagedAdamW8bit([torch.nn.Parameter(torch.zeros(5000))], name="same", session=made).prepare()
-        return made
+        parameters = [torch.nn.Parameter(torch.zeros(5000))]
+        return made, bitpager.optim.PagedAdamW8bit(parameters, name="same", session=made).prepare()
 
-    first, second = train_as("0"), train_as("12")
+    (first, of_first), (second, of_second) = train_as("0"), train_as("12")
     with pytest.raises(bitpager.AlreadyExistsError):
         train_as("12")
     with pytest.raises(ValueError, match="RANK is 'one', no rank"):
         train_as("one")
+    del of_first, of_second
     first.close(), second.close()
 
 

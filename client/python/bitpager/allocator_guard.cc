@@ -127,11 +127,12 @@ class Device {
     if (!lock.owns_lock() || sessions_.empty()) return;
     ++counts_.looks;
     const std::uint64_t now = NowMs();
-    if (now < quiet_until_ms_ && Requests() == quiet_at_) return;
     const std::uint64_t reserve = std::max(Reserve(total_bytes), std::min(expected_, total_bytes / 2));
     if (last_request_ms_ == 0 || now - last_request_ms_ > options_.rest_ms) wanted_ = reserve;
     // A quarter of slack, so that one small segment more is not one request more.
     if (total_bytes != 0 && free_bytes >= reserve - reserve / 4) return;
+    // Only now: a session that another thread waits in would keep this one too.
+    if (now < quiet_until_ms_ && Requests() == quiet_at_) return;
     Request(std::max(wanted_, reserve), total_bytes, now);
   }
 

@@ -172,8 +172,12 @@ class Session:
         """Waits until everything that was submitted on GPU streams is done, and raises what it found: NonFiniteError
         and every other error of a step that was submitted earlier, with its number. Waits for nothing on the CPU
         device, where every call does."""
-        _lib.check_idempotent(_lib.lib().bp_session_synchronize, self.handle)
+        self.settle()
         self.raise_failures()
+
+    def settle(self) -> None:
+        """As synchronize(), and leaves what was found to the next call that raises it."""
+        _lib.check_idempotent(_lib.lib().bp_session_synchronize, self.handle)
 
     def raise_failures(self) -> None:
         """Raises what requests on GPU streams found since the last look, without waiting for those under way. Every

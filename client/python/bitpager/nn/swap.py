@@ -56,7 +56,7 @@ def release_sources(model: torch.nn.Module) -> None:
     sessions = {id(p.session): p.session for p in pages if getattr(p, "session", None) is not None}
     for session in sessions.values():
         if session.device_kind == "cuda":
-            session.synchronize()
+            session.settle()
             session.release_gradients()
 
 

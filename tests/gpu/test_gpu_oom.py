@@ -83,6 +83,19 @@ def settle(session):
     time.sleep(0.3)
 
 
+def quiet(session):
+    """Once nothing more of what was there before comes free: frames that nobody needs are given back a while later."""
+    gc.collect()
+    settle(session)
+    free, since, until = torch.cuda.mem_get_info()[0], time.monotonic(), time.monotonic() + 20
+    while time.monotonic() - since < 2:
+        assert time.monotonic() < until, "memory comes and goes"
+        time.sleep(0.1)
+        now = torch.cuda.mem_get_info()[0]
+        if now != free:
+            free, since = now, time.monotonic()
+
+
 def run(session, rows, ballast=None, steps=STEPS, give_back=False):
     """(digest, peak bytes of torch's). ballast: makes the shortage once the states are on the device."""
     training = Training(session)
@@ -159,8 +172,7 @@ def test_guard_retries_what_really_ran_out(job):
     """One allocation larger than the reserve, with dropout's random numbers before it."""
 
     def train(make_ballast):
-        gc.collect()  # what guarded() of the run before kept
-        torch.cuda.empty_cache()
+        quiet(job)
         training = Training(job)
         torch.manual_seed(3)
         spikes, seen = [], []

@@ -26,7 +26,7 @@ from gpu_step import copy_ceiling, link_ceilings, matmul_ceiling
 from gpu_work import LLAMA, FreshGradients, free, load_peer, parameters
 from rows import Row
 
-LIMIT_S = 300
+LIMIT_S = 350
 HOST_BYTES = 3 << 30
 DEVICE_BYTES = 4 << 30
 DTYPE = torch.bfloat16
@@ -264,7 +264,7 @@ SECTIONS = [
     Section("Lion, all on the host", all_on_host("Lion"), 30),
     Section("curve", curve, 60),
     *stalls(),
-    Section("room on request", room_on_request, 40),
+    Section("room on request", room_on_request, 90),
     Section("bitsandbytes paged", peer_paged, 40),
 ]
 

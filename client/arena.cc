@@ -174,6 +174,7 @@ wire::StepBody Arena::Stage(std::span<const StepTensor> tensors, std::span<const
   body.entries = static_cast<std::uint32_t>(tensors.size());
   body.step = options.step;
   body.on_nonfinite = options.on_nonfinite;
+  body.continues = options.continues ? 1 : 0;
   return body;
 }
 
@@ -258,6 +259,7 @@ Result<std::uint64_t> Arena::StepOnStream(std::span<const StepTensor> tensors,
   body.entries = static_cast<std::uint32_t>(tensors.size());
   body.step = options.step;
   body.on_nonfinite = options.on_nonfinite;
+  body.continues = options.follows ? 1 : 0;
   return device->Submit(stream, wire::Op::kStep, body, {extent_, options.step}, options.follows);
 }
 

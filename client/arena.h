@@ -49,6 +49,7 @@ struct StepTensor {
 struct StepOptions {
   wire::OnNonFinite on_nonfinite = wire::OnNonFinite::kSkip;
   std::uint64_t step = 0;  // of the optimizer, recorded when applied
+  bool continues = false;  // a further part of the step of the session's request before: counted once
 };
 
 // Of a step on a GPU's stream.
@@ -59,7 +60,7 @@ struct StreamStepOptions {
   std::span<const std::uint64_t> grads;   // empty, or an address for each tensor, in place of its own
   std::span<const std::uint64_t> params;  // the same for parameters
   // The caller enqueued nothing on the stream since its last request there: this one starts right behind it,
-  // without a round by the stream.
+  // without a round by the stream. A part of the same step: counted once.
   bool follows = false;
 };
 

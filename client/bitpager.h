@@ -183,6 +183,8 @@ typedef struct bp_step_options {
   uint32_t struct_bytes;
   int32_t propagate_nonfinite; /* 0: blocks with NaN or inf in the gradient are left untouched */
   uint64_t step;               /* of the optimizer, recorded when applied */
+  uint32_t continues; /* 1: a further part of the step of the session's request before; counted once */
+  uint32_t reserved;
 } bp_step_options;
 
 typedef struct bp_step_result {
@@ -214,7 +216,8 @@ typedef struct bp_stream_step_options {
   const uint64_t* grads;  /* NULL, or n addresses in place of the tensors' own */
   const uint64_t* params; /* the same for parameters */
   /* 1: the caller enqueued nothing on `stream` since its last request there, as between the arenas of one
-   * step: the daemon goes on with this one at once, not when the stream has come round. */
+   * step: the daemon goes on with this one at once, not when the stream has come round, and counts one step.
+   */
   uint32_t follows;
   uint32_t reserved;
 } bp_stream_step_options;

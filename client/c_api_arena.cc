@@ -85,7 +85,9 @@ int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, 
             bp_step_result* result) {
   return WithArena(session, arena, [&](client::Arena& handle) -> Status {
     bp_step_options in{};
-    if (Status fine = CopyIn(options, in, "bp_step_options"); !fine.ok()) return fine;
+    if (Status fine = CopyIn(options, in, "bp_step_options", offsetof(bp_step_options, continues));
+        !fine.ok())
+      return fine;
     if (tensors == nullptr || groups == nullptr || n == 0 || n_groups == 0) {
       return InvalidArgument("a step needs tensors and groups");
     }
@@ -104,7 +106,8 @@ int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, 
       settings.push_back({g->lr, g->beta1, g->beta2, g->eps, g->weight_decay});
     }
     const client::StepOptions how{
-        in.propagate_nonfinite != 0 ? wire::OnNonFinite::kPropagate : wire::OnNonFinite::kSkip, in.step};
+        in.propagate_nonfinite != 0 ? wire::OnNonFinite::kPropagate : wire::OnNonFinite::kSkip, in.step,
+        in.continues != 0};
     client::StepResult got;
     const Status outcome = handle.Step(*list, settings, how, &got);
     if (result != nullptr && (outcome.ok() || outcome.code() == Code::kNonFinite)) {

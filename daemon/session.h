@@ -45,7 +45,8 @@ struct ActiveTask {
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;
   std::uint32_t runs_in_flight = 0;
-  bool settling = false;  // done, but for the shared base (sharing.h): then it completes with this
+  bool continues = false;  // kStep: a further part of a step that was counted
+  bool settling = false;   // done, but for the shared base (sharing.h): then it completes with this
   wire::CompletionRecord completion;
   wire::ExtentId counted;           // copies of pages that are counted with its own
   std::uint64_t loaded_before = 0;  // when it was admitted

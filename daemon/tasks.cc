@@ -78,6 +78,7 @@ void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
   task.ticket = record.ticket;
   task.op = record.op;
   task.work = std::move(*admitted);
+  task.continues = record.op == Op::kStep && BodyOf<wire::StepBody>(record).continues != 0;
   Submit(session, task.work->Pages());
 }
 

@@ -98,7 +98,7 @@ void Tasks::CountStep(const Session& session, Job& job, const ActiveTask& task,
                       const wire::CompletionRecord& completion, std::uint64_t now_ns) {
   const std::uint64_t nonfinite_blocks = completion.values[0];
   for (JobCounters* counters : {&job.counters, &core_.counters.jobs}) {
-    ++counters->steps;
+    counters->steps += task.continues ? 0 : 1;
     counters->nonfinite_blocks += nonfinite_blocks;
   }
   job.step_ns_last = now_ns - task.taken_ns;

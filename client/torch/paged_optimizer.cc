@@ -171,9 +171,12 @@ void PagedOptimizer::Submit(std::vector<StepRequest>& requests) {
   std::uint64_t blocks = 0;
   bool is_applied = false;  // some of it
   bool is_unknown = false;  // what it found
+  const client::Session* last = nullptr;
   for (StepRequest& request : requests) {
     if (request.empty()) continue;
-    const wire::Status outcome = request.Submit(groups, core.steps, core.on_nonfinite, blocks);
+    const client::Session* const session = &*request.home().session;
+    const bool continues = std::exchange(last, session) == session;
+    const wire::Status outcome = request.Submit(groups, core.steps, core.on_nonfinite, continues, blocks);
     const Code code = outcome.code();
     if (!outcome.ok() && code != Code::kNonFinite && code != Code::kInterrupted) {
       if (!is_applied && code != Code::kDaemonLost) --core.steps;

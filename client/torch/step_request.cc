@@ -23,12 +23,13 @@ void StepRequest::Add(client::StepTensor placed, const at::Tensor& parameter, at
 }
 
 wire::Status StepRequest::Submit(std::span<const wire::GroupRecord> groups, std::uint64_t step,
-                                 OnNonFinite on_nonfinite, std::uint64_t& blocks) {
+                                 OnNonFinite on_nonfinite, bool continues, std::uint64_t& blocks) {
   // Groups may have been reordered since the arena was made.
   std::sort(parts_.begin(), parts_.end(),
             [](const Part& a, const Part& b) { return a.placed.tensor < b.placed.tensor; });
   client::StepOptions options;
   options.step = step;
+  options.continues = continues;
   if (on_nonfinite == OnNonFinite::kPropagate) options.on_nonfinite = wire::OnNonFinite::kPropagate;
   Count(1);
   // The groups that have a tensor here, in the order of their first one.
@@ -77,6 +78,7 @@ wire::Status StepRequest::SubmitOnGpu(std::span<const client::StepTensor> tensor
   client::StreamStepOptions on_stream;
   on_stream.on_nonfinite = options.on_nonfinite;
   on_stream.step = options.step;
+  on_stream.follows = options.continues;  // all gradients were there before the first part
   for (;;) {
     const auto ticket = home_.arena->StepOnStream(tensors, groups, on_stream, current.handle);
     if (ticket.ok()) break;

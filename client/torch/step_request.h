@@ -28,8 +28,9 @@ class StepRequest {
   // GPU it goes behind the current stream's work. Ok; kNonFinite: blocks were left out (CPU; `blocks` says
   // how many); kInterrupted: applied, but a signal kept what it found from us. Any other outcome: nothing was
   // applied and nothing counted, save after kDaemonLost, when nobody knows.
+  // `continues`: a further part of what was submitted last to the same session.
   wire::Status Submit(std::span<const wire::GroupRecord> groups, std::uint64_t step, OnNonFinite on_nonfinite,
-                      std::uint64_t& blocks);
+                      bool continues, std::uint64_t& blocks);
 
   [[nodiscard]] const Home& home() const { return home_; }
   [[nodiscard]] bool empty() const { return parts_.empty(); }

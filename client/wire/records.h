@@ -60,7 +60,8 @@ struct StepBody {
   std::uint32_t entries = 0;
   std::uint64_t step = 0;  // the optimizer's step that this request completes; recorded when applied
   OnNonFinite on_nonfinite = OnNonFinite::kSkip;
-  std::uint8_t reserved[7] = {};
+  std::uint8_t continues = 0;  // not 0: the optimizer's step of the request before, which is counted already
+  std::uint8_t reserved[6] = {};
 };
 
 // out[i] = weight[first_element + i], cast to out_dtype. first_element is a multiple of the block size.

@@ -196,7 +196,7 @@ std::vector<bp_step_tensor> Tensors(std::vector<std::vector<float>>& params,
 }
 
 constexpr bp_group kGroups[2] = {{0.5, 0.9, 0.999, 1e-8, 0}, {0.25, 0.9, 0.999, 1e-8, 0}};
-constexpr bp_step_options kStepOptions = {sizeof(bp_step_options), 0, 42};
+constexpr bp_step_options kStepOptions = {sizeof(bp_step_options), 0, 42, 0, 0};
 
 TEST_F(Handles, UsageOfOldAndNewCallers) {
   bp_usage usage{};
@@ -215,6 +215,18 @@ TEST_F(Handles, UsageOfOldAndNewCallers) {
   EXPECT_EQ(bp_get_usage(session_, &usage), BP_INVALID_ARGUMENT) << "no caller's";
   EXPECT_EQ(bp_reset_peaks(session_), BP_OK) << bp_last_error();
   EXPECT_EQ(bp_reset_peaks(nullptr), BP_INVALID_ARGUMENT);
+}
+
+TEST_F(Handles, StepTakesCallersOfBeforeStepsHadParts) {
+  const std::uint64_t arena = MakeArena();
+  const bp_step_tensor tensor{};  // at no address
+  bp_step_options options = kStepOptions;
+  options.struct_bytes = offsetof(bp_step_options, continues);
+  EXPECT_EQ(bp_step(session_, arena, &tensor, 1, kGroups, 1, &options, nullptr), BP_INVALID_ARGUMENT);
+  EXPECT_THAT(bp_last_error(), ::testing::Not(::testing::HasSubstr("struct_bytes")));
+  options.struct_bytes = offsetof(bp_step_options, step);
+  EXPECT_EQ(bp_step(session_, arena, &tensor, 1, kGroups, 1, &options, nullptr), BP_INVALID_ARGUMENT);
+  EXPECT_THAT(bp_last_error(), ::testing::HasSubstr("struct_bytes"));
 }
 
 TEST_F(Handles, StepOnAStreamTakesOldAndNewCallers) {

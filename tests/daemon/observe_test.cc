@@ -265,6 +265,31 @@ TEST(Figures, AddUpAtEverySampleWhileJobsComeAndGoAndAreKilled) {
   }
 }
 
+// Of an optimizer whose states have two widths: one step, two requests.
+TEST(Figures, CountAStepInPartsOnce) {
+  InProcessDaemon daemon(Roomy());
+  auto client = daemon.Open("job");
+  RawTrainer first(*client, {6144});
+  RawTrainer second(*client, {6144});
+  ASSERT_TRUE(first.Create().ok());
+  wire::CreateArenaBody other;
+  wire::CopyText(other.optimizer, "other");
+  ASSERT_TRUE(second.Create(other).ok());
+  for (std::uint64_t step = 1; step <= 3; ++step) {
+    first.StepOk(step);
+    wire::RequestRecord record = second.Prepare(step);
+    auto* const body = reinterpret_cast<wire::StepBody*>(record.body);
+    body->continues = 1;
+    client->Push(record);
+    const auto done = client->Wait();
+    ASSERT_TRUE(done && RawClient::CodeOf(*done) == wire::Code::kOk);
+  }
+  const Snapshot s = daemon::Observe(daemon.core());
+  ASSERT_EQ(s.jobs.size(), 1U);
+  EXPECT_EQ(s.jobs[0].steps, 3U);
+  EXPECT_EQ(s.devices[0].steps, 3U);
+}
+
 TEST(Figures, CountFramesOfAJobThatIsGone) {
   InProcessDaemon daemon(Roomy());
   Sampler sampler(daemon);

@@ -268,6 +268,17 @@ def test_swapped_data_is_found_again_and_old_memory_released(session):
         optimizer.step()
 
 
+def test_a_step_of_states_of_two_widths_is_counted_once(session):
+    parameters = [torch.nn.Parameter(torch.zeros(5000)), torch.nn.Parameter(torch.zeros(10))]
+    optimizer = optim.AdamW8bit(parameters, session=session)
+    before = session.memory_stats()["steps"]
+    for _ in range(3):
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert session.memory_stats()["steps"] - before == 3
+
+
 def test_an_optimizer_goes_with_its_last_reference_and_its_parameters_with_it(session):
     """Their memory may be a GPU's: no collector runs when that is short."""
     optim.AdamW8bit([torch.nn.Parameter(torch.zeros(300))], session=session)  # torch's first one lies in a cycle

@@ -163,7 +163,13 @@ class StepTensor(Structure):
 
 
 class StepOptions(Structure):
-    _fields_ = [("struct_bytes", c_uint32), ("propagate_nonfinite", c_int32), ("step", c_uint64)]
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("propagate_nonfinite", c_int32),
+        ("step", c_uint64),
+        ("continues", c_uint32),
+        ("reserved", c_uint32),
+    ]
 
 
 class StepResult(Structure):

@@ -75,11 +75,11 @@ class Arena:
         if self._finalizer.detach() is not None and not self.session.closed:
             _lib.check_idempotent(_lib.lib().bp_arena_drop, self.session.handle, self.handle)
 
-    def step(self, entries, groups, step: int, propagate: bool):
+    def step(self, entries, groups, step: int, propagate: bool, continues: bool = False):
         """Applies one step and waits for it.
 
         entries: tuples in the field order of bp_step_tensor, ascending by tensor. groups: tuples (lr, beta1, beta2,
-        eps, weight_decay). Returns (code, result) with code OK, NON_FINITE or INTERRUPTED (the request goes on;
+        eps, weight_decay). continues: a further part of the session's step before, counted once. Returns (code, result) with code OK, NON_FINITE or INTERRUPTED (the request goes on;
         settle() waits for it); raises on every other code, and then nothing was applied, except after DaemonLostError.
         """
         _lib.settle(self.session.handle)
@@ -90,6 +90,7 @@ class Arena:
         options = _lib.sized(_lib.StepOptions)
         options.propagate_nonfinite = int(propagate)
         options.step = step
+        options.continues = int(continues)
         result = _lib.sized(_lib.StepResult)
         submit = _lib.lib().bp_step
         arguments = (

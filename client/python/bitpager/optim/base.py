@@ -357,12 +357,12 @@ class BlockOptimizer(torch.optim.Optimizer):
             arena.submitted = False
             try:
                 try:
-                    code, result = self._step_arena(arena, request)
+                    code, result = self._step_arena(arena, request, position > 0)
                 except KeyboardInterrupt as error:
                     if arena.submitted:
                         raise
                     interrupt = error  # the library has not seen the step yet
-                    code, result = self._step_arena(arena, request)
+                    code, result = self._step_arena(arena, request, position > 0)
                 self.parts_sent += 1
                 if code == _lib.NON_FINITE:
                     skipped_blocks += result.nonfinite_blocks
@@ -389,8 +389,9 @@ class BlockOptimizer(torch.optim.Optimizer):
         if skipped_blocks or (unknown and self.on_nonfinite != "propagate"):
             self._report_nonfinite(requests, skipped_blocks)
 
-    def _step_arena(self, arena, request):
-        return arena.step(request.entries(), list(request.table), self._step_count, self.on_nonfinite == "propagate")
+    def _step_arena(self, arena, request, continues):
+        propagate = self.on_nonfinite == "propagate"
+        return arena.step(request.entries(), list(request.table), self._step_count, propagate, continues)
 
     def _send_on_streams(self) -> None:
         """Sends the step that self._streams has in hand."""

@@ -288,8 +288,9 @@ def test_a_recording_goes_on_with_the_next_daemon(tight, tmp_path):
     tight.kill()
     again = Daemon(tmp_path, TIGHT)
     try:
-        os.rename(again.socket + ".status", tight.socket + ".status")
-        os.rename(again.socket + ".events", tight.socket + ".events")
+        for ending in (".status", ".events"):  # they come a moment behind the socket that it is asked for
+            wait_for(lambda name=again.socket + ending: os.path.exists(name))
+            os.rename(again.socket + ending, tight.socket + ending)
         wait_for(lambda: f'"pid":{again.process.pid},' in file.read_text())
         process.send_signal(signal.SIGTERM)
         code, _, err = finish(process)

@@ -21,7 +21,8 @@ Result<client::ConnectOptions> OptionsFrom(const bp_connect_options* given) {
   client::ConnectOptions options;
   if (given == nullptr) return options;
   bp_connect_options in{};
-  if (Status fine = CopyIn(given, in, "bp_connect_options", offsetof(bp_connect_options, device)); !fine.ok())
+  if (Status fine = CopyIn(given, in, "bp_connect_options", {offsetof(bp_connect_options, device)});
+      !fine.ok())
     return fine;
   options.socket = Text(in.socket);
   options.job = Text(in.job);

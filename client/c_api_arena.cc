@@ -85,7 +85,7 @@ int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, 
             bp_step_result* result) {
   return WithArena(session, arena, [&](client::Arena& handle) -> Status {
     bp_step_options in{};
-    if (Status fine = CopyIn(options, in, "bp_step_options", offsetof(bp_step_options, continues));
+    if (Status fine = CopyIn(options, in, "bp_step_options", {offsetof(bp_step_options, continues)});
         !fine.ok())
       return fine;
     if (tensors == nullptr || groups == nullptr || n == 0 || n_groups == 0) {

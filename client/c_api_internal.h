@@ -36,19 +36,27 @@ inline wire::Status InvalidArgument(std::string what) {
   return {wire::Code::kInvalidArgument, std::move(what)};
 }
 
-// Structs only grow at their end. `least_bytes` is the first version's size, the current one's its sizeof: a
-// caller passes one of both, and what the first lacks stays as it is in `to`. A caller built against a later
-// version may pass a longer one, whose additional fields must then be zero (not used).
+// The sizes that a struct had before it grew; structs only grow at their end.
+using OlderBytes = std::initializer_list<std::size_t>;
+
+// What the caller's struct says of its size, into `bytes`: the present one, an older one, or a later one's.
 template <typename T>
-wire::Status CopyIn(const T* from, T& to, const char* name, std::size_t least_bytes = sizeof(T)) {
+wire::Status ReadSize(const T* at, const char* name, OlderBytes older, std::uint32_t& bytes) {
   static_assert(std::is_trivially_copyable_v<T>);
-  if (from == nullptr) return InvalidArgument(std::string(name) + " is NULL");
+  if (at == nullptr) return InvalidArgument(std::string(name) + " is NULL");
+  std::memcpy(&bytes, at, sizeof(bytes));
+  const bool known = bytes >= sizeof(T) || std::find(older.begin(), older.end(), bytes) != older.end();
+  if (known && bytes <= 4096) return {};
+  return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
+                         "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
+}
+
+// What an older struct lacks stays as it is in `to`. A caller built against a later version may pass a longer
+// one, whose additional fields must then be zero (not used).
+template <typename T>
+wire::Status CopyIn(const T* from, T& to, const char* name, OlderBytes older = {}) {
   std::uint32_t bytes = 0;
-  std::memcpy(&bytes, from, sizeof(bytes));
-  if ((bytes < sizeof(T) && bytes != least_bytes) || bytes > 4096) {
-    return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
-                           "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
-  }
+  if (wire::Status known = ReadSize(from, name, older, bytes); !known.ok()) return known;
   const auto* raw = reinterpret_cast<const unsigned char*>(from);
   for (std::size_t i = sizeof(T); i < bytes; ++i) {
     if (raw[i] != 0) {
@@ -61,20 +69,11 @@ wire::Status CopyIn(const T* from, T& to, const char* name, std::size_t least_by
   return {};
 }
 
-// Fills what the caller's struct has room for; its struct_bytes stays. older_bytes: what it was before it
-// grew.
+// Fills what the caller's struct has room for; its struct_bytes stays.
 template <typename T>
-wire::Status CopyOut(const T& from, T* to, const char* name,
-                     std::initializer_list<std::size_t> older_bytes = {}) {
-  static_assert(std::is_trivially_copyable_v<T>);
-  if (to == nullptr) return InvalidArgument(std::string(name) + " is NULL");
+wire::Status CopyOut(const T& from, T* to, const char* name, OlderBytes older = {}) {
   std::uint32_t bytes = 0;
-  std::memcpy(&bytes, to, sizeof(bytes));
-  const bool older = std::find(older_bytes.begin(), older_bytes.end(), bytes) != older_bytes.end();
-  if ((bytes < sizeof(T) && !older) || bytes > 4096) {
-    return InvalidArgument(std::string(name) + " says struct_bytes " + std::to_string(bytes) +
-                           "; set it to sizeof(" + name + "), " + std::to_string(sizeof(T)) + " here");
-  }
+  if (wire::Status known = ReadSize(to, name, older, bytes); !known.ok()) return known;
   const std::size_t room = bytes < sizeof(T) ? bytes : sizeof(T);
   std::memcpy(reinterpret_cast<char*>(to) + sizeof(bytes),
               reinterpret_cast<const char*>(&from) + sizeof(bytes), room - sizeof(bytes));

@@ -101,7 +101,7 @@ int bp_step_async(bp_session* session, uint64_t arena, const bp_step_tensor* ten
   return WithArena(session, arena, [&](client::Arena& handle) -> Status {
     bp_stream_step_options in{};
     if (Status fine =
-            CopyIn(options, in, "bp_stream_step_options", offsetof(bp_stream_step_options, follows));
+            CopyIn(options, in, "bp_stream_step_options", {offsetof(bp_stream_step_options, follows)});
         !fine.ok())
       return fine;
     if (tensors == nullptr || groups == nullptr || n == 0 || n_groups == 0) {

@@ -17,7 +17,7 @@ extern "C" {
 int bp_weight_create(bp_session* session, const bp_weight_options* options, uint64_t* weight) {
   return WithSession(session, [&](client::Session& s) -> Status {
     bp_weight_options in{};
-    if (Status fine = CopyIn(options, in, "bp_weight_options", offsetof(bp_weight_options, on_disk));
+    if (Status fine = CopyIn(options, in, "bp_weight_options", {offsetof(bp_weight_options, on_disk)});
         !fine.ok())
       return fine;
     if (weight == nullptr) return InvalidArgument("weight is NULL");

@@ -1,6 +1,7 @@
 // A job's requests and counts, as the pager keeps them. Dispatcher thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -126,6 +127,9 @@ struct Job {
   // On the device and committed in host memory: what it answers for.
   [[nodiscard]] std::uint64_t Resident() const { return frames + fixed_frames + lent_frames; }
   [[nodiscard]] std::uint64_t OnHost() const { return host_frames + lent_host_frames; }
+  // Frames that its evictable pages may have: of them, those that no lease holds.
+  [[nodiscard]] std::uint64_t Limit() const { return std::min(share, cap); }
+  [[nodiscard]] std::uint64_t Unleased() const { return Limit() - std::min(Limit(), leased); }
   // Frames that it has or will have once every claim and every eviction under way is settled.
   [[nodiscard]] std::uint64_t Settled() const { return frames - leaving + claims; }
   [[nodiscard]] std::uint64_t Listed() const {

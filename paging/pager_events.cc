@@ -224,7 +224,7 @@ void Pager::Impl::ExpectNothing(Job& job) {
 void Pager::Impl::EvictExtent(wire::ExtentId id, Reason reason) {
   Extent* extent = FindExtent(id);
   if (extent == nullptr) return;
-  if (extent->job != nullptr) ExpectNothing(*extent->job);
+  ExpectNothing(*extent->job);
   for (Page& page : extent->pages) {
     if (page.listed) StartEvict(page, reason);
   }

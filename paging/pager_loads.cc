@@ -111,7 +111,7 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
 // Into a free frame up to the job's share; beyond it only in place of an own page that is expected later.
 bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
   const PoolId pool = page.extent->pool;
-  if (page.extent->spec.evictable && job.Settled() >= std::min(job.share, job.cap)) {
+  if (page.extent->spec.evictable && job.Settled() >= job.Limit()) {
     Page* victim = VictimOf(job);
     if (victim == nullptr || victim->extent->pool != pool || page.history.empty()) return false;
     if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;

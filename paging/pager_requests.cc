@@ -150,7 +150,7 @@ std::uint64_t Pager::Impl::Room(const Job& job, const Request& request) const {
 Pager::Impl::Pace Pager::Impl::PaceOf(const Job& job) const {
   const std::uint64_t window = config.window_pages;
   const std::uint64_t in_flight = config.windows_in_flight;
-  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
+  const std::uint64_t frames_had = job.Unleased();
   if (job.pages <= frames_had) return {window, in_flight * window};
   const std::uint64_t affordable = window * job.pages / (2 * (job.pages - frames_had) + window);
   const std::uint64_t under_way =
@@ -168,7 +168,7 @@ bool Pager::Impl::FitsWhole(const Job& job, const Request& request) const {
   for (std::size_t i = 0; i < request.extents.size(); ++i) {
     if (request.extents[i]->spec.evictable) pages += request.spec.ranges[i].count;
   }
-  return pages <= std::min(job.share, job.cap) - std::min({job.share, job.cap, job.leased});
+  return pages <= job.Unleased();
 }
 
 // Whether holding `page` takes a frame more than its job has settled for.

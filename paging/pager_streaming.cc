@@ -43,7 +43,7 @@ bool Streams(const Job& job, std::uint64_t group) {
 // besides.
 void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
   const std::uint64_t window = config.window_pages;
-  const std::uint64_t frames_had = std::min(job.share, job.cap) - std::min(job.share, job.leased);
+  const std::uint64_t frames_had = job.Unleased();
   const std::uint64_t groups = (job.pages + window - 1) / window;
   const std::uint64_t wanted = job.pages <= frames_had ? 0 : job.pages - frames_had + under_way;
   if (groups == job.groups && wanted == job.streams_wanted) return;
@@ -160,7 +160,7 @@ void Pager::Impl::Prepare(Job& job, Request& request) {
   if (request.at_end()) return;
   job.prepared = true;
   const Pace pace = PaceOf(job);
-  const std::uint64_t limit = std::min(job.share, job.cap);
+  const std::uint64_t limit = job.Limit();
   const std::uint64_t soon = job.clock.now + job.clock.usual_gap / 2;
   std::vector<Page*> first;
   for (; !request.at_end() && first.size() + pace.stride < pace.under_way; request.Advance()) {
@@ -191,7 +191,7 @@ void Pager::Impl::Prepare(Job& job, Request& request) {
 // Where some pages come and go and the others stay: whether one that stays would have to leave now, though
 // windows that come before hold such as go, and let go of them soon.
 bool Pager::Impl::AwaitsStreaming(Job& job, const Request& request, std::uint64_t need) {
-  if (!job.prepared || job.Settled() + need <= std::min(job.share, job.cap)) return false;
+  if (!job.prepared || job.Settled() + need <= job.Limit()) return false;
   const Page* victim = VictimOf(job);
   if (victim != nullptr && victim->streams) return false;
   const auto goes = [](const Page* page) { return page->streams; };

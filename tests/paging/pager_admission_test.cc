@@ -181,16 +181,25 @@ TEST(Pager, FramesOfARemovedExtentCountUnderTheQuotaUntilTheyAreFree) {
   }
 }
 
+// A job of a quota of 8 frames, 6 of them in a lease, that has asked for 5 pages that stay.
+class StayingBesideALease : public ::testing::Test {
+ protected:
+  StayingBesideALease() {
+    d.Run(job, {{weight, 0, 6}}, Access::kOverwrite);
+    EXPECT_TRUE(d.pager.Lease(weight).ok());
+    const auto staying = d.Extent(job, 5, false);
+    id = d.Ask(job, {{staying, 0, 5}});
+    d.Settle();
+  }
+
+  Driver d{SmallPages(40, 2)};
+  const wire::JobId job = d.Job(1, {"job", 1.0, 8});
+  const wire::ExtentId weight = d.Extent(job, 6, true, 7, wire::ExtentKind::kQuantizedWeight);
+  wire::RequestId id;
+};
+
 // Leased pages cannot leave before their holders let go; what stays waits for them.
-TEST(Pager, PagesThatStayWaitForLeasesUnderTheQuota) {
-  Driver d(SmallPages(40, 2));
-  const auto job = d.Job(1, {"job", 1.0, 8});
-  const auto weight = d.Extent(job, 6, true, 7, wire::ExtentKind::kQuantizedWeight);
-  d.Run(job, {{weight, 0, 6}}, Access::kOverwrite);
-  ASSERT_TRUE(d.pager.Lease(weight).ok());
-  const auto staying = d.Extent(job, 5, false);
-  const auto id = d.Ask(job, {{staying, 0, 5}});
-  d.Settle();
+TEST_F(StayingBesideALease, WaitsForItUnderTheQuota) {
   EXPECT_LE(d.FramesOf(1), 8U);
   ASSERT_EQ(d.revoked, std::vector<wire::ExtentId>{weight});
   d.pager.LeaseReleased(weight);
@@ -200,15 +209,7 @@ TEST(Pager, PagesThatStayWaitForLeasesUnderTheQuota) {
 }
 
 // ... unless the holders never do: what was admitted is not left to wait, and no more is.
-TEST(Pager, PagesThatStayDoNotWaitForAnOverdueLease) {
-  Driver d(SmallPages(40, 2));
-  const auto job = d.Job(1, {"job", 1.0, 8});
-  const auto weight = d.Extent(job, 6, true, 7, wire::ExtentKind::kQuantizedWeight);
-  d.Run(job, {{weight, 0, 6}}, Access::kOverwrite);
-  ASSERT_TRUE(d.pager.Lease(weight).ok());
-  const auto staying = d.Extent(job, 5, false);
-  const auto id = d.Ask(job, {{staying, 0, 5}});
-  d.Settle();
+TEST_F(StayingBesideALease, DoesNotWaitForAnOverdueOne) {
   EXPECT_FALSE(d.finished.count(id.value));
   EXPECT_LE(d.FramesOf(1), 8U);
   d.Adopt(1, 0);  // no quota holds any more

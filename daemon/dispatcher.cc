@@ -143,12 +143,15 @@ int Dispatcher::SettleWeights() {
   return work;
 }
 
-// What is under way may have failed: then it never ends, so that only asking tells.
+Status Dispatcher::Fault() {
+  Status fault = core_.device.TakeFault();
+  return fault.ok() ? core_.mover.disk_fault() : fault;
+}
+
 void Dispatcher::CheckDevice(std::uint64_t now_ns) {
   next_fault_look_ns_ = now_ns + kFaultLookNs;
   if (faulted_) return;
-  Status fault = core_.device.TakeFault();
-  if (fault.ok()) fault = core_.mover.disk_fault();
+  const Status fault = Fault();
   if (fault.ok()) return;
   faulted_ = true;
   tasks_.FailAll({Code::kDeviceFault, fault.message()});
@@ -277,8 +280,7 @@ bool Dispatcher::AwaitDevice() {
   const std::uint64_t give_up_ns = core_.clock.NowNs() + (faulted_ ? 0 : kDeviceGraceNs);
   bool told = false;
   while (tasks_.running() || core_.mover.copying()) {
-    // What is on its way to a disk that failed, or runs on a device that did, never ends.
-    if (!core_.mover.disk_fault().ok() || !core_.device.TakeFault().ok()) return false;
+    if (!Fault().ok()) return false;
     if (!std::exchange(told, true)) {
       core_.Tell({"error", "", 0, "ending: requests still run; their sessions were told of the end"});
     }

@@ -67,6 +67,8 @@ class Dispatcher {
   [[nodiscard]] std::int64_t SleepNs(std::uint64_t now_ns) const;
   [[nodiscard]] std::uint64_t SpinNs() const;
   [[nodiscard]] bool AwaitsSilently() const;
+  // Of the device or the disk. What was under way there never ends, so that only asking tells.
+  [[nodiscard]] wire::Status Fault();
   void CheckDevice(std::uint64_t now_ns);
   void EndSessions();
   [[nodiscard]] bool AwaitDevice();

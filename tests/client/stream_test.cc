@@ -9,6 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <future>
 #include <thread>
 
@@ -54,11 +55,14 @@ void Apply(FakeDaemon& daemon, const wire::RequestRecord& record) {
   daemon.header().done.word.store(record.ticket);
 }
 
-Script GpuScript() {
+// see: is shown each request before it is applied.
+Script GpuScript(std::function<void(FakeDaemon&, const wire::RequestRecord&)> see = {}) {
   Script script;
   script.device = std::string("cuda ") + testing::kFakeUuid;
   script.synchronous = false;
-  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+  script.on_request = [see = std::move(see)](FakeDaemon& daemon, const wire::RequestRecord& record,
+                                             wire::CompletionRecord&) {
+    if (see) see(daemon, record);
     Apply(daemon, record);
     return Then::kComplete;
   };
@@ -155,13 +159,7 @@ TEST_F(Streams, SessionSaysWhatItsDeviceIs) {
 
 TEST_F(Streams, StepReturnsBeforeItsInputsAreReadyAndTheStreamWaitsForIt) {
   wire::RequestRecord seen;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    seen = record;
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { seen = record; }));
   std::atomic<bool> gradients{false};
   cuda_.Launch(Stream(1), gradients);
   const std::uint64_t ticket = MustStep(1);
@@ -181,13 +179,7 @@ TEST_F(Streams, StepReturnsBeforeItsInputsAreReadyAndTheStreamWaitsForIt) {
 // The parts of one step: each later one goes as soon as the first one's inputs are there.
 TEST_F(Streams, AStepThatFollowsNeedsNoMarkOfItsOwn) {
   std::vector<std::uint64_t> ready;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    ready.push_back(record.ready);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { ready.push_back(record.ready); }));
   std::atomic<bool> gradients{false};
   cuda_.Launch(Stream(1), gradients);
   MustStep(1, Stream(1), true);  // nothing to follow: marked
@@ -205,13 +197,7 @@ TEST_F(Streams, AStepThatFollowsNeedsNoMarkOfItsOwn) {
 
 TEST_F(Streams, AStepFollowsNoOtherStream) {
   std::vector<std::uint64_t> ready;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    ready.push_back(record.ready);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { ready.push_back(record.ready); }));
   std::atomic<bool> first{false};
   std::atomic<bool> second{false};
   cuda_.Launch(Stream(1), first);
@@ -231,15 +217,11 @@ TEST_F(Streams, AStepFollowsNoOtherStream) {
 
 TEST_F(Streams, StepNamesRegisteredMemory) {
   std::vector<wire::StepEntry> entries(2);
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+  Connect(GpuScript([&](FakeDaemon& daemon, const wire::RequestRecord& record) {
     const wire::StepBody body = StepOf(record);
     std::memcpy(entries.data(), daemon.At(body.table) + sizeof(wire::GroupRecord),
                 2 * sizeof(wire::StepEntry));
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  }));
   MustStep(7);
   ASSERT_TRUE(Synchronized());
   EXPECT_EQ(daemon_->registered().size(), 2U);
@@ -269,13 +251,7 @@ TEST_F(Streams, AnotherStreamMarksReadyOnlyBehindTheLastTicket) {
 
 TEST_F(Streams, WhatTheProcessorAsksForNeedsNoMarkAndComesBehind) {
   std::vector<wire::RequestRecord> seen;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    seen.push_back(record);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { seen.push_back(record); }));
   MustStep(1);
   ASSERT_TRUE(session_->Noop().ok());
   MustStep(2);
@@ -389,17 +365,13 @@ TEST_F(Streams, SessionThatTheDaemonEndedReleasesTheStream) {
 TEST_F(Streams, ManyStepsAheadKeepTheirTables) {
   std::atomic<bool> go{false};
   std::vector<std::uint64_t> steps;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+  Connect(GpuScript([&](FakeDaemon& daemon, const wire::RequestRecord& record) {
     while (!go) std::this_thread::sleep_for(100us);
     const wire::StepBody body = StepOf(record);
     wire::StepEntry entry;
     std::memcpy(&entry, daemon.At(body.table) + sizeof(wire::GroupRecord) + sizeof(entry), sizeof(entry));
     steps.push_back(entry.step);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  }));
   MustStep(1);
   ASSERT_TRUE(Becomes([&] { return daemon_->header().ready.word.load() == 1; }));
   for (std::uint64_t step = 2; step <= kOpenStreamTickets; ++step) MustStep(step);
@@ -425,13 +397,9 @@ TEST_F(Streams, InterruptedWaitForRoomSubmitsNothing) {
   action.sa_handler = [](int) {};
   ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
   std::atomic<bool> go{false};
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord&) {
     while (!go) std::this_thread::sleep_for(100us);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  }));
   for (std::uint64_t step = 1; step <= kOpenStreamTickets; ++step) MustStep(step);
   std::thread signal([thread = ::pthread_self()] {
     std::this_thread::sleep_for(50ms);
@@ -545,13 +513,7 @@ TEST_F(Streams, ForkedChildIsRefusedAndTheParentGoesOn) {
 
 TEST_F(Streams, WeightsAreQuantizedAndReadOnStreams) {
   std::vector<wire::RequestRecord> seen;
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    seen.push_back(record);
-    Apply(daemon, record);
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { seen.push_back(record); }));
   WeightOptions options;
   options.elements = 4096;
   options.blocksize = 64;

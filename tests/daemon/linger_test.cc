@@ -42,6 +42,14 @@ class Linger : public ::testing::Test {
     daemon_.clock.AdvanceMs(seconds * 1000);
     daemon_.Settle();
   }
+  // So many extents are kept for so long, and then the job is gone.
+  void ExpectKept(std::size_t extents, std::uint64_t seconds) {
+    EXPECT_EQ(kept(), extents);
+    Pass(seconds - 1);
+    EXPECT_EQ(kept(), extents);
+    Pass(2);
+    EXPECT_EQ(daemon_.jobs(), 0U);
+  }
   std::size_t kept() {
     return daemon_.jobs() == 0 ? 0 : daemon_.core().registry.jobs().begin()->second.extents.size();
   }
@@ -56,11 +64,7 @@ TEST_F(Linger, ASessionThatKeepsNothingShortensNothing) {
   MakeStates(*last);
   End(first);
   End(last);
-  EXPECT_EQ(kept(), 1U) << "what asked for nothing went";
-  Pass(59);
-  EXPECT_EQ(kept(), 1U);
-  Pass(2);
-  EXPECT_EQ(daemon_.jobs(), 0U);
+  ExpectKept(1, 60);  // what asked for nothing went
 }
 
 TEST_F(Linger, TheLongestTimeOfWhatIsKeptCounts) {
@@ -70,11 +74,7 @@ TEST_F(Linger, TheLongestTimeOfWhatIsKeptCounts) {
   MakeStates(*shorter);
   End(longer);
   End(shorter);
-  EXPECT_EQ(kept(), 2U);
-  Pass(59);
-  EXPECT_EQ(kept(), 2U);
-  Pass(2);
-  EXPECT_EQ(daemon_.jobs(), 0U);
+  ExpectKept(2, 60);
 }
 
 TEST_F(Linger, ASessionWithoutStatesMayAskForTheJob) {
@@ -83,10 +83,7 @@ TEST_F(Linger, ASessionWithoutStatesMayAskForTheJob) {
   MakeStates(*trains);
   End(asks);
   End(trains);
-  Pass(119);
-  EXPECT_EQ(kept(), 1U);
-  Pass(2);
-  EXPECT_EQ(daemon_.jobs(), 0U);
+  ExpectKept(1, 120);
 }
 
 TEST_F(Linger, WhoAsksNothingGetsWhatTheJobAsksFor) {
@@ -95,10 +92,7 @@ TEST_F(Linger, WhoAsksNothingGetsWhatTheJobAsksFor) {
   auto asks = Open(1, 60'000);
   End(silent);
   End(asks);
-  Pass(59);
-  EXPECT_EQ(kept(), 1U);
-  Pass(2);
-  EXPECT_EQ(daemon_.jobs(), 0U);
+  ExpectKept(1, 60);
 }
 
 TEST_F(Linger, WhatNobodyResumedStaysAsLongAsItsOwnerAsked) {

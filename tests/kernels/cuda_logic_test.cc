@@ -86,9 +86,7 @@ TEST(PinQueue, WhatIsWantedBeforeItsLeavingBeganStays) {
 TEST(PinQueue, MemoryThatWasUsedUnpinnedIsGivenBackThoughItIsWantedInBetween) {
   PinQueue queue;
   PinQueue::Piece piece;
-  EXPECT_TRUE(queue.Expect(piece));
-  ASSERT_EQ(queue.Next(AllDone), &piece);
-  queue.Pinned(piece, false);
+  PinNow(queue, piece, false);
   EXPECT_EQ(StateOf(piece), State::kFailed);
   queue.GiveBack(piece, {});
   EXPECT_TRUE(queue.Expect(piece));  // to be tried again

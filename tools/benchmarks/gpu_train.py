@@ -199,9 +199,7 @@ def _qlora_ours(place: Place, shape, repeats: int, share, name: str):
         budget = max(int(share * quantized), (STREAM_PAGES + 8) * place.page_bytes)
     with place.session(name, budget, HOST_BYTES) as found, Peak(place) as peak:
         model = model_of(shape, place.device, ours(found.session))
-        if not place.tiny:  # as from_pretrained() does
-            found.session.synchronize()
-            found.session.release_gradients()
+        bitpager.nn.swap.release_sources(model)  # as from_pretrained() does
         params = adapt(model, place.device)
         optimizer = bitpager.optim.PagedAdamW8bit(params, lr=1e-4, session=found.session)
         place.free()

@@ -79,7 +79,8 @@ class Arena:
         """Applies one step and waits for it.
 
         entries: tuples in the field order of bp_step_tensor, ascending by tensor. groups: tuples (lr, beta1, beta2,
-        eps, weight_decay). continues: a further part of the session's step before, counted once. Returns (code, result) with code OK, NON_FINITE or INTERRUPTED (the request goes on;
+        eps, weight_decay). continues: a further part of the session's step before, counted once.
+        Returns (code, result) with code OK, NON_FINITE or INTERRUPTED (the request goes on;
         settle() waits for it); raises on every other code, and then nothing was applied, except after DaemonLostError.
         """
         _lib.settle(self.session.handle)

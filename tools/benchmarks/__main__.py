@@ -25,6 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers", help="folder with bitsandbytes")
     parser.add_argument("--quick", action="store_true", help="GPU groups: fewer repeats")
     parser.add_argument("--mps", action="store_true", help="GPU groups: under an MPS daemon of this run's own")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="GPU groups: sections with TEXT in their name, and the ceilings"
+    )
     parser.add_argument("--tiny-cpu", action="store_true", help=argparse.SUPPRESS)  # see gpu_machine.Bench
     return parser.parse_args()
 
@@ -58,7 +61,7 @@ def run_gpu_group(group: str, arguments: argparse.Namespace, logs: Path, before:
             write_json(arguments.json, before + rows)
 
     bench = gpu_run.bench_of(arguments.bin, logs, arguments.peers, arguments.quick, arguments.mps, arguments.tiny_cpu)
-    rows = gpu_run.run(group, bench, keep)
+    rows = gpu_run.run(group, bench, keep, arguments.only)
     print_table(group, rows)
     return rows
 

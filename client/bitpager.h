@@ -233,6 +233,9 @@ typedef struct bp_submitted {
 BP_API int bp_step_async(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, uint64_t n,
                          const bp_group* groups, uint64_t n_groups, const bp_stream_step_options* options,
                          void* stream, bp_submitted* submitted /* may be NULL */);
+/* A hint: a step on `stream` comes in a moment. Where the stream is idle, the daemon wakes up and has the GPU
+ * make ready meanwhile; that takes a tenth of a millisecond and more, and else the step would wait for it. */
+BP_API int bp_expect_step(bp_session* session, void* stream);
 /* Waits on the processor until every stream request of the session is done. BP_INTERRUPTED: call again. */
 BP_API int bp_session_synchronize(bp_session* session);
 

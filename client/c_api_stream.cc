@@ -125,6 +125,10 @@ int bp_step_async(bp_session* session, uint64_t arena, const bp_step_tensor* ten
   });
 }
 
+int bp_expect_step(bp_session* session, void* stream) {
+  return WithSession(session, [&](client::Session& s) -> Status { return s.ExpectStep(stream); });
+}
+
 int bp_session_synchronize(bp_session* session) {
   return WithSession(session, [](client::Session& s) -> Status { return s.Synchronize(); });
 }

@@ -96,6 +96,7 @@ struct Functions {
   int (*write_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
   int (*wait_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
   int (*is_capturing)(StreamHandle, int*);
+  int (*query)(StreamHandle);
   int (*synchronize)(StreamHandle);
   int (*stream_id)(StreamHandle, unsigned long long*);  // CUDA 12.0
 };
@@ -139,6 +140,7 @@ constexpr Symbol kNames[] = {
     {"cuStreamWriteValue64", "cuStreamWriteValue64_v2"},
     {"cuStreamWaitValue64", "cuStreamWaitValue64_v2"},
     {"cuStreamIsCapturing", "cuStreamIsCapturing"},
+    {"cuStreamQuery", "cuStreamQuery"},
     {"cuStreamSynchronize", "cuStreamSynchronize"},
     {"cuStreamGetId", "cuStreamGetId"},
 };
@@ -380,6 +382,7 @@ class SystemDriver final : public CudaDriver {
     if (code != kSuccess) return Error("cuStreamIsCapturing", code);
     return status != kNotCapturing;
   }
+  bool IsIdle(StreamHandle stream) override { return call_.query(stream) == kSuccess; }
   Status Synchronize(StreamHandle stream) override {
     return StatusOf("cuStreamSynchronize", call_.synchronize(stream));
   }

@@ -86,6 +86,8 @@ class CudaDriver {
   // Unique among all streams that ever were.
   [[nodiscard]] virtual std::uint64_t StreamId(StreamHandle stream) = 0;
   [[nodiscard]] virtual wire::Result<bool> IsCapturing(StreamHandle stream) = 0;
+  // Whether all that the stream was given is done; false when it cannot be told.
+  [[nodiscard]] virtual bool IsIdle(StreamHandle stream) = 0;
   // For machines whose streams cannot wait for words.
   [[nodiscard]] virtual wire::Status Synchronize(StreamHandle stream) = 0;
 

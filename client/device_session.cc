@@ -35,6 +35,15 @@ Status DeviceSession::Begin(StreamHandle stream) {
   return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1);
 }
 
+void DeviceSession::Expect(StreamHandle stream) {
+  if (synchronous_) return;
+  // Takes what is done, without waiting.
+  if (!timeline_.AwaitStreams(0, Patience::kUntilSignal).ok()) return;
+  if (timeline_.oldest_open_stream() != ~0ULL) return;
+  if (!gate_.Check(stream).ok() || !driver_.IsIdle(stream)) return;
+  [[maybe_unused]] const Status hinted = timeline_.Hint(wire::Op::kExpect);
+}
+
 Status DeviceSession::ReleaseGradients() {
   // A step that is done but was not looked at would keep what it read.
   if (Status seen = timeline_.AwaitStreams(0, Patience::kUntilSignal); !seen.ok()) return seen;

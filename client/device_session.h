@@ -63,6 +63,10 @@ class DeviceSession {
     return ticket;
   }
 
+  // Tells the daemon that a request comes in a moment, if neither `stream` nor the daemon has work for the
+  // device until then: it wakes up, and so does its part of the device. Free of errors, as a hint is.
+  void Expect(StreamHandle stream);
+
   // ---- leases ----
   // Whether the frames of a lease may be read on `stream` now: see StreamGate::Check.
   [[nodiscard]] wire::Status CheckStream(StreamHandle stream) { return gate_.Check(stream); }

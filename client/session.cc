@@ -251,6 +251,13 @@ Status Session::Prefetch(std::uint64_t extent) {
   return connection_->timeline().Hint(wire::Op::kPrefetch, body);
 }
 
+Status Session::ExpectStep(StreamHandle stream) {
+  const Result<Connection::Lock> lock = connection_->Enter();
+  if (!lock.ok()) return lock.status();
+  if (DeviceSession* const device = connection_->device(); device != nullptr) device->Expect(stream);
+  return {};
+}
+
 Status Session::HintPhase(wire::Phase phase) {
   if (static_cast<std::uint32_t>(phase) > static_cast<std::uint32_t>(wire::Phase::kLeave)) {
     return {Code::kInvalidArgument, "phase is none of idle, forward, backward, step, leave"};

@@ -91,6 +91,10 @@ class Session {
   [[nodiscard]] wire::Result<std::uint64_t> RequestCount();
 
   // ---- stream requests (Arena::StepOnStream and the like) ----
+  // A step on `stream` comes in a moment: if the stream is idle, the daemon and the device make ready for it
+  // while the caller still prepares it. Otherwise, and on devices without streams, nothing happens. As
+  // Prefetch.
+  [[nodiscard]] wire::Status ExpectStep(StreamHandle stream);
   // Waits until all are done. kInterrupted: some go on. What they found, TakeFinished tells.
   [[nodiscard]] wire::Status Synchronize();
   // The oldest failure that was not taken yet, with kNonFinite among them; else the newest that is done. Does

@@ -35,6 +35,10 @@ constexpr std::chrono::seconds kStalled{30};
 // last.
 constexpr std::size_t kKeptFailures = 16;
 
+bool IsHint(wire::Op op) {
+  return op == wire::Op::kPrefetch || op == wire::Op::kPhase || op == wire::Op::kExpect;
+}
+
 Status CorruptRing() {
   return {Code::kProtocol,
           "the completion ring of this session holds what no daemon writes; the session is closed. Hint: "
@@ -197,7 +201,7 @@ Result<bool> Timeline::Collect(std::uint64_t wanted) {
     const auto at = std::find_if(open_.begin(), open_.end(),
                                  [&](const Open& open) { return open.ticket == record.ticket; });
     if (state != wire::RingState::kOk || at == open_.end() || at->op != record.op) return Fail(CorruptRing());
-    if (record.op == wire::Op::kPrefetch || record.op == wire::Op::kPhase) --open_hints_;
+    if (IsHint(record.op)) --open_hints_;
     if (at->of_stream) {
       --open_streams_;
       Note(at->note, record);

@@ -70,6 +70,12 @@ class Timeline {
     wire::RequestRecord record = RecordOf(op, body);
     return PushHint(record);
   }
+  wire::Status Hint(wire::Op op) {
+    wire::RequestRecord record;
+    record.version = wire::kWireVersion;
+    record.op = op;
+    return PushHint(record);
+  }
 
   // Waits for the requests that interrupted waits left behind. kInterrupted: again.
   wire::Status Drain();

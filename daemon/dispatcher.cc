@@ -193,7 +193,7 @@ bool Dispatcher::Run() {
   while (!stopping_.load(std::memory_order_acquire)) {
     if (DoWork() > 0) {
       last_work_ns_ = core_.clock.NowNs();
-    } else if (core_.clock.NowNs() - last_work_ns_ < SpinNs()) {
+    } else if (IsAwake(core_.clock.NowNs())) {
       Pause(looks);
     } else if (core_.draining && core_.registry.sessions().empty()) {
       break;
@@ -218,6 +218,11 @@ void Dispatcher::Sleep(std::int64_t longest_ns) {
   const int count = WaitFor(epoll_.get(), events, nap_ns);
   for (const auto& [id, session] : core_.registry.sessions()) session->AnnounceSleep(false);
   for (int i = 0; i < count; ++i) Quiet(events[static_cast<std::size_t>(i)].data.fd);
+}
+
+// Whether to look for work once more before sleeping.
+bool Dispatcher::IsAwake(std::uint64_t now_ns) const {
+  return now_ns - last_work_ns_ < SpinNs() || now_ns < tasks_.expected_until_ns();
 }
 
 // Looked for work before sleeping. Longer while something is under way that rings no bell: waking up costs

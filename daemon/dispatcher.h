@@ -65,6 +65,7 @@ class Dispatcher {
   // At most `longest_ns`; negative: until something rings.
   void Sleep(std::int64_t longest_ns = -1);
   [[nodiscard]] std::int64_t SleepNs(std::uint64_t now_ns) const;
+  [[nodiscard]] bool IsAwake(std::uint64_t now_ns) const;
   [[nodiscard]] std::uint64_t SpinNs() const;
   [[nodiscard]] bool AwaitsSilently() const;
   // Of the device or the disk. What was under way there never ends, so that only asking tells.

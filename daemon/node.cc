@@ -32,6 +32,9 @@ constexpr std::uint64_t kWatermarkShare = 64;
 // Windows in flight, unless configured.
 constexpr std::uint32_t kWindows = 3;
 constexpr std::uint32_t kOverlappedWindows = 6;
+// Of a step, some tenths of a millisecond of a GPU's time: longer than the rest of a request takes to decide
+// on and to launch.
+constexpr std::uint64_t kFirstPages = 96;
 
 // Device memory comes in runs as long as the device likes, but of a small budget there are a number of them:
 // jobs and domains share no segment. Never shorter than what a device maps at least.
@@ -58,6 +61,7 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
       config.windows_in_flight > 0 ? config.windows_in_flight : (overlaps ? kOverlappedWindows : kWindows);
   out.pager.least_under_way = overlaps ? 3 * config.window_pages : config.window_pages;
   out.pager.loads_over_resident = overlaps;
+  out.pager.first_pages = overlaps ? kFirstPages : 0;
   out.pager.policy = config.policy;
   out.pager.poison = config.poison_frames;
   out.job_weight = config.job_weight;

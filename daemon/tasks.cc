@@ -13,8 +13,8 @@ using wire::Status;
 
 namespace {
 
-// Some tenths of a millisecond of a GPU's time in a step, longer than the rest of a launch takes to prepare.
-constexpr std::uint32_t kFirstLaunchPages = 64;
+// As long as a client takes to prepare a step of many tensors.
+constexpr std::uint64_t kExpectedNs = 1'000'000;
 
 }  // namespace
 
@@ -51,6 +51,9 @@ void Tasks::Start(Session& session, const wire::RequestRecord& record) {
       return Complete(session, completion, Prefetch(session, BodyOf<wire::PrefetchBody>(record)), taken_ns_);
     case Op::kPhase:
       return Complete(session, completion, SetPhase(session, BodyOf<wire::PhaseBody>(record)), taken_ns_);
+    case Op::kExpect:
+      ExpectStep();
+      return Complete(session, completion, {}, taken_ns_);
     case Op::kLease:
       return StartLease(session, record);
     default:
@@ -58,7 +61,13 @@ void Tasks::Start(Session& session, const wire::RequestRecord& record) {
   }
 }
 
+void Tasks::ExpectStep() {
+  expected_until_ns_ = taken_ns_ + kExpectedNs;
+  if (idle()) core_.device.ExpectKernels();
+}
+
 void Tasks::StartWork(Session& session, const wire::RequestRecord& record) {
+  expected_until_ns_ = 0;
   AdmitResult admitted = Admit(session, record, core_.device);
   if (!admitted.ok()) {
     wire::CompletionRecord completion;
@@ -187,6 +196,7 @@ int Tasks::PumpPager() {
   touched_ = false;
   actions_ = {};
   core_.pager.Pump(actions_);
+  touched_ = actions_.more;
   const int starved = leases_.overdue() ? RefuseStarved() : 0;
   if (actions_.empty()) return starved;
   if (!actions_.stores.empty() || !actions_.drops.empty()) bursts_.Note(actions_, core_.clock.NowNs());
@@ -234,29 +244,20 @@ void Tasks::TakePages(std::span<const paging::RunAction> runs) {
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
-// device likes long ones. The first of a large request is short: the device begins, while what the others
-// need is put together. One whose last pages are to leave ends there, so that they leave soon. A fill is not
-// cut, for it is done in one pass where it is one launch.
+// device likes long ones. The first decision on a large request is a short one: the device begins, while what
+// the others need is put together. A launch whose last pages are to leave ends there, so that they leave
+// soon.
 void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
   while (!runs.empty()) {
     std::uint64_t pages = runs.front().pages.size();
     std::size_t count = 1;
-    const std::uint64_t most = runs.front().window == 0 && !Fills(runs.front().request)
-                                   ? std::min(kFirstLaunchPages, core_.device_info.launch_pages)
-                                   : core_.device_info.launch_pages;
     while (count < runs.size() && !runs[count - 1].leaves && runs[count].request == runs.front().request &&
-           pages + runs[count].pages.size() <= most) {
+           pages + runs[count].pages.size() <= core_.device_info.launch_pages) {
       pages += runs[count++].pages.size();
     }
     Launch(runs.first(count));
     runs = runs.subspan(count);
   }
-}
-
-bool Tasks::Fills(wire::RequestId request) {
-  Session* session = nullptr;
-  const ActiveTask* task = TaskOf(request, &session);
-  return task != nullptr && task->work != nullptr && task->work->Fills().extent != nullptr;
 }
 
 // Consecutive windows of one request.

@@ -30,6 +30,8 @@ class Tasks {
   void Settled(Session& session);
   // Something may have changed what the pager would decide.
   void Touch() { touched_ = true; }
+  // A client prepares a step until then: whoever sleeps now wakes up too late.
+  [[nodiscard]] std::uint64_t expected_until_ns() const { return expected_until_ns_; }
   // Windows that were launched have not been seen to end.
   [[nodiscard]] bool running() const { return !runs_.empty(); }
   [[nodiscard]] bool idle() const { return runs_.empty() && core_.mover.idle(); }
@@ -49,6 +51,7 @@ class Tasks {
   };
 
   void Start(Session& session, const wire::RequestRecord& record);
+  void ExpectStep();
   void StartWork(Session& session, const wire::RequestRecord& record);
   void StartLease(Session& session, const wire::RequestRecord& record);
   void Submit(Session& session, const paging::RequestSpec& spec);
@@ -59,8 +62,6 @@ class Tasks {
 
   void LaunchAll(std::span<const paging::RunAction> runs);
   void Launch(std::span<const paging::RunAction> runs);
-  // The request fills a weight.
-  [[nodiscard]] bool Fills(wire::RequestId request);
   void TakePages(std::span<const paging::RunAction> runs);
   // Whether the session goes on only when its weight has settled.
   [[nodiscard]] bool Settles(Session& session, ActiveTask& task, const wire::CompletionRecord& completion);
@@ -83,7 +84,8 @@ class Tasks {
   Sharing& sharing_;
   EvictBursts bursts_{core_};
   bool touched_ = false;
-  std::uint64_t taken_ns_ = 0;       // when the record in hand was taken
+  std::uint64_t taken_ns_ = 0;  // when the record in hand was taken
+  std::uint64_t expected_until_ns_ = 0;
   paging::Actions actions_;          // kept for its memory
   std::vector<ResidentPage> pages_;  // of the launch in hand; kept for its memory
   std::deque<Run> runs_;             // in launch order: one compute queue, so they end in order

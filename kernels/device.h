@@ -134,6 +134,10 @@ class Device {
   // Memory that both the device and this process read and write, zeroed: reports, copies out of pages. Null
   // when there is none left.
   [[nodiscard]] virtual std::byte* AllocateScratch(std::uint64_t bytes) = 0;
+  // Kernels come in a moment: what takes time before the first of them can begin is to happen now. Where
+  // processes take turns on the device, it is this one's turn afterwards.
+  virtual void ExpectKernels() {}
+
   // For kernels on Queue::kCompute alone, not zeroed: statistics of a weight that is being quantized. Device
   // memory while there is some, else AllocateScratch's: slower, the same numbers.
   [[nodiscard]] virtual std::byte* AllocateKernelScratch(std::uint64_t bytes) {

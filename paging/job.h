@@ -46,6 +46,8 @@ struct Request {
   std::uint64_t windows_in_flight = 0;  // those windows
   std::vector<Page*> coming;            // prefetch: claimed or loading for it
   std::uint64_t born = 0;               // prefetch of the pager's own: the decision that made it
+  std::uint64_t begun = 0;              // the decision that acquired its first window
+  std::uint64_t visited = 0;            // pages handed out
   bool whole = false;                   // its windows are acquired together and handed out together
   bool started = false;
   bool cancelled = false;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
+#include <utility>
 
 #include "paging/pager_impl.h"
 
@@ -64,6 +65,7 @@ void Pager::Impl::Pump(Actions& out) {
   MoveTo(out.free_host, pending.free_host);
   MoveTo(out.finished, pending.finished);
   MoveTo(out.ended, pending.ended);
+  out.more = std::exchange(pending.more, false);
 }
 
 Job* Pager::Impl::FindJob(wire::JobId id) const {

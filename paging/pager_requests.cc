@@ -105,7 +105,9 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
       if (may_acquire && request.born != 0 && request.born != decisions) Prepare(job, request);
     } else {
       HandOutRuns(request);
-      while (may_acquire && AcquireWindow(job, request, PaceOf(job))) HandOutRuns(request);
+      while (may_acquire && !PausesAfterFirst(request) && AcquireWindow(job, request, PaceOf(job))) {
+        HandOutRuns(request);
+      }
       if (request.whole && !request.at_end()) {  // not all at once after all: nothing may wait for more
         request.whole = false;
         HandOutRuns(request);
@@ -113,6 +115,14 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
     }
     if (!RetireFront(job)) return;
   }
+}
+
+// Whether a request has handed out enough for this decision, its first; then another one follows at once.
+bool Pager::Impl::PausesAfterFirst(const Request& request) {
+  const bool pauses = config.first_pages > 0 && request.begun == decisions &&
+                      request.visited >= config.first_pages && !request.at_end();
+  pending.more |= pauses;
+  return pauses;
 }
 
 bool Pager::Impl::RetireFront(Job& job) {
@@ -235,7 +245,10 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
   if (config.loads_over_resident && request.next_window == 0) Spread(job, pace.under_way);
-  if (request.next_window == 0 && request.windows.empty()) request.whole = FitsWhole(job, request);
+  if (request.next_window == 0 && request.windows.empty()) {
+    request.whole = FitsWhole(job, request);
+    request.begun = decisions;
+  }
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;
@@ -356,6 +369,7 @@ void Pager::Impl::HandOut(Request& request, Window& window) {
   run.window = window.number;
   run.last = request.at_end() && &window == &request.windows.back();
   run.missing = window.missing;
+  request.visited += window.pages.size();
   run.pages.reserve(window.pages.size());
   for (Page* page : window.pages) {
     run.pages.push_back({RefOf(*page), frames.RefOf(page->frame), page->zero});

@@ -19,8 +19,9 @@ enum class Op : std::uint16_t {
   kPrefetch = 7,
   kPhase = 8,
   kLease = 9,
+  kExpect = 10,  // a hint without a body: a step comes in a moment
 };
-inline constexpr std::uint16_t kOpLast = 9;
+inline constexpr std::uint16_t kOpLast = 10;
 
 // A place in a buffer of the same session. buffer 0 means "none" where an op allows it.
 struct Slice {

@@ -164,6 +164,11 @@ class CudaDevice final : public Device {
     return fault;
   }
 
+  void ExpectKernels() override {
+    Bind();
+    queues_->Note(LaunchNothing(queues_->stream(Queue::kCompute)));
+  }
+
   Event Step(StepArgs args) override { return Launch(LaunchStep, args); }
   Event Dequantize(DequantizeArgs args) override { return Launch(LaunchDequantize, args); }
   Event BlockAbsmax(BlockAbsmaxArgs args) override { return Launch(LaunchBlockAbsmax, args); }

@@ -40,6 +40,9 @@ class LaunchContext {
   TableRing& tables_;
 };
 
+// An empty kernel: the GPU turns to this process's context, which takes over 100 us where another one had it.
+[[nodiscard]] wire::Status LaunchNothing(CUstream_st* stream);
+
 // Each enqueues what the method of the same name of kernels::Device promises (kernels/ops.h).
 [[nodiscard]] wire::Status LaunchStep(LaunchContext& context, const StepArgs& args);
 [[nodiscard]] wire::Status LaunchMoveStates(LaunchContext& context, const StatePlanesArgs& args);

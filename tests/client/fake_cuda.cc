@@ -217,6 +217,10 @@ Status FakeCuda::WaitWord(StreamHandle stream, DeviceAddress word, std::uint64_t
   return {};
 }
 
+bool FakeCuda::IsIdle(StreamHandle stream) {
+  return NeedContext().ok() && Drained(stream, 0);
+}
+
 Status FakeCuda::Synchronize(StreamHandle stream) {
   if (Status has = NeedContext(); !has.ok()) return has;
   ++synchronized;

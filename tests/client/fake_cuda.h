@@ -74,6 +74,7 @@ class FakeCuda final : public client::CudaDriver {
     return reinterpret_cast<std::uint64_t>(stream);
   }
   wire::Result<bool> IsCapturing(client::StreamHandle) override;
+  bool IsIdle(client::StreamHandle stream) override;
   wire::Status Synchronize(client::StreamHandle stream) override;
 
  private:

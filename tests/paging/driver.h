@@ -98,11 +98,12 @@ class Driver {
     domain_of_[id.value] = spec.domain;
   }
 
-  // One decision and the taking over of its actions.
-  void Pump() {
+  // One decision and the taking over of its actions. Whether another one is to follow at once.
+  bool Pump() {
     Actions actions;
     pager.Pump(actions);
     Take(actions);
+    return actions.more;
   }
   // Completes one random outstanding thing; false when there is none.
   bool CompleteOne() {

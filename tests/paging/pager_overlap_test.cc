@@ -21,6 +21,7 @@ PagerConfig Accelerator(std::uint64_t frames) {
   config.windows_in_flight = 6;
   config.least_under_way = 3 * kWindow;
   config.loads_over_resident = true;
+  config.first_pages = 96;
   return config;
 }
 

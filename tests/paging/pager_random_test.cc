@@ -41,7 +41,11 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     config.segment_frames = s.segment_frames;
     config.window_pages = s.window;
     config.loads_over_resident = s.overlaps;
-    if (s.overlaps) config.least_under_way = 3 * s.window, config.windows_in_flight = 6;
+    if (s.overlaps) {
+      config.least_under_way = 3 * s.window;
+      config.windows_in_flight = 6;
+      config.first_pages = 2 * s.window;
+    }
     config.policy = s.policy;
     config.poison = true;
     return config;

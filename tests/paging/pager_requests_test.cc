@@ -75,6 +75,25 @@ TEST(Pager, HandsOutAnOverwriteThatFitsTheShareTogether) {
   EXPECT_TRUE(d.finished.count(id.value));
 }
 
+// The device begins while the rest is decided; then nothing needs to happen before that.
+TEST(Pager, HandsOutTheFirstPagesOfALargeRequestInADecisionOfTheirOwn) {
+  PagerConfig config = OverlappingPages(60);
+  config.first_pages = 10;
+  Driver d(config);
+  const auto job = d.Job(1);
+  const auto states = d.Extent(job, 50);
+  d.Run(job, {{states, 0, 50}});
+  for (const std::uint64_t pages : {50U, 12U, 9U}) {
+    const auto id = d.Ask(job, {{states, 0, pages}});
+    EXPECT_EQ(d.Pump(), pages > 12) << pages;
+    EXPECT_EQ(d.outstanding_run_pages(), std::min<std::uint64_t>(pages, 12));
+    EXPECT_FALSE(d.Pump());
+    EXPECT_EQ(d.outstanding_run_pages(), pages);
+    d.Settle();
+    EXPECT_TRUE(d.finished.count(id.value));
+  }
+}
+
 TEST(Pager, StreamsAnOverwriteThatDoesNotFitTheShare) {
   Driver d(OverlappingPages(32));
   const auto job = d.Job(1);

@@ -25,6 +25,7 @@ class Library:
         self.outcomes = []
         self.finished = []
         self.synchronized = 0
+        self.expected = []  # (steps before, stream)
         self.imports = 1
         self.on_step = lambda: None
         self.extents = 100
@@ -55,6 +56,10 @@ class Library:
         return 0
 
     def bp_arena_states(self, *_):
+        return 0
+
+    def bp_expect_step(self, _, stream):
+        self.expected.append((len(self.steps), stream))
         return 0
 
     def bp_session_synchronize(self, _):

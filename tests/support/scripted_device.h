@@ -36,6 +36,7 @@ class ScriptedDevice : public kernels::Device {
   std::uint64_t copied_bytes = 0;
   std::int64_t absmax_passes = 0;
   std::int64_t quantize_launches = 0;
+  std::int64_t expected = 0;  // calls of ExpectKernels
 
   [[nodiscard]] kernels::DeviceInfo Info() const override {
     kernels::DeviceInfo info = inner_->Info();
@@ -139,6 +140,7 @@ class ScriptedDevice : public kernels::Device {
     return inner_->TakeFault();
   }
 
+  void ExpectKernels() override { ++expected; }
   kernels::Event Step(kernels::StepArgs args) override {
     ++steps;
     return inner_->Step(std::move(args));

@@ -272,6 +272,7 @@ _SIGNATURES = {
             POINTER(Submitted),
         ),
     ),
+    "bp_expect_step": (c_int, (_SESSION, c_void_p)),
     "bp_session_synchronize": (c_int, (_SESSION,)),
     "bp_poll_results": (c_int, (_SESSION, POINTER(Finished))),
     "bp_release_gradients": (c_int, (_SESSION,)),

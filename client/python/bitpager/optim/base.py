@@ -92,6 +92,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._streams.expect()
         self._raise_failures()
         overridden = not GlobalOptimManager.get_instance().is_empty
         if not self._pending and not overridden and self._streams.look(self.param_groups, self.state):

@@ -7,16 +7,17 @@ sends the optimizer the long way, which packs anew.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
+from .. import _lib
 from ..arena import StreamCall
+from .sameness import Sameness
 from .streams import SegmentStreams, current_stream
 
 _address = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
-_is_contiguous = torch.Tensor.is_contiguous
-_count = torch.Tensor.numel
-_is_negated = torch.Tensor.is_neg
+_gradient = operator.attrgetter("grad")
 
 
 class PackedStep:
@@ -29,27 +30,18 @@ class PackedStep:
         self.states = states
         self.call = StreamCall(rows, groups)
         self.places = list(map(_address, parameters))
-        self._dtypes = [g.dtype for g in gradients]
-        self._order = _is_contiguous if all(map(_is_contiguous, gradients)) else _stride  # the cheaper one that tells
-        self._orders = list(map(self._order, gradients))
-        self._counts = list(map(_count, gradients))
-        self.elements = sum(self._counts)
+        self._is_same = Sameness(gradients)
+        self.elements = sum(map(torch.Tensor.numel, gradients))
         self._first_step = rows[0][2]  # that the packed rows say of the first tensor
         self.gradients = gradients  # of the step in hand
         self.addresses = list(map(_address, gradients))
 
     def look(self) -> bool:
         """Takes the gradients of the next step. False when anything but their addresses has changed."""
-        self.gradients = gradients = [p.grad for p in self.parameters]
+        self.gradients = gradients = list(map(_gradient, self.parameters))
         try:
             self.addresses = list(map(_address, gradients))
-            return (
-                [g.dtype for g in gradients] == self._dtypes
-                and list(map(self._order, gradients)) == self._orders
-                and list(map(_count, gradients)) == self._counts
-                and list(map(_address, self.parameters)) == self.places
-                and not any(map(_is_negated, gradients))
-            )
+            return self._is_same(gradients) and list(map(_address, self.parameters)) == self.places
         except (TypeError, RuntimeError):  # no gradient, or a sparse one
             return False
 
@@ -81,11 +73,18 @@ class StreamSteps:
         self._state = None
         self._reusable = False
         self._segments = {}  # device index -> SegmentStreams
+        self._expected = {}  # session -> device index
         self.sent = 0  # arenas whose part of the step in hand is on its way
+
+    def expect(self) -> None:
+        """Has the daemons and the GPUs make ready for a step that looks like the last one, while this thread prepares
+        it. Whatever goes wrong, the step tells."""
+        for session, index in self._expected.items():
+            _lib.lib().bp_expect_step(session.handle, current_stream(index))
 
     def forget(self) -> None:
         """The next step is packed anew."""
-        self._packed, self._rest, self._state, self._reusable = [], [], None, False
+        self._packed, self._rest, self._state, self._reusable, self._expected = [], [], None, False, {}
 
     def pack(self, requests, groups, state, whole: bool) -> None:
         """Takes a step from {arena: Request}. whole: no other arena takes part, so it may be sent again."""
@@ -103,6 +102,7 @@ class StreamSteps:
         self._count = len(parameters)
         self._state = state
         self._reusable = whole and all(own is None for _, own in self._packed)
+        self._expected = {step.arena.session: step.parameters[0].device.index for step, _ in self._packed}
 
     def look(self, groups, state) -> bool:
         """Takes the same step with new gradients; False when it is not the same."""

@@ -49,6 +49,7 @@ struct Request {
   std::uint64_t begun = 0;              // the decision that acquired its first window
   std::uint64_t visited = 0;            // pages handed out
   bool whole = false;                   // its windows are acquired together and handed out together
+  bool lacked = false;                  // pages were missing when their window was acquired
   bool started = false;
   bool cancelled = false;
 
@@ -100,7 +101,7 @@ struct Job {
   std::uint64_t streams_wanted = 0;
   std::uint64_t streams_from = 0;  // shifts which groups those are
   std::uint64_t streaming = 0;
-  bool prepared = false;  // the first of them came behind the last step
+  bool prepared = false;  // the first of them came behind the last step that lacked any
   // What was stepped after a part of the job's states, by the part's first page: see Pager::Impl::Learn.
   std::map<PartKey, std::vector<PageRange>> after;
   PartKey last_part{};  // stepped last; extent 0: none

@@ -45,8 +45,8 @@ struct PagerConfig {
   // Launches overlap copies: pages are brought in behind resident windows that have not run yet, few large
   // copies are better than many, and the pages that a job is short of lie evenly among those it has.
   bool loads_over_resident = false;
-  // Pages that a request hands out in its first decision, and at most a window more; the next one goes on. So a
-  // device begins before a large request is decided to its end. 0: all.
+  // Pages that a request hands out in its first decision, and at most a window more; the next one goes on. So
+  // a device begins before a large request is decided to its end. 0: all.
   std::uint64_t first_pages = 0;
   Policy policy = Policy::kScanAware;
   bool poison = false;  // ask for given-up frames to be poisoned
@@ -206,7 +206,7 @@ struct Actions {
   std::vector<wire::RequestId> finished;  // all runs done, reservation returned; each request once,
                                           // cancelled ones too
   std::vector<EndedJob> ended;            // jobs that are gone
-  bool more = false;  // a request stopped at PagerConfig::first_pages: pump again at once
+  bool more = false;                      // a request stopped at PagerConfig::first_pages: pump again at once
   [[nodiscard]] bool empty() const;
 };
 

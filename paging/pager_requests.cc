@@ -276,6 +276,7 @@ bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   job.waiting_since = 0;
   for (Page* page : lacking) Promise(*page);
   ++request.next_window;
+  request.lacked |= window.missing;
   Count(request, window, true);
   request.windows.push_back(std::move(window));
   return true;

@@ -25,8 +25,10 @@ PartKey KeyOf(const Request& request) {
   return {first.extent.value, first.first};
 }
 
-bool MayStream(const Extent& extent) {
-  return !extent.zombie && extent.spec.evictable && extent.spec.kind == wire::ExtentKind::kOptimizerState;
+// A part of less than a window stays as long as others may go: its step would be over before its pages came.
+bool MayStream(const Extent& extent, std::uint64_t window) {
+  return !extent.zombie && extent.spec.evictable && extent.spec.pages >= window &&
+         extent.spec.kind == wire::ExtentKind::kOptimizerState;
 }
 
 // Whether group `group` of an extent is one of those of its job that come and go: they lie evenly.
@@ -53,7 +55,7 @@ void Pager::Impl::Spread(Job& job, std::uint64_t under_way) {
   if (groups == 0) return;
   ChooseGroups(job);
   for (Extent* extent : job.extents) {
-    if (!MayStream(*extent)) continue;
+    if (!MayStream(*extent, window)) continue;
     for (Page& page : extent->pages) {
       const bool streams = Streams(job, page.index / window);
       if (streams == page.streams) continue;
@@ -89,7 +91,7 @@ std::uint64_t Pager::Impl::StreamingPages(const Job& job) const {
   const std::uint64_t window = config.window_pages;
   std::uint64_t sum = 0;
   for (const Extent* extent : job.extents) {
-    if (!MayStream(*extent)) continue;
+    if (!MayStream(*extent, window)) continue;
     for (std::uint64_t at = 0; at < extent->spec.pages; at += window) {
       sum += Streams(job, at / window) ? std::min(window, extent->spec.pages - at) : 0;
     }
@@ -111,7 +113,7 @@ void Pager::Impl::Learn(Job& job, const Request& request) const {
 // and those come that are visited first: so much less is on the link when it matters.
 void Pager::Impl::ExpectNext(Job& job, const Request& request) {
   if (!IsStep(request)) return;
-  job.prepared = false;
+  if (request.lacked) job.prepared = false;
   if (!config.loads_over_resident || job.streaming == 0 || job.closing) return;
   auto hint = HintAfter(job, KeyOf(request));
   if (hint == nullptr) return;
@@ -191,9 +193,13 @@ void Pager::Impl::Prepare(Job& job, Request& request) {
 // Where some pages come and go and the others stay: whether one that stays would have to leave now, though
 // windows that come before hold such as go, and let go of them soon.
 bool Pager::Impl::AwaitsStreaming(Job& job, const Request& request, std::uint64_t need) {
-  if (!job.prepared || job.Settled() + need <= job.Limit()) return false;
+  if (job.Settled() + need <= job.Limit()) return false;
   const Page* victim = VictimOf(job);
-  if (victim != nullptr && victim->streams) return false;
+  if (victim != nullptr) {
+    if (victim->streams) return false;
+    // Nothing came in a pause, so that what the link is given first is what counts.
+    if (!job.prepared && MayStream(*victim->extent, config.window_pages)) return false;
+  }
   const auto goes = [](const Page* page) { return page->streams; };
   return std::any_of(request.windows.begin(), request.windows.end(), [&](const Window& window) {
     return !window.missing && std::any_of(window.pages.begin(), window.pages.end(), goes);

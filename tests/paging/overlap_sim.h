@@ -31,11 +31,13 @@ class OverlapSim {
     double in_us = 0;             // that the loads alone need
   };
 
+  // small_pages: of an extent besides, which a step visits first, in a request of its own.
   OverlapSim(const PagerConfig& config, std::uint64_t pages, const Timing& timing = {},
-             std::uint64_t quota_frames = 0)
-      : pager(config), timing_(timing), pages_(pages) {
+             std::uint64_t quota_frames = 0, std::uint64_t small_pages = 0)
+      : pager(config), timing_(timing), pages_(pages), small_pages_(small_pages) {
     (void)pager.AddJob(job_, {.name = "job", .device_quota_frames = quota_frames});
     extent_ = *pager.AddExtent({.job = job_, .pages = pages});
+    if (small_pages > 0) small_ = *pager.AddExtent({.job = job_, .pages = small_pages});
   }
 
   // `during(look)` is called before each look, `looks` of them at most; false: the step has not ended by
@@ -57,15 +59,9 @@ class OverlapSim {
   Step RunStep(bool pause = true) {
     Step step;
     const double begun = now_;
-    request_ = *pager.Submit({.job = job_, .ranges = {{extent_, 0, pages_}}});
-    finished_ = false;
-    double last = begun;
-    do {
-      Look(step);
-      now_ += timing_.look_us;
-      if (step_done_ > 0) last = step_done_;
-    } while (!finished_);
-    step.us = last - begun;
+    if (small_pages_ > 0) RunRequest({small_, 0, small_pages_}, step);
+    RunRequest({extent_, 0, pages_}, step);
+    step.us = step_done_ - begun;
     for (int quiet = 0; pause && quiet < 2;) {
       now_ += timing_.look_us;
       Look(step);
@@ -97,6 +93,11 @@ class OverlapSim {
   Pager pager;
 
  private:
+  void RunRequest(const PageRange& range, Step& step) {
+    request_ = *pager.Submit({.job = job_, .ranges = {range}});
+    for (finished_ = false; !finished_; now_ += timing_.look_us) Look(step);
+  }
+
   struct Copy {
     double end = 0;
     std::vector<PageRef> pages;
@@ -177,8 +178,10 @@ class OverlapSim {
 
   Timing timing_;
   std::uint64_t pages_;
+  std::uint64_t small_pages_;
   wire::JobId job_{1};
   wire::ExtentId extent_;
+  wire::ExtentId small_;
   wire::RequestId request_;
   double now_ = 0;
   double load_free_ = 0;

@@ -98,6 +98,21 @@ TEST(Overlap, ThePauseBehindAStepBringsTheFirstPagesOfTheNext) {
   sim.pager.CheckInvariants();
 }
 
+// Small states of 32 bits are stepped first, and are the last to leave: a step would wait for them.
+TEST(Overlap, AStepDoesNotWaitForItsSmallStates) {
+  for (const std::uint64_t percent : {5, 10, 20, 50, 80}) {
+    const std::uint64_t frames = (kPages + 1) * (100 - percent) / 100;
+    OverlapSim sim(Accelerator(1200), kPages, CostlyCopies(), frames, 1);
+    for (int i = 0; i < 10; ++i) (void)sim.RunStep();
+    const OverlapSim::Step step = sim.RunStep();
+    OverlapSim alone(Accelerator(1200), kPages, CostlyCopies(), frames - 1);
+    for (int i = 0; i < 10; ++i) (void)alone.RunStep();
+    const OverlapSim::Step than = alone.RunStep();
+    EXPECT_LE(step.us, than.us + 250) << percent << "%";
+    EXPECT_LE(step.pages_in, than.pages_in) << percent << "%";
+  }
+}
+
 // A phase that sends an arena away comes right behind a step, before the pause's pages.
 TEST(Overlap, AnExtentSentAwayRightBehindAStepStaysAway) {
   Driver d(Accelerator(48));

@@ -106,6 +106,7 @@ def _train(bench: Bench, shape, repeats: int, socket, index: int, barrier):
             optimizer = peer.optim.PagedAdamW8bit(adapt(model, place.device), lr=1e-4)
         else:
             model = model_of(shape, place.device, ours(session))
+            bitpager.nn.swap.release_sources(model)  # as from_pretrained() does
             optimizer = bitpager.optim.PagedAdamW8bit(adapt(model, place.device), lr=1e-4, session=session)
         place.free()
         iteration = plain_iteration(model, optimizer, tokens_of(shape, place.device, seed=index))

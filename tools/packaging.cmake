@@ -1,6 +1,6 @@
-# The portable bundle: cpack -G TGZ in a build folder. Programs with the libraries they need beside them, the C
-# header, the Python wheel, the GPU tests and the benchmarks; it runs on any x86-64 Linux with glibc 2.35, with or
-# without a GPU, with no build tools.
+# The portable bundle: cpack -G TGZ in a build folder. Programs with the libraries they need beside them, what
+# client/package/install.cmake puts there for those who compile against the client, the Python wheel, the GPU tests and
+# the benchmarks; it runs on any x86-64 Linux with glibc 2.35, with or without a GPU, with no build tools.
 find_package(Python3 COMPONENTS Interpreter)
 
 if(Python3_Interpreter_FOUND)

@@ -1,9 +1,10 @@
 """Memory that runs short on a GPU: the allocator gets what pages hold, guard() retries, numbers stay what they are.
 
-A ballast tensor makes the shortage. The models are linear layers alone, whose every operation is deterministic."""
+A ballast makes the shortage. The models are linear layers alone, whose every operation is deterministic."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
@@ -24,6 +25,8 @@ LAYERS = 24  # 400 million parameters: 800 MiB of 8-bit AdamW states
 STATES = LAYERS * HIDDEN * HIDDEN * 2
 ROWS = 12 * 1024  # of a spike: 96 MiB each activation in bf16, 48 of them
 STEPS = 4
+# A ballast holds once nothing more has come free for HOLD_S; what is less than NOISE is left alone.
+HOLD_S, HOLD_LIMIT_S, NOISE = 0.5, 20, 8 * MIB
 
 
 @pytest.fixture
@@ -96,8 +99,67 @@ def quiet(session):
             free, since = now, time.monotonic()
 
 
+class Ballast:
+    """Memory of the GPU that leaves at most `size` bytes free. It is the driver's: torch would take some of it out of
+    its cache, where the steps would miss it."""
+
+    def __init__(self, size, session=None):
+        self._driver, self._pieces = ctypes.CDLL("libcuda.so.1"), []
+        self._size, self._session = int(size), session
+        free = torch.cuda.mem_get_info()[0]
+        if free < self._size:
+            pytest.skip(f"only {free / GIB:.1f} GiB are free")
+        self.hold()
+
+    def hold(self):
+        """Takes what is free beyond `size` too, until nothing more comes free."""
+        if self._session is not None:  # what the daemon still maps of earlier models would come free in a step
+            self._session.synchronize()
+            torch.cuda.synchronize()
+            self._session.release_gradients()
+        since, taken, until = time.monotonic(), [], time.monotonic() + HOLD_LIMIT_S
+        while time.monotonic() - since < HOLD_S:
+            free = torch.cuda.mem_get_info()[0]
+            if free > self._size + NOISE:
+                taken.append(f"{free // MIB} MiB")
+                self._take(free - self._size)
+                since = time.monotonic()
+            assert time.monotonic() < until, (
+                f"no ballast holds: {HOLD_LIMIT_S} s later memory still comes free beyond {self._size // MIB} MiB; "
+                f"there were {', '.join(taken)}"
+            )
+            time.sleep(0.02)
+
+    def _take(self, size):
+        """As much as `size`; nothing when that went elsewhere meanwhile."""
+        piece, out_of_memory = ctypes.c_uint64(), 2
+        code = self._driver.cuMemAlloc_v2(ctypes.byref(piece), ctypes.c_size_t(size))
+        assert code in (0, out_of_memory), f"cuMemAlloc of {size} bytes: error {code}"
+        if code == 0:
+            self._pieces.append(piece)
+
+    def end(self):
+        while self._pieces:
+            assert self._driver.cuMemFree_v2(self._pieces.pop()) == 0
+
+
+@pytest.fixture
+def leaving():
+    """leaving(size, session) -> Ballast; all end with the test."""
+    made = []
+
+    def make(size, session=None):
+        made.append(Ballast(size, session))
+        return made[-1]
+
+    yield make
+    for ballast in made:
+        ballast.end()
+
+
 def run(session, rows, ballast=None, steps=STEPS, give_back=False):
     """(digest, peak bytes of torch's). ballast: makes the shortage once the states are on the device."""
+    quiet(session)
     training = Training(session)
     torch.manual_seed(7)
     training.step(16)
@@ -112,31 +174,20 @@ def run(session, rows, ballast=None, steps=STEPS, give_back=False):
     session.synchronize()
     peak = torch.cuda.max_memory_reserved()
     digest = training.digest()
-    del held
+    if held is not None:
+        held.end()
     training.end()
     return digest, peak
 
 
-def leaving(size):
-    """A ballast that leaves `size` bytes free."""
-
-    def make():
-        free = torch.cuda.mem_get_info()[0]
-        if free < size:
-            pytest.skip(f"only {free / GIB:.1f} GiB are free")
-        return torch.empty(int(free - size), dtype=torch.uint8, device=DEVICE)
-
-    return make
-
-
 @pytest.mark.parametrize("give_back", [False, True], ids=["cached", "given back"])
-def test_a_spike_above_the_free_memory_finishes_with_the_same_numbers(job, give_back):
+def test_a_spike_above_the_free_memory_finishes_with_the_same_numbers(job, leaving, give_back):
     """Activations need 300 MiB more than is free: what the states hold."""
     expected, peak = run(job, ROWS, give_back=give_back)
     begun = job._allocator_guard.stats()
 
     def ballast():
-        return leaving(peak - torch.cuda.memory_reserved() - 300 * MIB)()
+        return leaving(peak - torch.cuda.memory_reserved() - 300 * MIB, job)
 
     stored = job.memory_stats()["stored_bytes"]
     digest, _ = run(job, ROWS, ballast, give_back=give_back)
@@ -147,13 +198,14 @@ def test_a_spike_above_the_free_memory_finishes_with_the_same_numbers(job, give_
     assert ended["requests"] - begun["requests"] < 40 and ended["failed"] == begun["failed"], ended
 
 
-def test_an_allocation_far_above_the_free_memory(job):
+def test_an_allocation_far_above_the_free_memory(job, leaving):
     """With the callback, and, as what was shown must be its work, without it."""
     for active in (True, False):
+        quiet(job)
         training = Training(job)
         training.step(16)
         settle(job)
-        held = leaving(128 * MIB)()
+        held = leaving(128 * MIB, job)
         guard = bitpager.guard_allocator(job, reserve=400 * MIB)
         assert guard.active
         if active:
@@ -164,14 +216,14 @@ def test_an_allocation_far_above_the_free_memory(job):
             guard.close()
             with pytest.raises(torch.OutOfMemoryError):
                 torch.ones(360 * MIB, dtype=torch.uint8, device=DEVICE)
-        del held
+        held.end()
         training.end()
 
 
-def test_guard_retries_what_really_ran_out(job):
+def test_guard_retries_what_really_ran_out(job, leaving):
     """One allocation larger than the reserve, with dropout's random numbers before it."""
 
-    def train(make_ballast):
+    def train(short):
         quiet(job)
         training = Training(job)
         torch.manual_seed(3)
@@ -200,22 +252,26 @@ def test_guard_retries_what_really_ran_out(job):
         guarded(0)
         job.synchronize()
         torch.cuda.synchronize()  # gradients' memory stays in torch's cache, for those of the next steps
-        held = make_ballast() if make_ballast else None
+        held = leaving(160 * MIB, job) if short else None
         look("begin")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            for spike in (0, 350 * MIB, 0, 0):
-                guarded(spike if make_ballast else 0)
+            guarded(0)
+            if short:
+                held.hold()
+            for spike in (350 * MIB, 0, 0):
+                guarded(spike if short else 0)
         job.synchronize()
         digest, draw = training.digest(), torch.rand(4, device=DEVICE)
-        del held
+        if short:
+            held.end()
         training.end()
         return digest, draw, guarded.guard.retried, [*(str(w.message) for w in said), *seen]
 
-    digest, draw, retried, _ = train(None)
+    digest, draw, retried, _ = train(short=False)
     assert retried == 0
     job._allocator_guard.close()  # or the callback's reserve would do
-    again, redraw, retried, said = train(leaving(160 * MIB))
+    again, redraw, retried, said = train(short=True)
     assert retried == 1, said
     assert again == digest and torch.equal(draw, redraw)
     assert any("undid it" in text for text in said), said
@@ -301,11 +357,12 @@ def test_the_library_is_compiled_for_this_torch(compiled_allocator):
     assert allocator.load(path).bp_guard_abi_version() == allocator.ABI_VERSION
 
 
-def test_closing_a_session_takes_it_away_from_the_allocator(roomy):
+def test_closing_a_session_takes_it_away_from_the_allocator(roomy, leaving):
     for _ in range(3):
         with gpu_daemon.connect(roomy, "closing") as session:
             assert session._allocator_guard.active
-        held = leaving(80 * MIB)()
+        held = leaving(80 * MIB)
         more = torch.empty(32 * MIB, dtype=torch.uint8, device=DEVICE)  # asks nobody
-        del held, more
+        held.end()
+        del more
         torch.cuda.empty_cache()

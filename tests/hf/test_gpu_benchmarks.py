@@ -98,6 +98,7 @@ def test_two_jobs_at_once(tmp_path):
     source = f"""
 import sys, pathlib
 sys.path[:0] = {TOOLS!r}
+from gpu_llama import SEVEN
 from gpu_machine import Bench
 from gpu_sections import Report
 from gpu_pair import pair
@@ -105,13 +106,24 @@ class Rows(Report):
     def __init__(self): pass
     def add(self, row): print(row.work if row.error is None else f"FAILED {{row}}", flush=True)
 here, programs = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(python_fixtures.BUILD / "bin")!r})
-pair(Bench(programs, here, here / "none", quick=True, tiny_cpu=True), Rows())
+pair(SEVEN)(Bench(programs, here, here / "none", quick=True, tiny_cpu=True), Rows())
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=240)
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line for line in lines if "memory of the card" in line], done.stdout + done.stderr[-3000:]
     assert all(PEER in line for line in lines if line.startswith("FAILED")), done.stdout
+
+
+@pytest.mark.parametrize("group", ["gpu_train", "gpu_oom"])
+def test_every_section_can_be_run_alone(bench, group):
+    import importlib
+
+    import gpu_run
+
+    sections = importlib.import_module(group).sections(bench)
+    for section in sections:
+        assert [s.name for s in gpu_run.chosen(sections, [section.name])] == [section.name]
 
 
 def test_groups_are_known():

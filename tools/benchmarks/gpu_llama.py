@@ -48,6 +48,7 @@ class Shape:
 
 
 SEVEN = Shape("7B", 4096, 11008, 32, 32, 32, 32000, 4, 1024)
+THIRTY = Shape("33B", 6656, 17920, 60, 52, 52, 32000, 1, 512)
 ONE = Shape("1B", 2048, 8192, 16, 32, 8, 32000, 8, 2048)
 TINY = Shape("tiny", 64, 160, 2, 4, 2, 258, 2, 16)
 
@@ -132,6 +133,16 @@ class Place:
 
 def place_of(bench: Bench) -> Place:
     return Place(bench, getattr(bench, "tiny_cpu", False))
+
+
+QUICK_LAYERS = 8
+
+
+def base_of(place: Place, shape: Shape = SEVEN) -> Shape:
+    """A base for QLoRA; with --quick the first of its layers, and said so."""
+    if not place.bench.quick:
+        return place.shape(shape)
+    return place.shape(shape, layers=QUICK_LAYERS, name=f"{shape.name} ({QUICK_LAYERS} of {shape.layers} layers)")
 
 
 # ---- models ----

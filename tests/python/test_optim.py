@@ -98,17 +98,16 @@ def test_groups_added_after_steps_get_their_own_arena(session):
     assert set(optimizer.state_dict()["state"]) == {0, 1}
 
 
-def test_small_parameters_and_overrides_keep_32_bits(session):
+def test_small_parameters_and_overrides_keep_32_bits(session, overrides):
     big, small, special = (torch.nn.Parameter(torch.ones(n)) for n in (5000, 4095, 5000))
-    manager = optim.GlobalOptimManager.get_instance()
-    manager.override_config(special, "optim_bits", 32)
+    overrides.override_config(special, "optim_bits", 32)
     optimizer = optim.AdamW8bit([big, small, special], session=session)
     for p in (big, small, special):
         p.grad = torch.ones_like(p)
     optimizer.step()
     dtypes = [tensors_of(optimizer, i)["state1"].dtype for i in range(3)]
     assert dtypes == [torch.uint8, torch.float32, torch.float32]
-    manager.override_config(big, key_value_dict={"lr": 0.0, "weight_decay": 0.0})
+    overrides.override_config(big, key_value_dict={"lr": 0.0, "weight_decay": 0.0})
     before = big.detach().clone()
     optimizer.step()
     assert torch.equal(big, before)

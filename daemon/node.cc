@@ -231,8 +231,8 @@ void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) 
 // ---- routes
 
 void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {
-  if (connection->shard != nullptr) return Route(*connection->shard, connection, std::move(packet));
-  if (!wire::CheckPacket(*packet).ok()) return Route(*shards_.front(), connection, std::move(packet));
+  if (connection->shard != nullptr) return Route(*connection->shard, connection, packet);
+  if (!wire::CheckPacket(*packet).ok()) return Route(*shards_.front(), connection, packet);
   switch (packet->header().type) {
     case MessageType::kLimit:
     case MessageType::kEvict:
@@ -246,10 +246,10 @@ void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Pack
     return Listener::Handled(connection);
   }
   if (packet->header().type == MessageType::kHello) connection->shard = *shard;
-  Route(**shard, connection, std::move(packet));
+  Route(**shard, connection, packet);
 }
 
-void Node::Route(Shard& shard, const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {
+void Node::Route(Shard& shard, const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
   shard.Start();
   shard.Post(
       [connection, packet](Dispatcher& dispatcher) {
@@ -300,7 +300,7 @@ void Node::Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet
   if (wire::ReadBody(*packet, evict)) device = wire::TextOf(evict.device);
   if (device.empty()) return Seek({connection, std::move(packet), {}}, 0);
   const Result<Shard*> named = ShardNamed(device);
-  if (named.ok()) return Route(**named, connection, std::move(packet));
+  if (named.ok()) return Route(**named, connection, packet);
   Control::Refuse(connection, *packet, named.status());
   Listener::Handled(connection);
 }

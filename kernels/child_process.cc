@@ -24,6 +24,7 @@ Status ChildProcess::Start(std::vector<std::string> command, int fd, int as) {
     fd = moved.get();
   }
   std::vector<char*> arguments;
+  arguments.reserve(command.size() + 1);
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;

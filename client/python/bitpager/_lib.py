@@ -62,8 +62,9 @@ def program_path(name: str):
     return next((place for place in places if os.access(place, os.X_OK) and place.is_file()), None)
 
 
-def _load():
-    path = library_path()
+def load(path, version_function: str, version: int, signatures) -> ctypes.CDLL:
+    """The library at `path` with `signatures`, {name: (result, arguments)}, declared. LibraryError when it cannot be
+    loaded, lacks one of them, or its `version_function` says another ABI version than `version`."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -71,19 +72,20 @@ def _load():
             f"cannot load {path}: {error}. Hint: bitpager runs on Linux x86-64 with glibc 2.35 or newer."
         ) from error
     try:
-        library.bp_abi_version.restype = c_uint32
-        version = library.bp_abi_version()
-        if version != ABI_VERSION:
+        asked = getattr(library, version_function)
+        asked.restype = c_uint32
+        spoken = asked()
+        if spoken != version:
             raise errors.LibraryError(
-                f"{path} speaks ABI version {version}, this package speaks {ABI_VERSION}. Hint: the package and the "
-                "library come from different builds; install one wheel.",
+                f"{path} speaks ABI version {spoken}, this package speaks {version}. Hint: the package and the library "
+                "come from different builds; install one wheel.",
             )
-        for name, (result, arguments) in SIGNATURES.items():
+        for name, (result, arguments) in signatures.items():
             function = getattr(library, name)
             function.restype = result
             function.argtypes = arguments
     except AttributeError as error:
-        raise errors.LibraryError(f"{path} is not a complete libbitpager.so: {error}") from error
+        raise errors.LibraryError(f"{path} is not complete: {error}") from error
     return library
 
 
@@ -93,7 +95,7 @@ def lib():
     if _library is None:
         with _lock:
             if _library is None:
-                _library = _load()
+                _library = load(library_path(), "bp_abi_version", ABI_VERSION, SIGNATURES)
     return _library
 
 

@@ -8,7 +8,6 @@
 namespace client = bitpager::client;
 namespace wire = bitpager::wire;
 using namespace client::internal;  // NOLINT(google-build-using-namespace): this file is their user
-using wire::Code;
 using wire::Result;
 using wire::Status;
 

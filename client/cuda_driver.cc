@@ -1,12 +1,12 @@
 #include "client/cuda_driver.h"
 
-#include <dlfcn.h>
-
 #include <cstdio>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <vector>
+
+#include "client/cuda_api.h"
 
 namespace bitpager::client {
 namespace {
@@ -14,174 +14,7 @@ namespace {
 using wire::Code;
 using wire::Result;
 using wire::Status;
-
-// Of the driver API, by value, with its names.
-constexpr int kSuccess = 0;                // CUDA_SUCCESS
-constexpr int kOtherCaptures = 906;        // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
-constexpr int kOutOfMemory = 2;            // CUDA_ERROR_OUT_OF_MEMORY
-constexpr int kHas64BitStreamWords = 122;  // CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS
-constexpr int kMemoryType = 2;             // CU_POINTER_ATTRIBUTE_MEMORY_TYPE
-constexpr int kBufferId = 7;               // CU_POINTER_ATTRIBUTE_BUFFER_ID
-constexpr int kIsManaged = 8;              // CU_POINTER_ATTRIBUTE_IS_MANAGED
-constexpr int kDeviceOrdinal = 9;          // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-constexpr int kIsIpcCapable = 10;          // ..._IS_LEGACY_CUDA_IPC_CAPABLE
-constexpr int kMappingBytes = 18;          // CU_POINTER_ATTRIBUTE_MAPPING_SIZE
-constexpr int kMappingBase = 19;           // CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR
-constexpr int kMemoryBlockId = 20;         // CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID
-constexpr unsigned kTypeDevice = 2;        // CU_MEMORYTYPE_DEVICE
-constexpr unsigned kRegisterPortable = 1;  // CU_MEMHOSTREGISTER_PORTABLE
-constexpr unsigned kRegisterMapped = 2;    // CU_MEMHOSTREGISTER_DEVICEMAP
-constexpr unsigned kWaitReached = 0;       // CU_STREAM_WAIT_VALUE_GEQ
-constexpr unsigned kWriteDefault = 0;      // CU_STREAM_WRITE_VALUE_DEFAULT
-constexpr int kNotCapturing = 0;           // CU_STREAM_CAPTURE_STATUS_NONE
-constexpr int kPosixFd = 1;                // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-constexpr int kTypePinned = 1;             // CU_MEM_ALLOCATION_TYPE_PINNED
-constexpr int kLocationDevice = 1;         // CU_MEM_LOCATION_TYPE_DEVICE
-constexpr int kRecommended = 1;            // CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
-constexpr int kReadWrite = 3;              // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-constexpr int kApiVersion = 12000;         // symbols as of CUDA 12.0, the floor of drivers
-
-using Context = void*;
-using AllocationHandle = unsigned long long;  // CUmemGenericAllocationHandle
-
-// CUmemAllocationProp, its version 1.
-struct AllocationProperties {
-  int type;
-  int requested_handle_types;
-  int location_type;
-  int location_id;
-  void* win32_handle_meta_data;
-  unsigned char flags[8];
-};
-static_assert(sizeof(AllocationProperties) == 32);
-
-struct Access {  // CUmemAccessDesc
-  int location_type;
-  int location_id;
-  int flags;
-};
-
-// The functions, in the order of kNames.
-struct Functions {
-  int (*init)(unsigned);
-  int (*get_error_name)(int, const char**);
-  int (*get_error_string)(int, const char**);
-  int (*device_count)(int*);
-  int (*device_uuid)(unsigned char*, int);
-  int (*device_attribute)(int*, int, int);
-  int (*context_get)(Context*);
-  int (*context_device)(int*);
-  int (*context_set)(Context);
-  int (*context_push)(Context);
-  int (*context_pop)(Context*);
-  int (*context_synchronize)();
-  int (*primary_retain)(Context*, int);
-  int (*pointer_attribute)(void*, int, DeviceAddress);
-  int (*address_range)(DeviceAddress*, std::size_t*, DeviceAddress);
-  int (*ipc_handle)(void*, DeviceAddress);
-  int (*retain)(AllocationHandle*, void*);
-  int (*release)(AllocationHandle);
-  int (*export_handle)(void*, AllocationHandle, int, unsigned long long);
-  int (*properties)(AllocationProperties*, AllocationHandle);
-  int (*granularity)(std::size_t*, const AllocationProperties*, int);
-  int (*import_handle)(AllocationHandle*, void*, int);
-  int (*reserve)(DeviceAddress*, std::size_t, std::size_t, DeviceAddress, unsigned long long);
-  int (*unreserve)(DeviceAddress, std::size_t);
-  int (*map)(DeviceAddress, std::size_t, std::size_t, AllocationHandle, unsigned long long);
-  int (*unmap)(DeviceAddress, std::size_t);
-  int (*set_access)(DeviceAddress, std::size_t, const Access*, std::size_t);
-  int (*host_register)(void*, std::size_t, unsigned);
-  int (*host_unregister)(void*);
-  int (*host_device_pointer)(DeviceAddress*, void*, unsigned);
-  int (*write_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
-  int (*wait_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
-  int (*is_capturing)(StreamHandle, int*);
-  int (*query)(StreamHandle);
-  int (*synchronize)(StreamHandle);
-  int (*stream_id)(StreamHandle, unsigned long long*);  // CUDA 12.0
-};
-
-// cuGetProcAddress names without version suffixes; the fallback for dlsym has them.
-struct Symbol {
-  const char* name;
-  const char* exported;
-};
-constexpr Symbol kNames[] = {
-    {"cuInit", "cuInit"},
-    {"cuGetErrorName", "cuGetErrorName"},
-    {"cuGetErrorString", "cuGetErrorString"},
-    {"cuDeviceGetCount", "cuDeviceGetCount"},
-    {"cuDeviceGetUuid", "cuDeviceGetUuid_v2"},
-    {"cuDeviceGetAttribute", "cuDeviceGetAttribute"},
-    {"cuCtxGetCurrent", "cuCtxGetCurrent"},
-    {"cuCtxGetDevice", "cuCtxGetDevice"},
-    {"cuCtxSetCurrent", "cuCtxSetCurrent"},
-    {"cuCtxPushCurrent", "cuCtxPushCurrent_v2"},
-    {"cuCtxPopCurrent", "cuCtxPopCurrent_v2"},
-    {"cuCtxSynchronize", "cuCtxSynchronize"},
-    {"cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRetain"},
-    {"cuPointerGetAttribute", "cuPointerGetAttribute"},
-    {"cuMemGetAddressRange", "cuMemGetAddressRange_v2"},
-    {"cuIpcGetMemHandle", "cuIpcGetMemHandle"},
-    {"cuMemRetainAllocationHandle", "cuMemRetainAllocationHandle"},
-    {"cuMemRelease", "cuMemRelease"},
-    {"cuMemExportToShareableHandle", "cuMemExportToShareableHandle"},
-    {"cuMemGetAllocationPropertiesFromHandle", "cuMemGetAllocationPropertiesFromHandle"},
-    {"cuMemGetAllocationGranularity", "cuMemGetAllocationGranularity"},
-    {"cuMemImportFromShareableHandle", "cuMemImportFromShareableHandle"},
-    {"cuMemAddressReserve", "cuMemAddressReserve"},
-    {"cuMemAddressFree", "cuMemAddressFree"},
-    {"cuMemMap", "cuMemMap"},
-    {"cuMemUnmap", "cuMemUnmap"},
-    {"cuMemSetAccess", "cuMemSetAccess"},
-    {"cuMemHostRegister", "cuMemHostRegister_v2"},
-    {"cuMemHostUnregister", "cuMemHostUnregister"},
-    {"cuMemHostGetDevicePointer", "cuMemHostGetDevicePointer_v2"},
-    {"cuStreamWriteValue64", "cuStreamWriteValue64_v2"},
-    {"cuStreamWaitValue64", "cuStreamWaitValue64_v2"},
-    {"cuStreamIsCapturing", "cuStreamIsCapturing"},
-    {"cuStreamQuery", "cuStreamQuery"},
-    {"cuStreamSynchronize", "cuStreamSynchronize"},
-    {"cuStreamGetId", "cuStreamGetId"},
-};
-static_assert(sizeof(Functions) == std::size(kNames) * sizeof(void*));
-
-using GetProcAddress = int (*)(const char*, void**, int, std::uint64_t, int*);  // cuGetProcAddress_v2
-
-// The exported names first: they carry the version in the name, so that signatures here stay true.
-void* Find(void* library, GetProcAddress lookup, const Symbol& symbol) {
-  if (void* exported = ::dlsym(library, symbol.exported); exported != nullptr) return exported;
-  void* found = nullptr;
-  int how = 0;
-  if (lookup != nullptr && lookup(symbol.name, &found, kApiVersion, 0, &how) == kSuccess) return found;
-  return nullptr;
-}
-
-Result<Functions> Load() {
-  void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    const char* why = ::dlerror();
-    return Status(Code::kUnsupported, std::string("GPU memory needs NVIDIA's driver: ") +
-                                          (why == nullptr ? "libcuda.so.1 cannot be loaded" : why));
-  }
-  const auto lookup = reinterpret_cast<GetProcAddress>(::dlsym(library, "cuGetProcAddress_v2"));
-  Functions functions{};
-  auto* slots = reinterpret_cast<void**>(&functions);
-  for (std::size_t i = 0; i < std::size(kNames); ++i) {
-    slots[i] = Find(library, lookup, kNames[i]);
-    if (slots[i] == nullptr) {
-      return Status(Code::kUnsupported, std::string("NVIDIA's driver lacks ") + kNames[i].exported +
-                                            ". Hint: install driver 525 or newer");
-    }
-  }
-  if (const int code = functions.init(0); code != kSuccess) {
-    const char* name = nullptr;
-    functions.get_error_name(code, &name);
-    return Status(Code::kUnsupported, std::string("NVIDIA's driver does not start: ") +
-                                          (name == nullptr ? std::to_string(code) : name));
-  }
-  return functions;
-}
+using namespace cuda;  // NOLINT(google-build-using-namespace): this file is their user
 
 class SystemDriver final : public CudaDriver {
  public:
@@ -432,7 +265,7 @@ class SystemDriver final : public CudaDriver {
 Result<CudaDriver*> CudaDriver::System() {
   // Leaked: sessions may end after static destructors.
   static const auto* const driver = new Result<CudaDriver*>([]() -> Result<CudaDriver*> {
-    const Result<Functions> functions = Load();
+    const Result<cuda::Functions> functions = cuda::Load();
     if (!functions.ok()) return functions.status();
     return static_cast<CudaDriver*>(new SystemDriver(*functions));
   }());

@@ -2,11 +2,8 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -18,6 +15,7 @@
 
 #include "client/wire/status.h"
 #include "daemon/shared_memory.h"
+#include "kernels/child_process.h"
 #include "kernels/device.h"
 #include "kernels/ipc_probe.h"
 
@@ -29,60 +27,24 @@ using wire::Status;
 
 constexpr std::size_t kLongestLine = 4096;
 
-// A process whose standard output can be read; killed and reaped with this.
-class Child {
- public:
-  Child() = default;
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  ~Child() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-  }
+// Starts `command` as `child`; what it prints can be read from `output`.
+Status StartWithOutput(const std::vector<std::string>& command, kernels::ChildProcess& child,
+                       wire::UniqueFd& output) {
+  int ends[2] = {-1, -1};
+  if (::pipe2(ends, O_CLOEXEC) != 0) return {wire::Code::kInternal, std::strerror(errno)};
+  output.Reset(ends[0]);
+  const wire::UniqueFd theirs(ends[1]);
+  return child.Start(command, theirs.get(), STDOUT_FILENO);
+}
 
-  // Empty, or why it could not be started.
-  [[nodiscard]] std::string Start(std::vector<std::string> command) {
-    int ends[2] = {-1, -1};
-    if (::pipe2(ends, O_CLOEXEC) != 0) return std::strerror(errno);
-    output_.Reset(ends[0]);
-    const wire::UniqueFd theirs(ends[1]);
-    std::vector<char*> arguments;
-    for (std::string& word : command) arguments.push_back(word.data());
-    arguments.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    sigset_t none;
-    sigemptyset(&none);
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawnattr_setsigmask(&attributes, &none);
-    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-    ::posix_spawn_file_actions_adddup2(&actions, theirs.get(), STDOUT_FILENO);
-    const int error =
-        ::posix_spawn(&pid_, command[0].c_str(), &actions, &attributes, arguments.data(), environ);
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::posix_spawnattr_destroy(&attributes);
-    if (error == 0) return {};
-    pid_ = -1;
-    return "cannot start " + command[0] + ": " + std::strerror(error);
-  }
-
-  [[nodiscard]] int output() const { return output_.get(); }
-
- private:
-  pid_t pid_ = -1;
-  wire::UniqueFd output_;
-};
-
-// The first line that `child` prints. Nothing, and no reason, when `bell` rings.
-std::optional<std::string> ReadLine(const Child& child, int bell, int limit_ms, std::string& why) {
+// The first line that comes from `output`. Nothing, and no reason, when `bell` rings.
+std::optional<std::string> ReadLine(int output, int bell, int limit_ms, std::string& why) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(limit_ms);
   std::string line;
   for (;;) {
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
-    pollfd waits[] = {{child.output(), POLLIN, 0}, {bell, POLLIN, 0}};
+    pollfd waits[] = {{output, POLLIN, 0}, {bell, POLLIN, 0}};
     const int ready = left <= 0 ? 0 : ::poll(waits, 2, static_cast<int>(left));
     if (ready < 0 && errno == EINTR) continue;
     if (ready <= 0) {
@@ -91,7 +53,7 @@ std::optional<std::string> ReadLine(const Child& child, int bell, int limit_ms, 
     }
     if (waits[1].revents != 0) return std::nullopt;
     char bytes[256];
-    const ssize_t got = ::read(child.output(), bytes, sizeof(bytes));
+    const ssize_t got = ::read(output, bytes, sizeof(bytes));
     if (got <= 0 || line.size() > kLongestLine) {
       why = "the test ended without an answer";
       return std::nullopt;
@@ -180,10 +142,12 @@ bool IpcSelfTest::AwaitQuiet(int quiet_ms) {
 
 void IpcSelfTest::Run(const std::vector<std::string>& command, Limits limits) {
   while (AwaitQuiet(limits.quiet_ms)) {
-    Child child;
-    std::string why = child.Start(command);
-    if (!why.empty()) return Conclude({IpcSurvival::kUnknown, std::move(why)});
-    const std::optional<std::string> line = ReadLine(child, bell_.get(), limits.test_ms, why);
+    kernels::ChildProcess child;
+    wire::UniqueFd output;
+    const Status started = StartWithOutput(command, child, output);
+    if (!started.ok()) return Conclude({IpcSurvival::kUnknown, started.message()});
+    std::string why;
+    const std::optional<std::string> line = ReadLine(output.get(), bell_.get(), limits.test_ms, why);
     if (!line && why.empty()) continue;  // the memory is wanted, or this is the end
     if (line == "yes") return Conclude({IpcSurvival::kYes, {}});
     if (line == "no") {

@@ -38,7 +38,6 @@
 namespace bitpager::daemon {
 namespace {
 
-using wire::Code;
 using wire::Status;
 
 constexpr const char* kIpcProbe = "--ipc-probe";
@@ -125,10 +124,10 @@ class Daemon {
     if (!activated.ok()) return activated.status();
     Node* node = node_.get();
     ListenerEvents events;
-    events.message = [node](ConnectionRef connection, std::shared_ptr<wire::Packet> packet) {
+    events.message = [node](const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {
       node->OnMessage(connection, std::move(packet));
     };
-    events.lost = [node](ConnectionRef connection) { node->OnLost(connection); };
+    events.lost = [node](const ConnectionRef& connection) { node->OnLost(connection); };
     wire::Result<std::unique_ptr<Listener>> listener =
         Listener::Start(ListenerOptionsOf(config_, activated->value_or(-1)), std::move(events));
     if (!listener.ok()) return listener.status();

@@ -84,7 +84,8 @@ class Node {
   template <typename T>
   [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
                                                                 std::uint64_t argument);
-  static void Route(Shard& shard, const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
+  static void Route(Shard& shard, const ConnectionRef& connection,
+                    const std::shared_ptr<wire::Packet>& packet);
   [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
   void Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);

@@ -75,7 +75,8 @@ void ObserveSaved(const Extent& extent, std::uint64_t uses, std::uint64_t page, 
   const Arena& arena = *extent.arena();
   std::uint64_t elements = 0;
   for (const std::uint64_t of_tensor : arena.elements) elements += of_tensor;
-  if (arena.layout.bits == wire::StateBits::k8) out.states_32bit += saved(4 * arena.layout.states * elements);
+  if (arena.layout.bits == wire::StateBits::k8)
+    out.states_32bit += saved(std::uint64_t{4} * arena.layout.states * elements);
 }
 
 void ObservePages(const paging::JobUsage& usage, const Peaks& before, std::uint64_t page, JobSnapshot& out) {

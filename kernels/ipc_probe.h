@@ -3,8 +3,6 @@
 // CUDA header; the device thread makes all calls of a probe.
 #pragma once
 
-#include <sys/types.h>
-
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -13,6 +11,7 @@
 
 #include "client/wire/status.h"
 #include "client/wire/unique_fd.h"
+#include "kernels/child_process.h"
 #include "kernels/device.h"
 
 namespace bitpager::kernels {
@@ -36,7 +35,7 @@ class IpcProbe {
   [[nodiscard]] wire::Status Import();
 
   Device& device_;
-  pid_t child_ = -1;
+  ChildProcess child_;
   wire::UniqueFd socket_;
   std::optional<kernels::Import> import_;
   std::byte* seen_ = nullptr;  // scratch

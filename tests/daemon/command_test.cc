@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "daemon/observe.h"
+#include "tests/support/commands.h"
 #include "tests/support/in_process_daemon.h"
 #include "tests/support/raw_trainer.h"
 
@@ -12,20 +13,6 @@ using wire::MessageType;
 
 constexpr std::uint32_t kAlice = 1000;
 constexpr std::uint32_t kBob = 2000;
-
-wire::EvictBody EvictOf(const std::string& job, std::uint32_t uid = ~0U) {
-  wire::EvictBody body;
-  wire::CopyText(body.job, job);
-  body.uid = uid;
-  return body;
-}
-wire::LimitBody LimitOf(const std::string& job, std::uint64_t device_bytes, std::uint32_t uid = ~0U) {
-  wire::LimitBody body;
-  wire::CopyText(body.job, job);
-  body.uid = uid;
-  body.device_quota_bytes = device_bytes;
-  return body;
-}
 
 class Commands : public ::testing::Test {
  protected:

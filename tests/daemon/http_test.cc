@@ -1,149 +1,23 @@
 // The HTTP server over real sockets: what it answers, whom it refuses, and that no client holds it up.
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <chrono>
-#include <future>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
-#include "client/wire/unique_fd.h"
-#include "daemon/http_server.h"
+#include "tests/daemon/http_fixture.h"
 
 namespace bitpager::daemon {
 namespace {
 
 using nlohmann::json;
-using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 using ::testing::HasSubstr;
 using ::testing::Not;
-using ::testing::StartsWith;
-using wire::Code;
-
-constexpr milliseconds kPatience{20'000};
-
-class StoppedClock final : public Clock {
- public:
-  [[nodiscard]] std::uint64_t NowNs() const override { return now_ns.load(); }
-  std::atomic<std::uint64_t> now_ns{1'000'000'000};
-};
-
-// A connection to the server.
-class Line {
- public:
-  explicit Line(std::uint16_t port, int receive_buffer = 0)
-      : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    if (receive_buffer > 0)
-      ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof(receive_buffer));
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
-  }
-  void Send(const std::string& text) const {
-    [[maybe_unused]] const ssize_t sent = ::send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL);
-  }
-  // Until `end` is in it, the server hung up, or patience ends.
-  std::string Read(const std::string& end = "", milliseconds patience = kPatience) {
-    const auto until = steady_clock::now() + patience;
-    while (end.empty() || text_.find(end) == std::string::npos) {
-      const auto left = std::chrono::duration_cast<milliseconds>(until - steady_clock::now());
-      pollfd ready{fd_.get(), POLLIN, 0};
-      if (left.count() <= 0 || ::poll(&ready, 1, static_cast<int>(left.count())) <= 0) break;
-      char bytes[65536];
-      const ssize_t got = ::recv(fd_.get(), bytes, sizeof(bytes), 0);
-      if (got <= 0) {
-        closed = true;
-        break;
-      }
-      text_.append(bytes, static_cast<std::size_t>(got));
-    }
-    return text_;
-  }
-  void Forget() { text_.clear(); }
-  void HangUp() { fd_.Reset(); }
-  bool closed = false;
-
- private:
-  wire::UniqueFd fd_;
-  std::string text_;
-};
-
-std::string Get(const std::string& target, const std::string& host = "127.0.0.1",
-                const std::string& more = "") {
-  return "GET " + target + " HTTP/1.1\r\nHost: " + host + "\r\n" + more + "\r\n";
-}
-std::string BodyOf(const std::string& reply) {
-  return reply.substr(std::min(reply.size(), reply.find("\r\n\r\n") + 4));
-}
-
-class Http : public ::testing::Test {
- protected:
-  void Start(HttpLimits limits = {}, const std::string& address = "127.0.0.1:0") {
-    auto started = HttpServer::Bind(*ParseHttpAddress(address), site_, events_, limits);
-    ASSERT_TRUE(started.ok()) << started.status().message();
-    server_ = std::move(*started);
-    port_ = server_->address().port;
-    server_->Serve();
-  }
-  // The whole reply to these bytes; the connection is to be closed by the server.
-  std::string Exchange(const std::string& bytes) {
-    Line line(port_);
-    line.Send(bytes);
-    return line.Read();
-  }
-  std::string Ask(const std::string& target, const std::string& host = "127.0.0.1") {
-    return Exchange(Get(target, host, "Connection: close\r\n"));
-  }
-  void ExpectServing() { EXPECT_THAT(Ask("/healthz"), StartsWith("HTTP/1.1 200 ")); }
-  template <typename Condition>
-  static bool Until(Condition condition) {
-    const auto end = steady_clock::now() + kPatience;
-    while (!condition()) {
-      if (steady_clock::now() > end) return false;
-      std::this_thread::sleep_for(milliseconds(2));
-    }
-    return true;
-  }
-
-  StoppedClock clock_;
-  EventLog events_;
-  std::atomic<int> taken_{0};
-  std::atomic<int> painted_{0};
-  std::atomic<bool> fail_{false};
-  std::atomic<bool> draining_{false};
-  std::atomic<std::size_t> padding_{0};
-  HttpSite site_{{[this]() -> wire::Result<Snapshot> {
-                    ++taken_;
-                    if (fail_) return wire::Status(Code::kUnreachable, "no answer within 2 s.");
-                    Snapshot s;
-                    s.version = "0.1.0" + std::string(padding_, 'x');
-                    s.page_bytes = 4096;
-                    s.draining = draining_;
-                    return s;
-                  },
-                  [this](std::uint64_t cells) -> wire::Result<PageMap> {
-                    ++painted_;
-                    if (fail_) return wire::Status(Code::kUnreachable, "no answer within 2 s.");
-                    PageMap map;
-                    map.devices.push_back({"cpu-0", "cpu", "cpu", 4096, cells, 1, {}, {}});
-                    return map;
-                  }},
-                 events_,
-                 clock_};
-  std::unique_ptr<HttpServer> server_;
-  std::uint16_t port_ = 0;
-};
 
 TEST_F(Http, AnswersEveryPage) {
   Start();
@@ -351,156 +225,6 @@ TEST_F(Http, AFloodOfConnectionsKeepsNobodyOut) {
   EXPECT_LE(open, 64U);
 }
 
-TEST_F(Http, AStreamTellsStatusPagesAndEvents) {
-  HttpLimits limits;
-  limits.stream_ms = 20;
-  Start(limits);
-  Line line(port_);
-  line.Send(Get("/api/stream?cells=128"));
-  const std::string first = line.Read("\"pages\":128");
-  EXPECT_THAT(first, StartsWith("HTTP/1.1 200 "));
-  EXPECT_THAT(first, HasSubstr("Content-Type: text/event-stream"));
-  const std::string at = "id: " + std::to_string(events_.Next() - 1);
-  EXPECT_THAT(first, HasSubstr(at + "\nevent: status\ndata: {")) << "the client has all events up to here";
-  EXPECT_THAT(first, HasSubstr(at + "\nevent: pages\ndata: {"));
-  events_.Add({"evict", 0, "llm\n\ndata: x", "cpu-0", 4096, "command"});
-  const std::string told = line.Read("\"name\":\"evict\"");
-  const std::string next = "id: " + std::to_string(events_.Next() - 1);
-  EXPECT_THAT(told, HasSubstr(next + "\nevent: event\ndata: {"));
-  EXPECT_THAT(told, HasSubstr("llm\\n\\ndata: x")) << "one line whatever names hold";
-  line.Forget();
-  const int before = taken_;
-  clock_.now_ns += HttpSite::kSharedNs;
-  EXPECT_THAT(line.Read("event: status"), HasSubstr(next + "\nevent: status"));
-  EXPECT_GT(taken_, before);
-  EXPECT_THAT(line.Read("", milliseconds(300)), Not(HasSubstr("event: pages"))) << "nothing changed";
-}
-
-// The events of a stream's beginning, by their texts, up to the first status.
-std::vector<std::string> EventsOf(Line& line) {
-  std::vector<std::string> out;
-  const std::string all = line.Read("event: status");
-  for (std::size_t at = 0; (at = all.find("\"text\":\"", at)) != std::string::npos;) {
-    at += 8;
-    out.push_back(all.substr(at, all.find('"', at) - at));
-  }
-  return out;
-}
-
-TEST_F(Http, AStreamGoesOnWhereAnotherEnded) {
-  Start();
-  for (int i = 0; i < 5; ++i) events_.Add({"limit", 0, "", "", 0, std::to_string(i)});
-  const auto ids = events_.Last();
-  const auto told = [&](const std::string& query, const std::string& header) {
-    Line line(port_);
-    line.Send(Get("/api/stream" + query, "127.0.0.1", header));
-    return EventsOf(line);
-  };
-  const auto header = [](std::uint64_t id) { return "Last-Event-ID: " + std::to_string(id) + "\r\n"; };
-  using Texts = std::vector<std::string>;
-  // Until what was added has been passed on to nobody, it may still be told as new.
-  ASSERT_TRUE(Until([&] { return told("", "").empty(); }));
-  EXPECT_EQ(told("", header(ids[2].id)), (Texts{"3", "4"}));
-  EXPECT_EQ(told("?last_event_id=" + std::to_string(ids[3].id), ""), Texts{"4"});
-  EXPECT_EQ(told("?last_event_id=" + std::to_string(ids[3].id), header(ids[0].id)), Texts{"4"});
-  EXPECT_EQ(told("", header(ids[4].id)), Texts{});
-  EXPECT_EQ(told("", header(1)), (Texts{"0", "1", "2", "3", "4"})) << "of a daemon before this one";
-  EXPECT_EQ(told("", header(~0ULL)), (Texts{"0", "1", "2", "3", "4"})) << "of none that is known";
-  EXPECT_EQ(told("", "Last-Event-ID: 1f\r\n"), Texts{});
-  EXPECT_THAT(Ask("/api/stream?last_event_id=x"), StartsWith("HTTP/1.1 400 "));
-  for (std::size_t i = 0; i < EventLog::kHeld; ++i) events_.Add({"evict", 0, "", "", 0, "more"});
-  Texts missed;
-  ASSERT_TRUE(Until([&] { return told("", "").empty(); }));
-  missed = told("", header(ids[2].id));
-  EXPECT_EQ(missed, Texts(EventLog::kKept, "more")) << "as many as are kept";
-}
-
-TEST_F(Http, WithoutListenersNothingIsCollected) {
-  HttpLimits limits;
-  limits.stream_ms = 5;
-  Start(limits);
-  {
-    Line line(port_);
-    line.Send(Get("/api/stream"));
-    line.Read("event: pages");
-    clock_.now_ns += HttpSite::kSharedNs;
-    const int before = taken_;
-    EXPECT_TRUE(Until([&] { return taken_ > before; }));
-  }
-  // Its going is noticed at once; what was under way may still end.
-  int last = -1;
-  EXPECT_TRUE(Until([&] {
-    clock_.now_ns += HttpSite::kSharedNs;
-    std::this_thread::sleep_for(milliseconds(50));
-    return std::exchange(last, taken_.load()) == taken_;
-  }));
-}
-
-TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
-  padding_ = 1 << 20;
-  HttpLimits limits;
-  limits.stream_ms = 5;
-  limits.write_ms = 500;
-  Start(limits);
-  Line stuck(port_, 4096);
-  stuck.Send(Get("/api/stream"));
-  Line reading(port_);
-  reading.Send(Get("/api/stream"));
-  // All along: on a busy machine what follows takes longer than a write may.
-  std::future<std::string> heard =
-      std::async(std::launch::async, [&] { return reading.Read("\"text\":\"late\""); });
-  for (int i = 0; i < 100; ++i) {
-    clock_.now_ns += HttpSite::kSharedNs;
-    events_.Add({"limit", 0, "", "", 0, std::to_string(i)});
-    std::this_thread::sleep_for(milliseconds(2));
-  }
-  ExpectServing();
-  // It was given up: what it finds is what its buffers hold, and an end; nothing that came later.
-  std::this_thread::sleep_for(milliseconds(2'000));
-  events_.Add({"limit", 0, "", "", 0, "late"});
-  const std::string all = heard.get();
-  EXPECT_NE(all.find("\"text\":\"99\""), std::string::npos);
-  EXPECT_NE(all.find("\"text\":\"late\""), std::string::npos);
-  const std::string found = stuck.Read();
-  EXPECT_TRUE(stuck.closed);
-  EXPECT_NE(found.find("event: status"), std::string::npos);
-  EXPECT_EQ(found.find("\"text\":\"late\""), std::string::npos);
-}
-
-TEST_F(Http, StreamsAreBoundedAndLeaveRoomForAnswers) {
-  HttpLimits limits;
-  limits.streams = 4;
-  Start(limits);
-  std::vector<std::unique_ptr<Line>> lines;
-  for (int i = 0; i < 4; ++i) {
-    lines.push_back(std::make_unique<Line>(port_));
-    lines.back()->Send(Get("/api/stream"));
-    lines.back()->Read("event: pages");
-  }
-  EXPECT_THAT(Exchange(Get("/api/stream")), StartsWith("HTTP/1.1 503 "));
-  ExpectServing();
-  lines.pop_back();
-  EXPECT_TRUE(Until([&] {
-    Line line(port_);
-    line.Send(Get("/api/stream"));
-    return line.Read("\r\n\r\n").starts_with("HTTP/1.1 200 ");
-  }));
-}
-
-TEST_F(Http, EndsWithClientsOfEveryKind) {
-  Start();
-  Line idle(port_), half(port_), listening(port_);
-  half.Send("GET /heal");
-  listening.Send(Get("/api/stream"));
-  listening.Read("event: pages");
-  server_.reset();
-  idle.Read();
-  half.Read();
-  listening.Read();
-  EXPECT_TRUE(idle.closed && half.closed && listening.closed);
-  events_.Add({"detach", 0, "", "", 0, ""});
-}
-
 TEST_F(Http, APortInUseIsRefusedWithAHint) {
   Start();
   const auto second =
@@ -539,48 +263,6 @@ TEST(HttpAddress, IsReadAndWritten) {
     EXPECT_EQ(address.status().code(), Code::kInvalidArgument);
     EXPECT_THAT(address.status().message(), HasSubstr("Hint: "));
   }
-}
-
-TEST(EventLog, NumbersEventsOneByOne) {
-  EventLog log(100);
-  for (int i = 0; i < 4; ++i) log.Add({"limit", 0, "", "", 0, ""});
-  const auto ids = [&](std::uint64_t after, std::uint64_t before) {
-    std::vector<std::uint64_t> out;
-    for (const Event& event : log.Between(after, before)) out.push_back(event.id);
-    return out;
-  };
-  using Ids = std::vector<std::uint64_t>;
-  EXPECT_EQ(ids(0, ~0ULL), (Ids{100, 101, 102, 103}));
-  EXPECT_EQ(ids(101, log.Next()), (Ids{102, 103}));
-  EXPECT_EQ(ids(100, 102), Ids{101});
-  EXPECT_EQ(ids(103, 104), Ids{});
-  EXPECT_EQ(ids(104, 104), (Ids{100, 101, 102, 103})) << "no event of this log";
-  EXPECT_EQ(ids(0, 50), Ids{});
-  for (std::size_t i = 0; i < EventLog::kHeld; ++i) log.Add({"limit", 0, "", "", 0, ""});
-  EXPECT_EQ(ids(0, log.Next()).size(), EventLog::kKept);
-  EXPECT_EQ(ids(0, log.Next()).back(), log.Next() - 1);
-  EXPECT_EQ(ids(0, 103), Ids{}) << "they are held no more";
-  EXPECT_EQ(log.dropped(), 0U) << "looking again is no loss";
-  EXPECT_GT(EventLog().Next(), 1'600'000'000'000'000U) << "greater than all of a log before it";
-}
-
-TEST(EventLog, KeepsAReadersPlaceAndCountsWhatItMissed) {
-  EventLog log;
-  std::uint64_t place = log.Next();
-  int woken = 0;
-  const int watch = log.Watch([&] { ++woken; });
-  for (std::size_t i = 0; i < 3; ++i) log.Add({"limit", 0, "", "", i, ""});
-  EXPECT_EQ(log.Since(place).size(), 3U);
-  EXPECT_TRUE(log.Since(place).empty());
-  log.Unwatch(watch);
-  for (std::size_t i = 0; i < EventLog::kHeld + 5; ++i) log.Add({"evict", 0, "", "", i, ""});
-  EXPECT_EQ(woken, 3);
-  const auto late = log.Since(place);
-  ASSERT_EQ(late.size(), EventLog::kHeld);
-  EXPECT_EQ(late[0].bytes, 5U);
-  EXPECT_EQ(log.dropped(), 5U);
-  EXPECT_EQ(log.Last().size(), EventLog::kKept);
-  EXPECT_EQ(log.Counts().at("evict"), EventLog::kHeld + 5);
 }
 
 }  // namespace

@@ -13,13 +13,13 @@
 #include <cstdlib>
 #include <fstream>
 #include <list>
-#include <numeric>
 #include <thread>
 
 #include "client/wire/unique_fd.h"
 #include "daemon/http_address.h"
 #include "tests/process/trainer.h"
 #include "tests/support/daemon_process.h"
+#include "tests/support/figures.h"
 #include "tests/support/raw_client.h"
 
 namespace bitpager::testing {
@@ -62,10 +62,6 @@ std::uint64_t StatusBytes(pid_t pid, const std::string& name) {
       return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
   }
   return 0;
-}
-
-std::uint64_t SumOf(const paging::ByReason& counts) {
-  return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
 }
 
 void ExpectSums(const Snapshot& s) {

@@ -100,6 +100,16 @@ def session(daemon):
         yield made
 
 
+@pytest.fixture
+def overrides():
+    """The process's GlobalOptimManager; what a test registers is forgotten with its end."""
+    from bitpager.optim import GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()
+    yield manager
+    manager.initialize()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """golden(name) -> (tensors, metadata) of tests/golden/<name>-golden.safetensors."""

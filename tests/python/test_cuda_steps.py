@@ -12,7 +12,7 @@ import torch
 from bitpager import _lib, errors
 from bitpager import session as sessions
 from bitpager.arena import StreamCall
-from bitpager.optim import AdamW8bit, GlobalOptimManager, packed, streams
+from bitpager.optim import AdamW8bit, packed, streams
 
 UUID = "GPU-00000000-0000-0000-0000-000000000000"
 
@@ -254,19 +254,15 @@ def test_sparse_gradient_is_refused(library, session):
     assert len(library.steps) == 1
 
 
-def test_overrides_go_the_long_way(library, session):
+def test_overrides_go_the_long_way(library, session, overrides):
     parameters = make_parameters()
-    manager = GlobalOptimManager.get_instance()
-    try:
-        optimizer = AdamW8bit(parameters, lr=0.1, session=session)
-        manager.override_config(parameters[1], "lr", 0.7)
-        for _ in range(2):
-            give_gradients(parameters)
-            optimizer.step()
-            sent = library.steps[-1]
-            assert [sent["groups"][row["group"]][0] for row in sent["rows"]] == [0.1, 0.7, 0.1]
-    finally:
-        manager.initialize()
+    optimizer = AdamW8bit(parameters, lr=0.1, session=session)
+    overrides.override_config(parameters[1], "lr", 0.7)
+    for _ in range(2):
+        give_gradients(parameters)
+        optimizer.step()
+        sent = library.steps[-1]
+        assert [sent["groups"][row["group"]][0] for row in sent["rows"]] == [0.1, 0.7, 0.1]
 
 
 def test_refused_step_is_not_counted(library, session):

@@ -33,6 +33,13 @@ inline constexpr std::uint64_t kTestPageBytes = 16U << 10;
   return settings;
 }
 
+// The same, for tests of which buffers are not the subject: these count against the host budget.
+[[nodiscard]] inline daemon::Settings RoomyTestSettings() {
+  daemon::Settings settings = TestSettings();
+  settings.host_budget_bytes = std::uint64_t{1} << 30;
+  return settings;
+}
+
 // Open descriptors of this process.
 [[nodiscard]] inline std::size_t OpenFds() {
   std::size_t count = 0;

@@ -24,7 +24,7 @@ MULTIPLY_ROWS = 32  # most rows of x that multiply_4bit takes
 MULTIPLY_PAGES = 480  # most pages of a weight that bp_cuda_multiply_leased takes
 _CODES = {torch.float32: _lib.F32, torch.float16: _lib.F16, torch.bfloat16: _lib.BF16}
 
-_SIGNATURES = {
+_ARGUMENTS = {  # of functions that return a bp_code
     "bp_cuda_check_device": (),
     "bp_cuda_quantize_4bit": (
         (c_void_p, c_int, c_int, c_void_p, c_uint64, c_uint32) + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
@@ -42,6 +42,10 @@ _SIGNATURES = {
         (c_void_p, c_int, c_int, c_void_p, c_uint32, c_uint32, c_uint32, c_uint32)
         + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
     ),
+}
+_SIGNATURES = {
+    "bp_cuda_last_error": (c_char_p, ()),
+    **{name: (c_int, arguments) for name, arguments in _ARGUMENTS.items()},
 }
 
 
@@ -97,33 +101,12 @@ def library_path():
     )
 
 
-def _load():
-    path = library_path()
-    try:
-        library = ctypes.CDLL(path)
-    except OSError as error:
-        raise errors.LibraryError(f"cannot load {path}: {error}") from error
-    try:
-        library.bp_cuda_abi_version.restype = c_uint32
-        version = library.bp_cuda_abi_version()
-        if version != ABI_VERSION:
-            raise errors.LibraryError(f"{path} speaks ABI version {version}, this package speaks {ABI_VERSION}")
-        library.bp_cuda_last_error.restype = c_char_p
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype = c_int
-            function.argtypes = arguments
-    except AttributeError as error:
-        raise errors.LibraryError(f"{path} is not a complete libbitpager_cuda.so: {error}") from error
-    return library
-
-
 def _loaded():
     global _library
     if _library is None:
         with _lock:
             if _library is None:
-                _library = _load()
+                _library = _lib.load(library_path(), "bp_cuda_abi_version", ABI_VERSION, _SIGNATURES)
     return _library
 
 

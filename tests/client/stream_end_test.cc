@@ -1,0 +1,150 @@
+// Requests on a GPU's stream that end otherwise: failures told later, sessions that end, and every way in
+// which the daemon can go away while a stream waits for it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "client/wire/text.h"
+#include "tests/client/stream_fixture.h"
+
+namespace bitpager::client {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST_F(Streams, TellsAFailureLaterWithItsStep) {
+  Script script = GpuScript();
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record,
+                          wire::CompletionRecord& done) {
+    Apply(daemon, record);
+    if (record.ticket == 2) {
+      done.code = static_cast<std::uint32_t>(Code::kNonFinite);
+      done.values[0] = 5;
+      done.values[1] = 1;
+    }
+    if (record.ticket == 3) {
+      done.code = static_cast<std::uint32_t>(Code::kBudgetExceeded);
+      wire::CopyText(done.message, "no room");
+    }
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  for (std::uint64_t step = 11; step <= 14; ++step) MustStep(step);
+  ASSERT_TRUE(Synchronized());
+  Result<Finished> finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(finished->note.step, 12U);
+  EXPECT_EQ(finished->note.extent, arena_->id());
+  EXPECT_EQ(CodeFrom(finished->record.code), Code::kNonFinite);
+  EXPECT_EQ(finished->record.values[0], 5U);
+  finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(finished->note.step, 13U);
+  EXPECT_THAT(StatusOf(finished->record).message(), HasSubstr("no room"));
+  finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(finished->note.step, 14U);
+  EXPECT_EQ(finished->record.code, 0U);
+}
+
+TEST_F(Streams, TellsAFailureOnce) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record,
+                         wire::CompletionRecord& done) {
+    Apply(daemon, record);
+    done.code = static_cast<std::uint32_t>(Code::kCancelled);
+    wire::CopyText(done.message, "not applied");
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  MustStep(1);
+  ASSERT_TRUE(Synchronized());
+  Result<Finished> finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(CodeFrom(finished->record.code), Code::kCancelled);
+  finished = session_->TakeFinished();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_EQ(CodeFrom(finished->record.code), Code::kOk);
+  EXPECT_EQ(finished->note.step, 1U);
+}
+
+TEST_F(Streams, KilledDaemonReleasesAWaitingStreamWithinASecond) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord&, wire::CompletionRecord&) {
+    daemon.HangUp();
+    return Then::kKeepOpen;
+  };
+  Connect(std::move(script));
+  const Clock::time_point start = Clock::now();
+  MustStep(1);
+  EXPECT_TRUE(cuda_.Drained(Stream(1), 1000));
+  EXPECT_LT(Clock::now() - start, 1s);
+  EXPECT_EQ(Step(2).status().code(), Code::kDaemonLost);
+  EXPECT_EQ(session_->Synchronize().code(), Code::kDaemonLost);
+  EXPECT_EQ(session_->TakeFinished().status().code(), Code::kDaemonLost);
+}
+
+TEST_F(Streams, ALateStoreOfADyingDaemonDoesNotCatchTheStreamsAgain) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+    if (record.ticket == 2) daemon.HangUp();
+    return Then::kKeepOpen;
+  };
+  Connect(std::move(script));
+  MustStep(1);
+  MustStep(2);
+  wire::SegmentHeader& header = session_->connection()->view().header();
+  ASSERT_TRUE(Becomes([&] { return header.done.word.load() == wire::kDoneReleased; }));
+  header.done.word.store(1);  // its device's last act
+  EXPECT_TRUE(Becomes([&] { return header.done.word.load() == wire::kDoneReleased; }, 1000ms));
+}
+
+TEST_F(Streams, SessionThatTheDaemonEndedReleasesTheStream) {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon& daemon, const wire::RequestRecord&, wire::CompletionRecord&) {
+    daemon.header().failed.word.store(static_cast<std::uint64_t>(Code::kDeviceFault));
+    return Then::kKeepOpen;
+  };
+  Connect(std::move(script));
+  MustStep(1);
+  EXPECT_TRUE(cuda_.Drained(Stream(1), 1000));
+  EXPECT_EQ(Step(2).status().code(), Code::kDeviceFault);
+}
+
+TEST_F(Streams, DisconnectWaitsForWhatStreamsHold) {
+  std::atomic<int> applied{0};
+  Script script = GpuScript();
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+    std::this_thread::sleep_for(5ms);
+    Apply(daemon, record);
+    ++applied;
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  for (std::uint64_t step = 1; step <= 5; ++step) MustStep(step);
+  EXPECT_TRUE(cuda_.registered());
+  session_->Disconnect();
+  EXPECT_EQ(applied, 5);
+  EXPECT_FALSE(cuda_.registered());
+  EXPECT_EQ(Step(6).status().code(), Code::kUnreachable);
+}
+
+TEST_F(Streams, ForkedChildIsRefusedAndTheParentGoesOn) {
+  Connect(GpuScript());
+  MustStep(1);
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(Step(2).status().code() == Code::kForkedChild ? 0 : 1);
+  int how = 0;
+  ASSERT_EQ(::waitpid(child, &how, 0), child);
+  EXPECT_EQ(WEXITSTATUS(how), 0);
+  EXPECT_EQ(MustStep(2), 2U);
+  EXPECT_TRUE(Synchronized());
+}
+
+}  // namespace
+}  // namespace bitpager::client

@@ -70,6 +70,26 @@ TEST_F(Streams, AStepThatFollowsNeedsNoMarkOfItsOwn) {
   EXPECT_THAT(ready, ::testing::ElementsAre(1U, 1U, 1U, 4U));
 }
 
+TEST_F(Streams, AStepIsExpectedWhenItsStreamIsIdle) {
+  std::atomic<int> hints{0};
+  Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) {
+    hints += record.op == wire::Op::kExpect ? 1 : 0;
+  }));
+  std::atomic<bool> backward{false};
+  cuda_.Launch(Stream(1), backward);
+  EXPECT_TRUE(session_->ExpectStep(Stream(1)).ok());
+  backward = true;
+  ASSERT_TRUE(cuda_.Drained(Stream(1), 5000));
+  EXPECT_EQ(hints, 0) << "while the gradients were still computed";
+  EXPECT_TRUE(session_->ExpectStep(Stream(1)).ok());
+  cuda_.capturing = true;
+  EXPECT_TRUE(session_->ExpectStep(Stream(1)).ok()) << "a hint: the step itself is refused";
+  cuda_.capturing = false;
+  MustStep(1);
+  EXPECT_TRUE(Synchronized());
+  EXPECT_EQ(hints, 1);
+}
+
 TEST_F(Streams, AStepFollowsNoOtherStream) {
   std::vector<std::uint64_t> ready;
   Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { ready.push_back(record.ready); }));

@@ -14,6 +14,9 @@ daemon::Settings RoomySettings() {
   settings.pager.device_frames = 256;
   settings.pager.host_frames = 2048;
   settings.pager.window_pages = 8;
+  // As for every device that likes long launches.
+  settings.pager.loads_over_resident = true;
+  settings.pager.first_pages = 96;
   settings.host_budget_bytes = settings.pager.host_frames * kTestPageBytes;
   return settings;
 }
@@ -41,6 +44,23 @@ TEST(Launch, OfAFewResidentPagesIsOne) {
 
 TEST(Launch, OfManyBeginsWithAShortOneSoThatTheDeviceNeedNotWait) {
   EXPECT_EQ(LaunchesOf(160), 2);
+}
+
+TEST(Launch, AStepThatIsExpectedHasAnIdleDeviceMakeReady) {
+  InProcessDaemon daemon(RoomySettings(), kLongLaunches);
+  auto client = daemon.Open("job");
+  wire::RequestRecord record;
+  record.version = wire::kWireVersion;
+  record.op = wire::Op::kExpect;
+  client->Push(record);
+  daemon.Settle();
+  EXPECT_EQ(daemon.device->expected, 1);
+  RawTrainer trainer(*client, {40 * 6144});
+  EXPECT_TRUE(trainer.Create().ok());
+  ShadowArena shadow = trainer.Shadow();
+  trainer.StepOk(1);
+  shadow.Step(1);
+  trainer.ExpectParams(shadow);
 }
 
 }  // namespace

@@ -214,6 +214,15 @@ def test_steps_are_packed_once_and_sent_again(library, session, monkeypatch):
     assert len(gathered) == 1
 
 
+def test_a_step_like_the_last_one_is_expected_before_it_is_prepared(library, session):
+    parameters = make_parameters()
+    optimizer = AdamW8bit(parameters, session=session)
+    for _ in range(3):
+        give_gradients(parameters)
+        optimizer.step()
+    assert library.expected == [(1, 77), (2, 77)]
+
+
 def test_what_changes_is_packed_anew(library, session):
     parameters = make_parameters()
     optimizer = AdamW8bit(parameters, session=session)

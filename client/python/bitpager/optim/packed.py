@@ -42,7 +42,7 @@ class PackedStep:
         try:
             self.addresses = list(map(_address, gradients))
             return self._is_same(gradients) and list(map(_address, self.parameters)) == self.places
-        except (TypeError, RuntimeError):  # no gradient, or a sparse one
+        except (AttributeError, TypeError, RuntimeError):  # no gradient, or a sparse one
             return False
 
     def submit(self, settings, step: int, propagate: bool, stream: int, follows: bool) -> None:

@@ -55,6 +55,9 @@ TEST(Launch, AStepThatIsExpectedHasAnIdleDeviceMakeReady) {
   client->Push(record);
   daemon.Settle();
   EXPECT_EQ(daemon.device->expected, 1);
+  const auto done = client->Pop();
+  ASSERT_TRUE(done.has_value());
+  EXPECT_EQ(RawClient::CodeOf(*done), wire::Code::kOk);
   RawTrainer trainer(*client, {40 * 6144});
   EXPECT_TRUE(trainer.Create().ok());
   ShadowArena shadow = trainer.Shadow();

@@ -59,9 +59,7 @@ class Timeline {
   }
   // A request without a body.
   wire::Result<wire::CompletionRecord> Run(wire::Op op) {
-    wire::RequestRecord record;
-    record.version = wire::kWireVersion;
-    record.op = op;
+    wire::RequestRecord record = RecordOf(op);
     return Finish(record, Patience::kUntilSignal);
   }
   // Pushes a request and does not wait; its completion is dropped. kFull: too many hints are open.
@@ -71,9 +69,7 @@ class Timeline {
     return PushHint(record);
   }
   wire::Status Hint(wire::Op op) {
-    wire::RequestRecord record;
-    record.version = wire::kWireVersion;
-    record.op = op;
+    wire::RequestRecord record = RecordOf(op);
     return PushHint(record);
   }
 
@@ -127,12 +123,16 @@ class Timeline {
     TicketNote note = {};  // of_stream
   };
 
-  template <typename Body>
-  static wire::RequestRecord RecordOf(wire::Op op, const Body& body) {
-    static_assert(sizeof(Body) <= wire::kRequestBodyBytes && std::is_trivially_copyable_v<Body>);
+  static wire::RequestRecord RecordOf(wire::Op op) {
     wire::RequestRecord record;
     record.version = wire::kWireVersion;
     record.op = op;
+    return record;
+  }
+  template <typename Body>
+  static wire::RequestRecord RecordOf(wire::Op op, const Body& body) {
+    static_assert(sizeof(Body) <= wire::kRequestBodyBytes && std::is_trivially_copyable_v<Body>);
+    wire::RequestRecord record = RecordOf(op);
     std::memcpy(record.body, &body, sizeof(Body));
     return record;
   }

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <memory>
+#include <thread>
 
 #include "client/session.h"
 #include "tests/client/fake_daemon.h"
@@ -31,6 +32,16 @@ inline std::shared_ptr<Session> MustConnect(const FakeDaemon& daemon) {
   wire::Result<std::shared_ptr<Session>> session = Session::Connect(To(daemon));
   if (!session.ok()) ADD_FAILURE() << session.status().message();
   return session.ok() ? *session : nullptr;
+}
+
+// Every request takes so long.
+inline Script SlowScript(std::chrono::milliseconds each) {
+  Script script;
+  script.on_request = [each](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
+    std::this_thread::sleep_for(each);
+    return Then::kComplete;
+  };
+  return script;
 }
 
 inline double Seconds(Clock::time_point since) {

@@ -61,12 +61,7 @@ TEST_F(SessionSignal, ASignalEndsALongWaitAndTheNextCallWaitsForTheRequestFirst)
 }
 
 TEST_F(SessionSignal, ARequestThatEndsWithinTheGraceIsReportedAsDone) {
-  Script script;
-  script.on_request = [](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(300ms);
-    return Then::kComplete;
-  };
-  FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
+  FakeDaemon daemon(TemporaryPath("sock"), SlowScript(300ms));
   const auto session = MustConnect(daemon);
   std::thread signaller = SignalLater(::pthread_self(), 50ms);
   EXPECT_TRUE(session->Noop().ok());
@@ -74,12 +69,7 @@ TEST_F(SessionSignal, ARequestThatEndsWithinTheGraceIsReportedAsDone) {
 }
 
 TEST_F(SessionSignal, ASecondSignalDoesNotLengthenTheGrace) {
-  Script script;
-  script.on_request = [](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(1800ms);
-    return Then::kComplete;
-  };
-  FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
+  FakeDaemon daemon(TemporaryPath("sock"), SlowScript(1800ms));
   const auto session = MustConnect(daemon);
   std::thread first = SignalLater(::pthread_self(), 50ms);
   std::thread second = SignalLater(::pthread_self(), 600ms);
@@ -133,12 +123,7 @@ TEST(SessionFork, AChildGetsAnErrorAndTheParentGoesOn) {
 }
 
 TEST(SessionFork, AForkWhileAnotherThreadWaitsDoesNotHangTheChild) {
-  Script script;
-  script.on_request = [](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(300ms);
-    return Then::kComplete;
-  };
-  FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
+  FakeDaemon daemon(TemporaryPath("sock"), SlowScript(300ms));
   const auto session = MustConnect(daemon);
   std::thread waiter([&] { EXPECT_TRUE(session->Noop().ok()); });
   std::this_thread::sleep_for(50ms);  // it holds the session's lock now

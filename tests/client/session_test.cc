@@ -96,12 +96,7 @@ TEST(Session, CompletesRequestsAwakeAndAsleep) {
 }
 
 TEST(Session, SleepsThroughALongRequestAndIsWokenByTheBell) {
-  Script script;
-  script.on_request = [](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(100ms);
-    return Then::kComplete;
-  };
-  FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
+  FakeDaemon daemon(TemporaryPath("sock"), SlowScript(100ms));
   const auto session = MustConnect(daemon);
   const Clock::time_point start = Clock::now();
   ASSERT_TRUE(session->Noop().ok());

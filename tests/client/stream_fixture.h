@@ -12,22 +12,14 @@
 #include <utility>
 
 #include "client/arena.h"
-#include "client/session.h"
 #include "tests/client/fake_cuda.h"
-#include "tests/client/fake_daemon.h"
+#include "tests/client/session_fixture.h"
 
 namespace bitpager::client {
 
-using namespace std::chrono_literals;
 using testing::FakeCuda;
-using testing::FakeDaemon;
-using testing::TemporaryPath;
-using wire::Code;
 using wire::Result;
 using wire::Status;
-using Clock = std::chrono::steady_clock;
-using Script = FakeDaemon::Script;
-using Then = FakeDaemon::Then;
 
 inline constexpr DeviceAddress kParams = 0x7f00'0000'0000;
 inline constexpr DeviceAddress kGrads = 0x7f10'0000'0000;
@@ -76,10 +68,7 @@ class Streams : public ::testing::Test {
     daemon_ = std::make_unique<FakeDaemon>(TemporaryPath("sock"), std::move(script));
     cuda_.Allocate(kParams, 1U << 21);
     cuda_.Allocate(kGrads, 1U << 21);
-    ConnectOptions options;
-    options.socket = daemon_->path();
-    options.job = "test";
-    options.threads = 1;
+    ConnectOptions options = To(*daemon_);
     options.device = testing::kFakeUuid;
     options.driver = &cuda_;
     Result<std::shared_ptr<Session>> session = Session::Connect(options);

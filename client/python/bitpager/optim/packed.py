@@ -73,18 +73,18 @@ class StreamSteps:
         self._state = None
         self._reusable = False
         self._segments = {}  # device index -> SegmentStreams
-        self._expected = {}  # session -> device index
         self.sent = 0  # arenas whose part of the step in hand is on its way
 
     def expect(self) -> None:
         """Has the daemons and the GPUs make ready for a step that looks like the last one, while this thread prepares
         it. Whatever goes wrong, the step tells."""
-        for session, index in self._expected.items():
+        devices = {step.arena.session: step.parameters[0].device.index for step, _ in self._packed}
+        for session, index in devices.items():
             _lib.lib().bp_expect_step(session.handle, current_stream(index))
 
     def forget(self) -> None:
         """The next step is packed anew."""
-        self._packed, self._rest, self._state, self._reusable, self._expected = [], [], None, False, {}
+        self._packed, self._rest, self._state, self._reusable = [], [], None, False
 
     def pack(self, requests, groups, state, whole: bool) -> None:
         """Takes a step from {arena: Request}. whole: no other arena takes part, so it may be sent again."""
@@ -102,7 +102,6 @@ class StreamSteps:
         self._count = len(parameters)
         self._state = state
         self._reusable = whole and all(own is None for _, own in self._packed)
-        self._expected = {step.arena.session: step.parameters[0].device.index for step, _ in self._packed}
 
     def look(self, groups, state) -> bool:
         """Takes the same step with new gradients; False when it is not the same."""

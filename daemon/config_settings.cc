@@ -51,7 +51,7 @@ Status SetPageBytes(Config& config, const std::string& text) {
   if (!bytes.ok()) return bytes.status();
   if (!std::has_single_bit(*bytes) || *bytes < (16U << 10) || *bytes > (64U << 20)) {
     return Bad(text,
-               "is no page size. Hint: a power of two from 16KiB to 64MiB; 2MiB unless you know better");
+               "is no page size. Hint: a power of two from 16KiB to 64MiB; 512KiB unless you know better");
   }
   config.page_bytes = *bytes;
   return {};
@@ -167,8 +167,8 @@ constexpr std::array kSettings = std::to_array<Setting>({
      [](Config& c, const std::string& t) -> Status { c.disk_folder = t; return {}; }},
     {"memory.disk_budget", "--disk-budget", "SIZE", "bytes set aside there (25% of what is free)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.disk_budget, t); }},
-    {"memory.page_size", "--page-size", "SIZE", "bytes of a page (2MiB)", kSize, SetPageBytes},
-    {"memory.window_pages", "--window-pages", "N", "pages of one streaming window (8)", kInteger,
+    {"memory.page_size", "--page-size", "SIZE", "bytes of a page (512KiB)", kSize, SetPageBytes},
+    {"memory.window_pages", "--window-pages", "N", "pages of one streaming window (32)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.window_pages, t, 1, 1024); }},
     {"memory.windows_in_flight", "--windows-in-flight", "N", "windows that overlap: load, step, write back (3; GPUs 6)",
      kInteger, [](Config& c, const std::string& t) { return SetInteger(c.windows_in_flight, t, 1, 16); }},

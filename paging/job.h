@@ -46,8 +46,9 @@ struct Request {
   std::uint64_t windows_in_flight = 0;  // those windows
   std::vector<Page*> coming;            // prefetch: claimed or loading for it
   std::uint64_t born = 0;               // prefetch of the pager's own: the decision that made it
-  std::uint64_t begun = 0;              // the decision that acquired its first window
   std::uint64_t visited = 0;            // pages handed out
+  std::uint64_t decided = 0;            // the last decision on it
+  std::uint64_t visited_before = 0;     // pages handed out before that one
   bool whole = false;                   // its windows are acquired together and handed out together
   bool lacked = false;                  // pages were missing when their window was acquired
   bool started = false;

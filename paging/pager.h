@@ -33,21 +33,24 @@ inline constexpr DomainId kPrivateDomain = 0;
 enum class Policy : std::uint8_t { kScanAware, kLru, kClock };
 
 struct PagerConfig {
-  std::uint64_t page_bytes = 2U << 20;
+  std::uint64_t page_bytes = 512U << 10;
   std::uint64_t device_frames = 0;      // device budget
   std::uint64_t host_frames = 0;        // host budget: committed at admission, one frame for each page
   std::uint64_t disk_frames = 0;        // likewise of extents whose copies lie on disk
   std::uint32_t segment_frames = 1;     // frames in a segment
-  std::uint32_t window_pages = 8;       // pages that one run touches at most
+  std::uint32_t window_pages = 32;      // pages that one run touches at most
   std::uint32_t windows_in_flight = 3;  // load, step, write-back
   // Pages of streaming windows in flight at least, whatever that costs in copies; 0: a window's.
   std::uint64_t least_under_way = 0;
   // Launches overlap copies: pages are brought in behind resident windows that have not run yet, few large
   // copies are better than many, and the pages that a job is short of lie evenly among those it has.
   bool loads_over_resident = false;
-  // Pages that a request hands out in its first decision, and at most a window more; the next one goes on. So
-  // a device begins before a large request is decided to its end. 0: all.
+  // Pages that a request hands out in its first decision; each further one, at once behind it, hands out at
+  // most `growth` times as many as all before it, and all of them at most a window more. So a device begins
+  // before a large request is decided to its end, and has work until the next part is. first_pages 0: all in
+  // one decision.
   std::uint64_t first_pages = 0;
+  std::uint64_t growth = 6;
   Policy policy = Policy::kScanAware;
   bool poison = false;  // ask for given-up frames to be poisoned
 };
@@ -206,7 +209,7 @@ struct Actions {
   std::vector<wire::RequestId> finished;  // all runs done, reservation returned; each request once,
                                           // cancelled ones too
   std::vector<EndedJob> ended;            // jobs that are gone
-  bool more = false;                      // a request stopped at PagerConfig::first_pages: pump again at once
+  bool more = false;                      // a request stopped at PagerConfig::first_pages or growth: pump again at once
   [[nodiscard]] bool empty() const;
 };
 

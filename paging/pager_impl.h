@@ -88,7 +88,7 @@ struct Pager::Impl {
   void ServeFront(Job& job, bool may_acquire);
   bool RetireFront(Job& job);  // takes the first request off the queue when it has ended
   bool AcquireWindow(Job& job, Request& request, Pace pace);
-  bool PausesAfterFirst(const Request& request);
+  bool PausesHere(Request& request);
   [[nodiscard]] Window CutWindow(const Job& job, Request& request, Pace pace, std::uint64_t* need);
   void Promise(Page& page);  // a frame for a page that lacks one, or lets it stay where it is
   [[nodiscard]] std::uint64_t Room(const Job& job, const Request& request) const;

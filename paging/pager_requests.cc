@@ -105,7 +105,7 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
       if (may_acquire && request.born != 0 && request.born != decisions) Prepare(job, request);
     } else {
       HandOutRuns(request);
-      while (may_acquire && !PausesAfterFirst(request) && AcquireWindow(job, request, PaceOf(job))) {
+      while (may_acquire && !PausesHere(request) && AcquireWindow(job, request, PaceOf(job))) {
         HandOutRuns(request);
       }
       if (request.whole && !request.at_end()) {  // not all at once after all: nothing may wait for more
@@ -117,10 +117,15 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
   }
 }
 
-// Whether a request has handed out enough for this decision, its first; then another one follows at once.
-bool Pager::Impl::PausesAfterFirst(const Request& request) {
-  const bool pauses = config.first_pages > 0 && request.begun == decisions &&
-                      request.visited >= config.first_pages && !request.at_end();
+// Whether a request has handed out enough for this decision; then another one follows at once.
+bool Pager::Impl::PausesHere(Request& request) {
+  if (request.decided != decisions) {
+    request.decided = decisions;
+    request.visited_before = request.visited;
+  }
+  const std::uint64_t most = std::max(config.first_pages, config.growth * request.visited_before);
+  const bool pauses =
+      config.first_pages > 0 && request.visited - request.visited_before >= most && !request.at_end();
   pending.more |= pauses;
   return pauses;
 }
@@ -245,10 +250,7 @@ Window Pager::Impl::CutWindow(const Job& job, Request& request, Pace pace, std::
 bool Pager::Impl::AcquireWindow(Job& job, Request& request, Pace pace) {
   if (request.at_end()) return false;
   if (config.loads_over_resident && request.next_window == 0) Spread(job, pace.under_way);
-  if (request.next_window == 0 && request.windows.empty()) {
-    request.whole = FitsWhole(job, request);
-    request.begun = decisions;
-  }
+  if (request.next_window == 0 && request.windows.empty()) request.whole = FitsWhole(job, request);
   std::uint64_t need = 0;
   Window window = CutWindow(job, request, pace, &need);
   if (window.pages.empty()) return false;

@@ -30,8 +30,8 @@ using wire::Result;
 using wire::Status;
 
 constexpr std::uint64_t kSegmentBytes = std::uint64_t{64} << 20;
-// Resident windows in one launch: 8 GiB of pages of 2 MiB.
-constexpr std::uint32_t kLaunchPages = 4096;
+// Resident windows in one launch: 8 GiB of pages of 512 KiB.
+constexpr std::uint32_t kLaunchPages = 16384;
 
 // CUDA keeps the current device per thread. The device thread of several devices switches; a call on the
 // device that is current already costs one comparison.

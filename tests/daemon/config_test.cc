@@ -112,7 +112,7 @@ TEST_F(ConfigFile, DefaultsNeedNoFile) {
   EXPECT_EQ(config.socket_path, "/run/test/b.sock");
   EXPECT_EQ(config.status_endpoint, "ipc:///run/test/b.sock.status");
   EXPECT_EQ(config.events_endpoint, "ipc:///run/test/b.sock.events");
-  EXPECT_EQ(config.page_bytes, 2U << 20);
+  EXPECT_EQ(config.page_bytes, 512U << 10);
   EXPECT_EQ(config.socket_mode, 0600U);
   EXPECT_EQ(config.device_budget.kind, SizeSetting::Kind::kDefault);
   EXPECT_EQ(config.config_path, "");

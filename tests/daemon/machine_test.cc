@@ -263,19 +263,19 @@ TEST(ResolveBudgets, DeviceAndHostShareOneMemory) {
   EXPECT_THAT(refused.status().message(),
               AllOf(HasSubstr("beside a device budget of 3 GiB"), HasSubstr("1 GiB")));
   config.host_budget = {SizeSetting::Kind::kPercent, 0, 10};
-  EXPECT_EQ(ResolveBudgets(config, With(4 * kGiB), {})->host_bytes, 4 * kGiB / 10 / (2 * kMiB) * (2 * kMiB));
+  EXPECT_EQ(ResolveBudgets(config, With(4 * kGiB), {})->host_bytes, 4 * kGiB / 10 / (kMiB / 2) * (kMiB / 2));
 }
 
 TEST(ResolveBudgets, UnderOneWindowIsRefusedWithTheBytes) {
   Config config;
-  config.device_budget = Bytes(15 * kMiB);  // a window has 8 pages of 2 MiB
+  config.device_budget = Bytes(15 * kMiB);  // a window has 32 pages of 512 KiB
   const auto refused = ResolveBudgets(config, With(4 * kGiB), {});
   EXPECT_EQ(refused.status().code(), Code::kBudgetExceeded);
   EXPECT_THAT(refused.status().message(),
-              AllOf(HasSubstr("16 MiB"), HasSubstr("14 MiB"), HasSubstr("Hint: ")));
+              AllOf(HasSubstr("16 MiB"), HasSubstr("15 MiB"), HasSubstr("Hint: ")));
   config.device_budget = Bytes(16 * kMiB);
   EXPECT_TRUE(ResolveBudgets(config, With(4 * kGiB), {}).ok());
-  config.host_budget = Bytes(kMiB);
+  config.host_budget = Bytes(kMiB / 4);
   EXPECT_FALSE(ResolveBudgets(config, With(4 * kGiB), {}).ok()) << "no page";
 }
 

@@ -19,7 +19,7 @@ import torch
 
 DEVICE = "cuda:0"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Odd sizes, and some under the least size of 8-bit states; 46 million elements: 45 pages of 2 MiB for Adam.
+# Odd sizes, and some under the least size of 8-bit states; 46 million elements: 179 pages of 512 KiB for Adam.
 SHAPES = [(4001, 3000), (3000, 4001), (12_000_001,), (10_000, 1000), (257,), (1,), (4096,), (5003,)]
 SMALL = [(1000, 1001), (300_003,), (257,), (4097,)]
 PACE_S = 0.003

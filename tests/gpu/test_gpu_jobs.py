@@ -12,10 +12,10 @@ import gpu_training
 import pytest
 import torch
 
-PAGE = 2 << 20
+PAGE = 512 << 10
 KILLS = int(os.environ.get("BITPAGER_GPU_KILLS", "20"))
 # Room for less than one victim's states: they are killed while pages move.
-TIGHT = ("--device-budget", str(40 * PAGE), "--host-budget", "1GiB", "--window-pages", "4")
+TIGHT = ("--device-budget", str(160 * PAGE), "--host-budget", "1GiB", "--window-pages", "16")
 SLACK_BYTES = 96 << 20  # one segment of frames, and what the driver keeps
 
 
@@ -65,7 +65,7 @@ def test_jobs_killed_in_mid_step_leave_others_and_memory_alone(make_daemon, star
 
 
 def test_frames_of_killed_jobs_can_be_had_whole(make_daemon, start_job):
-    daemon = make_daemon("--device-budget", str(60 * PAGE), "--host-budget", "256MiB")
+    daemon = make_daemon("--device-budget", str(240 * PAGE), "--host-budget", "256MiB")
     start_job("kill_loop.py", daemon.socket, 3).finish()
     with gpu_daemon.connect(daemon, "heir") as session:
         params = gpu_training.parameters(torch.bfloat16)

@@ -120,7 +120,7 @@ def test_weights_in_pages_equal_those_in_this_process(session, dtype, nested, pa
 
 
 def test_a_weight_that_was_evicted_comes_back_whole(make_daemon):
-    daemon = make_daemon("--device-budget", "16MiB", "--host-budget", "256MiB", "--window-pages", "2")
+    daemon = make_daemon("--device-budget", "16MiB", "--host-budget", "256MiB", "--window-pages", "8")
     with gpu_daemon.connect(daemon, "weights") as session:
         sources = [values((4096, 2048), torch.bfloat16, seed).to(DEVICE) for seed in range(6)]
         weights = [bitpager.Weight.from_tensor(x, nested=False, session=session) for x in sources]
@@ -135,7 +135,7 @@ def test_a_weight_that_was_evicted_comes_back_whole(make_daemon):
 @pytest.mark.parametrize("nested", [False, True])
 def test_leases_outlive_evictions_and_new_values(make_daemon, nested):
     """A lease is revoked while kernels read, taken again, and follows a weight that was quantized anew."""
-    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB", "--window-pages", "2")
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "256MiB", "--window-pages", "8")
     with gpu_daemon.connect(daemon, "leases") as session:
         sources = [values((1024, 1024), torch.bfloat16, seed).to(DEVICE) for seed in range(4)]
         weights = [bitpager.Weight.from_tensor(x, nested=nested, session=session) for x in sources]

@@ -11,11 +11,12 @@ import gpu_training
 import pytest
 import torch
 
-PAGE = 2 << 20
+PAGE = 512 << 10
+WINDOW = 8
 STEPS = 20
 WRAPPED = "__bnb_optimizer_quant_state__"
-SHAPE = ("--window-pages", "2", "--host-budget", "1GiB")
-PAGES = {"AdamW": 46, "Lion": 24}
+SHAPE = ("--window-pages", str(WINDOW), "--host-budget", "1GiB")
+PAGES = {"AdamW": 180, "Lion": 91}
 BUDGETS = {"half": 0.5, "tenth": 0.1, "one window": 0.0}
 
 
@@ -52,7 +53,7 @@ def resident(make_daemon):
 
 
 def frames_of(rule, share):
-    return max(2, round(PAGES[rule] * share))
+    return max(WINDOW, round(PAGES[rule] * share))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -77,9 +78,10 @@ def test_managed_frames_give_the_same_numbers(make_daemon, resident, rule, budge
     assert (params, states) == expected
 
 
-def test_small_pages_give_the_same_numbers(make_daemon, resident):
+@pytest.mark.parametrize("size", ["64KiB", "2MiB"])
+def test_pages_of_other_sizes_give_the_same_numbers(make_daemon, resident, size):
     expected = resident("AdamW", torch.bfloat16)
-    params, states, _ = run(make_daemon, "AdamW", torch.bfloat16, 2, "--page-size", "256KiB")
+    params, states, _ = run(make_daemon, "AdamW", torch.bfloat16, 4 * WINDOW, "--page-size", size)
     assert (params, states) == expected
 
 

@@ -297,7 +297,7 @@ def test_guard_says_what_would_help_when_nothing_does(job):
 
 def test_autograds_threads_read_weights_by_request(make_daemon):
     """Backward runs in a thread of its own, in which nothing has used CUDA before."""
-    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "1GiB", "--window-pages", "2")
+    daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "1GiB", "--window-pages", "8")
     with gpu_daemon.connect(daemon, "threads") as session:
         layers = []
         for seed in range(4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gpu_daemon import Http, uuid_of
 
-PAGE = 2 << 20
+PAGE = 512 << 10
 STEPS = 400
 ROUNDS = 5
 MAY_COST = 1.05
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 HTTP = ("--http", "127.0.0.1:0")
 WIDE = ("--device-budget", "1GiB", "--host-budget", "1GiB", *HTTP)
 # Of the 45 pages of a job some come over the link at each step.
-TIGHT = ("--device-budget", str(30 * PAGE), "--host-budget", "1GiB", "--window-pages", "4", *HTTP)
+TIGHT = ("--device-budget", str(120 * PAGE), "--host-budget", "1GiB", "--window-pages", "16", *HTTP)
 
 
 def jobs_by_device(http) -> dict:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from gpu_daemon import Http, first_gpu
 
-PAGE = 2 << 20
+PAGE = 512 << 10
 # Frames come in segments of so many bytes; what the driver takes for itself beside them is less than one.
 SEGMENT_BYTES = 64 << 20
 # Pieces in which host frames are pinned.
 PIECE_BYTES = 256 << 20
-FLAGS = ("--device-budget", str(160 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
+FLAGS = ("--device-budget", str(640 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
 PATIENCE_S = 30
 
 
@@ -136,7 +136,7 @@ def test_pinned_host_memory_is_what_the_os_says(make_daemon):
 
 
 def test_figures_of_jobs_add_up_while_they_train(make_daemon, start_job):
-    daemon = make_daemon("--device-budget", str(80 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
+    daemon = make_daemon("--device-budget", str(320 * PAGE), "--host-budget", "1GiB", "--http", "127.0.0.1:0")
     http = Http(daemon)
     jobs = [start_job("gpu_training.py", "train", daemon.socket, name, 200, "AdamW", "bf16", "large") for name in "ab"]
     samples = 0

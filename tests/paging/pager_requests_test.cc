@@ -94,6 +94,25 @@ TEST(Pager, HandsOutTheFirstPagesOfALargeRequestInADecisionOfTheirOwn) {
   }
 }
 
+// Each further decision is the larger, the more work the device has already.
+TEST(Pager, HandsOutTheMoreInADecisionTheMoreWentBefore) {
+  PagerConfig config = OverlappingPages(300);
+  config.first_pages = 10;
+  config.growth = 2;
+  Driver d(config);
+  const auto job = d.Job(1);
+  const auto states = d.Extent(job, 280);
+  d.Run(job, {{states, 0, 280}});
+  (void)d.Ask(job, {{states, 0, 280}});
+  for (const std::uint64_t so_far : {12U, 36U, 108U}) {
+    EXPECT_TRUE(d.Pump());
+    EXPECT_EQ(d.outstanding_run_pages(), so_far);
+  }
+  EXPECT_FALSE(d.Pump());
+  EXPECT_EQ(d.outstanding_run_pages(), 280U);
+  d.Settle();
+}
+
 TEST(Pager, StreamsAnOverwriteThatDoesNotFitTheShare) {
   Driver d(OverlappingPages(32));
   const auto job = d.Job(1);

@@ -16,8 +16,8 @@ import torch
 DEVICE = "cuda:0"
 FLUSH_BYTES = 256 << 20  # beyond any GPU's second-level cache
 LINK_COPY_BYTES = 16 << 20
-PAGE_BYTES = 2 << 20
-WINDOW_PAGES = 8
+PAGE_BYTES = 512 << 10
+WINDOW_PAGES = 32
 STREAM_PAGES = 3 * WINDOW_PAGES  # the least budget at which load, step and write-back of whole windows overlap
 EVICT_LIMIT_S = 10
 

@@ -14,7 +14,7 @@ namespace bitpager::replay {
 struct SimulatorConfig {
   paging::Policy policy = paging::Policy::kScanAware;
   std::uint64_t frames = 0;
-  std::uint32_t window_pages = 8;
+  std::uint32_t window_pages = 32;
   std::uint32_t windows_in_flight = 3;
 };
 

@@ -309,13 +309,13 @@ def plain_iteration(model, optimizer, ids) -> Callable:
 
 class Peak:
     """The most memory of the card that was in use meanwhile, by whomever, above what was at the begin; sampled every
-    few milliseconds."""
+    few milliseconds. reserved_bytes: the most that this process's PyTorch had reserved meanwhile."""
 
     def __init__(self, place: Place):
         self._place = place
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.bytes = 0
+        self.bytes = self.reserved_bytes = 0
 
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_S):
@@ -323,12 +323,16 @@ class Peak:
 
     def __enter__(self) -> Peak:
         self._begin = self._place.used_bytes()
+        if not self._place.tiny:
+            torch.cuda.reset_peak_memory_stats()
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
+        if not self._place.tiny:
+            self.reserved_bytes = torch.cuda.max_memory_reserved()
 
 
 def speed(shape: Shape, ms: float) -> str:

@@ -6,146 +6,37 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import types
-import weakref
 
 import pytest
 import torch
 from bitpager import _lib, errors
 from bitpager import session as sessions
 from bitpager.arena import StreamCall
-from bitpager.optim import AdamW8bit, gather, packed, streams
-
-UUID = "GPU-00000000-0000-0000-0000-000000000000"
-
-
-class Library:
-    """Plays libbitpager.so for one session on a GPU. `outcomes`: codes of the next bp_step_async calls."""
-
-    def __init__(self):
-        self.steps = []
-        self.outcomes = []
-        self.finished = []
-        self.synchronized = 0
-        self.expected = []  # (steps before, stream)
-        self.imports = 1
-        self.on_step = lambda: None
-        self.extents = 100
-
-    def bp_session_get_info(self, _, info):
-        info._obj.device_kind = b"cuda"
-        info._obj.device_uuid = UUID.encode()
-        return 0
-
-    def bp_code_name(self, code):
-        return f"CODE_{code}".encode()
-
-    def bp_last_error(self):
-        return b"what the library says"
-
-    def bp_arena_create(self, _, options, handle, info):
-        self.extents += 1
-        handle._obj.value = self.extents
-        return 0
-
-    def bp_arena_drop(self, *_):
-        return 0
-
-    def bp_disconnect(self, *_):
-        return 0
-
-    def bp_noop(self, *_):
-        return 0
-
-    def bp_arena_states(self, *_):
-        return 0
-
-    def bp_expect_step(self, _, stream):
-        self.expected.append((len(self.steps), stream))
-        return 0
-
-    def bp_session_synchronize(self, _):
-        self.synchronized += 1
-        return 0
-
-    def bp_poll_results(self, _, out):
-        out = out._obj
-        ctypes.memset(ctypes.addressof(out) + 4, 0, ctypes.sizeof(out) - 4)
-        if self.finished:
-            for key, value in self.finished.pop(0).items():
-                setattr(out, key, value)
-        return 0
-
-    def bp_step_async(self, _, arena, table, count, groups, group_count, options, stream, submitted):
-        code = self.outcomes.pop(0) if self.outcomes else 0
-        if code:
-            return code
-        options = options._obj
-        rows = (_lib.StepTensor * count).from_address(table)
-        settings = (_lib.Group * group_count).from_address(groups)
-        grads = (ctypes.c_uint64 * count).from_address(options.grads)
-        self.steps.append(
-            {
-                "arena": arena,
-                "stream": stream,
-                "step": options.step,
-                "propagate": options.propagate_nonfinite,
-                "follows": options.follows,
-                "rows": [
-                    {name: getattr(row, name) for name, _ in row._fields_}
-                    | {"step": row.step + options.steps_ahead, "grad": grad}
-                    for row, grad in zip(rows, grads)
-                ],
-                "groups": [tuple(getattr(group, name) for name, _ in group._fields_) for group in settings],
-            }
-        )
-        submitted._obj.ticket = len(self.steps)
-        submitted._obj.imports = self.imports
-        self.on_step()
-        return 0
+from bitpager.optim import AdamW8bit, streams
+from fake_gpu import (
+    READERS,
+    UUID,
+    GpuParameter,
+    give_gradients,
+    make_parameters,
+    open_session,
+    read_with,
+    segment,
+    stand_in,
+)
 
 
-class GpuParameter(torch.nn.Parameter):
-    """A CPU parameter that says it lies in a GPU."""
-
-    is_cuda = True
-
-
-@pytest.fixture(params=["compiled", "passes"])
-def reader(request, monkeypatch):
-    """What reads gradients, once a step was packed: the compiled gather, or passes in Python."""
-    if request.param == "compiled":
-        assert gather.wait() is not None, gather.report()
-    else:
-        monkeypatch.setattr(gather, "library", lambda: None)
-    return request.param
-
-
-@pytest.fixture
-def library(monkeypatch, reader):
-    made = Library()
-    monkeypatch.setattr(_lib, "_library", made)
-    monkeypatch.setattr(packed, "current_stream", lambda index: 77)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [])
-    monkeypatch.setattr("bitpager.optim.base.device_uuid", lambda device: UUID)
-    return made
+@pytest.fixture(params=READERS)
+def library(request, monkeypatch):
+    read_with(request.param, monkeypatch)
+    return stand_in(monkeypatch)
 
 
 @pytest.fixture
 def session(library):
-    made = sessions.Session(1, os.getpid())
+    made = open_session()
     yield made
-    made.close()  # while the library is this one: what is collected later would be dropped in the real one
-
-
-def make_parameters(count=3, elements=5000, dtype=torch.bfloat16):
-    return [GpuParameter(torch.zeros(elements + i, dtype=dtype)) for i in range(count)]
-
-
-def give_gradients(parameters):
-    for p in parameters:
-        p.grad = torch.ones_like(p)
+    made.close()
 
 
 # ---- packing ----
@@ -254,142 +145,6 @@ def test_what_changes_is_packed_anew(library, session):
     optimizer.step()
     assert library.steps[-1]["rows"][2]["param"] == parameters[2].data_ptr()
     assert [row["step"] for row in library.steps[-1]["rows"]] == [4, 3, 4]
-
-
-@pytest.fixture
-def steady(library, session, reader, monkeypatch):
-    """(parameters, optimizer, packings): the first three parameters have had gradients for some steps, the fourth has
-    none, and each further packing is counted."""
-    parameters = make_parameters(4)
-    optimizer = AdamW8bit([{"params": parameters[:2]}, {"params": parameters[2:]}], session=session)
-    packings = []
-    pack = optimizer._streams.pack
-    monkeypatch.setattr(optimizer._streams, "pack", lambda *a, **how: packings.append(1) or pack(*a, **how))
-    for _ in range(4):
-        give_gradients(parameters[:3])
-        optimizer.step()
-    assert len(packings) == 1
-    for step, _ in optimizer._streams._packed:
-        assert (step._gather is not None) == (reader == "compiled")
-    packings.clear()
-    return parameters, optimizer, packings
-
-
-def test_steps_of_fresh_gradients_are_the_same_for_long(steady, library):
-    parameters, optimizer, packings = steady
-    kept = []  # no address comes twice
-    for number in range(5, 9):
-        optimizer.zero_grad(set_to_none=True)
-        give_gradients(parameters[:3])
-        kept += [p.grad for p in parameters[:3]]
-        optimizer.step()
-        rows = library.steps[-1]["rows"]
-        assert [row["grad"] for row in rows] == [p.grad.data_ptr() for p in parameters[:3]]
-        assert [row["step"] for row in rows] == [number] * 3
-    assert not packings
-
-
-def test_a_gradient_where_there_was_none_is_stepped(steady, library):
-    parameters, optimizer, packings = steady
-    give_gradients(parameters)
-    optimizer.step()
-    assert [row["tensor"] for row in library.steps[-1]["rows"]] == [0, 1, 2, 3]
-    assert [row["step"] for row in library.steps[-1]["rows"]] == [5, 5, 5, 1]
-    for _ in range(3):
-        give_gradients(parameters)
-        optimizer.step()
-    assert len(packings) == 1
-    assert [optimizer.state[p]["step"] for p in parameters] == [8, 8, 8, 4]
-    assert [row["step"] for row in library.steps[-1]["rows"]] == [8, 8, 8, 4]
-
-
-def test_a_parameter_taken_out_of_its_group_is_not_stepped(steady, library):
-    parameters, optimizer, _ = steady
-    give_gradients(parameters[:3])
-    del optimizer.param_groups[0]["params"][1]
-    optimizer.step()
-    assert [row["tensor"] for row in library.steps[-1]["rows"]] == [0, 2]
-
-
-def test_a_parameter_put_in_place_of_another_is_stepped(steady, library):
-    parameters, optimizer, _ = steady
-    other = make_parameters(1)[0]
-    optimizer.param_groups[0]["params"][1] = other
-    give_gradients([*parameters[:3], other])
-    optimizer.step()
-    sent = [row["param"] for step in library.steps[-2:] for row in step["rows"]]
-    assert other.data_ptr() in sent and parameters[1].data_ptr() not in sent
-
-
-def test_swapped_parameters_are_stepped_where_they_are(steady, library):
-    parameters, optimizer, _ = steady
-    for number in range(5, 8):
-        optimizer.zero_grad(set_to_none=True)
-        torch.utils.swap_tensors(parameters[1], GpuParameter(torch.zeros(5001, dtype=torch.bfloat16)))
-        give_gradients(parameters[:3])
-        optimizer.step()
-        rows = library.steps[-1]["rows"]
-        assert [row["param"] for row in rows] == [p.data_ptr() for p in parameters[:3]]
-        assert [row["grad"] for row in rows] == [p.grad.data_ptr() for p in parameters[:3]]
-        assert rows[1]["step"] == number
-
-
-def test_gradients_are_freed_after_their_step(steady):
-    parameters, optimizer, _ = steady
-    give_gradients(parameters[:3])
-    seen = [weakref.ref(p.grad) for p in parameters[:3]]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    assert [ref() for ref in seen] == [None] * 3
-
-
-def test_gradients_live_until_their_step_is_on_its_way(steady, library):
-    parameters, optimizer, _ = steady
-    give_gradients(parameters[:3])
-    seen = [weakref.ref(p.grad) for p in parameters[:3]]
-    alive = []
-
-    def on_step():  # as another thread may: the library is called without the GIL
-        for p in parameters:
-            p.grad = None
-        alive.extend(ref() is not None for ref in seen)
-
-    library.on_step = on_step
-    optimizer.step()
-    assert alive == [True] * 3
-    assert [ref() for ref in seen] == [None] * 3
-
-
-def test_gradients_in_memory_of_other_streams_are_recorded(steady, library, monkeypatch):
-    parameters, optimizer, packings = steady
-    recorded = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: "current")
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: recorded.append((self.data_ptr(), stream)))
-    give_gradients(parameters[:3])
-    of_others = [parameters[0].grad, parameters[2].grad, parameters[1]]
-    segments = [segment(t.data_ptr(), 5, None, t.nbytes) for t in of_others]
-    monkeypatch.setattr(optimizer._streams._segments[None], "_snapshot", lambda: segments)
-    library.imports += 1
-    optimizer.step()
-    assert sorted(recorded) == sorted((t.data_ptr(), "current") for t in of_others)
-    assert not packings
-
-
-def test_a_gradient_gone_before_it_is_recorded_is_waited_for(steady, library, monkeypatch):
-    """Compiled: its tensor is not to be had any more. In passes: it is at hand."""
-    parameters, optimizer, _ = steady
-    calls = []
-    stream = types.SimpleNamespace(synchronize=lambda: calls.append("waited"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: stream)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: calls.append("recorded"))
-    give_gradients(parameters[:3])
-    segments = [segment(parameters[1].grad.data_ptr(), 5, None, 64)]
-    monkeypatch.setattr(optimizer._streams._segments[None], "_snapshot", lambda: segments)
-    library.imports += 1
-    library.on_step = lambda: setattr(parameters[1], "grad", None)
-    optimizer.step()
-    is_compiled = optimizer._streams._packed[0][0]._gather is not None
-    assert calls == (["waited"] if is_compiled else ["recorded"])
 
 
 def test_gradient_in_another_order_is_brought_into_the_parameters(library, session):
@@ -553,10 +308,6 @@ class Recorder:
 
     def record_stream(self, stream):
         self.streams.append(stream)
-
-
-def segment(address, stream, device=0, total_size=0x1000):
-    return {"address": address, "total_size": total_size, "stream": stream, "device": device}
 
 
 def test_only_memory_of_other_streams_is_recorded(monkeypatch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import pathlib
 import random
 import threading
 import time
@@ -341,6 +342,12 @@ def test_what_is_missing_is_said_once_and_steps_go_on(fresh, monkeypatch, caplog
     assert step._gather is None
     assert len(said(caplog)) == 1 and said(caplog)[0].levelno == logging.INFO
     assert words in said(caplog)[0].message and words in gather.report()
+
+
+def test_the_switch_is_told_of():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    for page in ("README.md", "client/python/docs/optimizers-8bit.md"):
+        assert f"`{gather.SWITCH}=0`" in (root / page).read_text(), page
 
 
 def test_steps_do_not_wait_for_the_compiler(fresh, monkeypatch, caplog):

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <vector>
@@ -68,8 +69,8 @@ struct Row {
   const std::byte* object;  // of Python
   c10::TensorImpl* parameter;
   std::uint64_t place;  // the parameter's address
-  Look parameter_look;
-  Look gradient_look;
+  const Look* parameter_look;
+  const Look* gradient_look;
 };
 
 // The TensorImpl that a Python object has now, `offset` bytes into it.
@@ -87,7 +88,7 @@ class Gather {
   bool Add(const void* object, c10::TensorImpl* parameter, const c10::TensorImpl& gradient) {
     if (ImplOf(object, offset_) != parameter || !IsPlain(*parameter) || !IsPlain(gradient)) return false;
     rows_.push_back({static_cast<const std::byte*>(object), parameter, AddressOf(*parameter),
-                     Look(*parameter), Look(gradient)});
+                     LookOf(*parameter), LookOf(gradient)});
     held_.emplace_back();
     return rows_.back().place != 0;
   }
@@ -105,7 +106,7 @@ class Gather {
       const at::Tensor& gradient = row.parameter->grad();
       if (!gradient.defined()) return false;
       c10::TensorImpl& impl = *gradient.unsafeGetTensorImpl();
-      if (!row.gradient_look.IsOf(impl) || !row.parameter_look.IsOf(*row.parameter)) return false;
+      if (!row.gradient_look->IsOf(impl) || !row.parameter_look->IsOf(*row.parameter)) return false;
       addresses[i] = AddressOf(impl);
       if (addresses[i] == 0 || AddressOf(*row.parameter) != row.place) return false;
       held_[i] = gradient;
@@ -126,7 +127,16 @@ class Gather {
     c10::TensorImpl* parameter;
   };
 
+  // Kept once for all tensors that are alike: there are a few kinds, and a step goes through all tensors.
+  const Look* LookOf(const c10::TensorImpl& tensor) {
+    for (const Look& look : looks_) {
+      if (look.IsOf(tensor)) return &look;
+    }
+    return &looks_.emplace_back(tensor);
+  }
+
   const std::uint64_t offset_;
+  std::deque<Look> looks_;  // where they are they stay
   std::vector<Row> rows_;
   std::vector<Without> without_;
   std::vector<at::Tensor> held_;  // gradients that were taken, until they are released

@@ -6,8 +6,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import pathlib
 import random
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -369,3 +372,35 @@ def test_steps_do_not_wait_for_the_compiler(fresh, monkeypatch, caplog):
             assert step.look() and step._gather is not None
             assert list(step.addresses) == [p.grad.data_ptr() for p in parameters]
     assert [record.message for record in said(caplog)] == [f"gradient gather: compiled for torch {torch.__version__}"]
+
+
+WHILE_COMPILED = """
+import time
+from bitpager.optim import gather
+gather.library()
+time.sleep(0.2)
+print(gather._thread.is_alive())
+"""
+WHILE_TRIED = """
+import threading, time
+from bitpager.optim import gather
+begun, tells = threading.Event(), gather._tells
+def slow(library):
+    begun.set()
+    time.sleep(0.5)
+    print(tells(library), flush=True)
+    return True
+gather._tells = slow
+gather.library()
+begun.wait(60)
+"""
+
+
+@pytest.mark.parametrize("program", (WHILE_COMPILED, WHILE_TRIED), ids=("compiled", "tried"))
+def test_a_process_may_end_meanwhile(tmp_path, program):
+    """Nothing is left behind or complained of; no thread is within PyTorch at the end."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    env.pop(gather.SWITCH, None)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    assert not list(tmp_path.glob("bitpager/.build-*"))

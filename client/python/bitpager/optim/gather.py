@@ -8,6 +8,7 @@ BITPAGER_COMPILED_GATHER=0 switches it off.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -203,6 +204,9 @@ def _tells(library) -> bool:
 # ---- the library of this process ----
 
 _lock = threading.Lock()
+# Held while the library is tried, and for good from the interpreter's end on: no thread may be within PyTorch then.
+_trying = threading.Lock()
+atexit.register(_trying.acquire)
 _thread = None
 _library = None
 _said = "no step on a GPU was made"
@@ -240,11 +244,12 @@ def _obtain() -> None:
     try:
         if os.environ.get(SWITCH, "1").strip().lower() in ("0", "no", "off", "false"):
             raise Unavailable(f"switched off by {SWITCH}")
-        made = Library(
-            compiled.build(_SOURCE, pathlib.Path(torch.__file__).parent, torch.__version__, compiled.cxx11(torch))
-        )
-        if not _tells(made):
-            raise Unavailable(f"with torch {torch.__version__} it does not tell all gradients apart")
+        folder = pathlib.Path(torch.__file__).parent
+        path = compiled.build(_SOURCE, folder, torch.__version__, compiled.cxx11(torch))
+        with _trying:
+            made = Library(path)
+            if not _tells(made):
+                raise Unavailable(f"with torch {torch.__version__} it does not tell all gradients apart")
         _library = made
         _said = f"compiled for torch {torch.__version__}"
     except Unavailable as why:

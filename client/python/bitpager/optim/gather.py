@@ -235,8 +235,9 @@ def _start() -> None:
     global _thread
     with _lock:
         if _thread is None:
-            _thread = threading.Thread(target=_obtain, name="bitpager-compile", daemon=True)
-            _thread.start()
+            thread = threading.Thread(target=_obtain, name="bitpager-compile", daemon=True)
+            thread.start()
+            _thread = thread
 
 
 def _obtain() -> None:

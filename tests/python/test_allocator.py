@@ -15,7 +15,7 @@ import time
 import bitpager
 import pytest
 import torch
-from bitpager import allocator
+from bitpager import allocator, compiled
 
 HERE = pathlib.Path(__file__).resolve().parent
 TORCH = pathlib.Path(torch.__file__).parent
@@ -27,10 +27,10 @@ MIB = 1 << 20
 def built(tmp_path_factory):
     """(library, fake): the callback is registered with the fake's registry."""
     folder = tmp_path_factory.mktemp("allocator")
-    path = allocator.build(TORCH, torch.__version__, allocator._cxx11(torch), folder)
+    path = allocator.build(TORCH, torch.__version__, compiled.cxx11(torch), folder)
     fake_path = folder / "libfake_c10_cuda.so"
     subprocess.run(
-        ["g++", "-std=c++17", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(allocator._cxx11(torch))}",
+        ["g++", "-std=c++17", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(compiled.cxx11(torch))}",
          f"-I{TORCH / 'include'}", str(HERE / "fake_c10_cuda.cc"), "-o", str(fake_path)],
         check=True,
     )  # fmt: skip
@@ -251,11 +251,11 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_a_cache_that_others_can_write_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = allocator._cache_folder()
+    folder = compiled.cache_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
     with pytest.raises(allocator.Unavailable, match="others may write"):
-        allocator._cache_folder()
+        compiled.cache_folder()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -268,8 +268,8 @@ def test_without_a_gpu_one_line_says_so(session, caplog):
 
 
 def test_the_source_is_in_the_package():
-    assert allocator._SOURCE.is_file() and shutil.which("g++")
-    assert os.path.dirname(bitpager.__file__) == str(allocator._SOURCE.parent)
+    assert allocator._SOURCE.path.is_file() and shutil.which("g++")
+    assert os.path.dirname(bitpager.__file__) == str(allocator._SOURCE.path.parent)
 
 
 def guard_of(built, session, ordinal):

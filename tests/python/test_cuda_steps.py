@@ -12,128 +12,31 @@ import torch
 from bitpager import _lib, errors
 from bitpager import session as sessions
 from bitpager.arena import StreamCall
-from bitpager.optim import AdamW8bit, packed, streams
-
-UUID = "GPU-00000000-0000-0000-0000-000000000000"
-
-
-class Library:
-    """Plays libbitpager.so for one session on a GPU. `outcomes`: codes of the next bp_step_async calls."""
-
-    def __init__(self):
-        self.steps = []
-        self.outcomes = []
-        self.finished = []
-        self.synchronized = 0
-        self.expected = []  # (steps before, stream)
-        self.imports = 1
-        self.on_step = lambda: None
-        self.extents = 100
-
-    def bp_session_get_info(self, _, info):
-        info._obj.device_kind = b"cuda"
-        info._obj.device_uuid = UUID.encode()
-        return 0
-
-    def bp_code_name(self, code):
-        return f"CODE_{code}".encode()
-
-    def bp_last_error(self):
-        return b"what the library says"
-
-    def bp_arena_create(self, _, options, handle, info):
-        self.extents += 1
-        handle._obj.value = self.extents
-        return 0
-
-    def bp_arena_drop(self, *_):
-        return 0
-
-    def bp_disconnect(self, *_):
-        return 0
-
-    def bp_noop(self, *_):
-        return 0
-
-    def bp_arena_states(self, *_):
-        return 0
-
-    def bp_expect_step(self, _, stream):
-        self.expected.append((len(self.steps), stream))
-        return 0
-
-    def bp_session_synchronize(self, _):
-        self.synchronized += 1
-        return 0
-
-    def bp_poll_results(self, _, out):
-        out = out._obj
-        ctypes.memset(ctypes.addressof(out) + 4, 0, ctypes.sizeof(out) - 4)
-        if self.finished:
-            for key, value in self.finished.pop(0).items():
-                setattr(out, key, value)
-        return 0
-
-    def bp_step_async(self, _, arena, table, count, groups, group_count, options, stream, submitted):
-        code = self.outcomes.pop(0) if self.outcomes else 0
-        if code:
-            return code
-        options = options._obj
-        rows = (_lib.StepTensor * count).from_address(table)
-        settings = (_lib.Group * group_count).from_address(groups)
-        grads = (ctypes.c_uint64 * count).from_address(options.grads)
-        self.steps.append(
-            {
-                "arena": arena,
-                "stream": stream,
-                "step": options.step,
-                "propagate": options.propagate_nonfinite,
-                "follows": options.follows,
-                "rows": [
-                    {name: getattr(row, name) for name, _ in row._fields_}
-                    | {"step": row.step + options.steps_ahead, "grad": grad}
-                    for row, grad in zip(rows, grads)
-                ],
-                "groups": [tuple(getattr(group, name) for name, _ in group._fields_) for group in settings],
-            }
-        )
-        submitted._obj.ticket = len(self.steps)
-        submitted._obj.imports = self.imports
-        self.on_step()
-        return 0
+from bitpager.optim import AdamW8bit, streams
+from fake_gpu import (
+    READERS,
+    UUID,
+    GpuParameter,
+    give_gradients,
+    make_parameters,
+    open_session,
+    read_with,
+    segment,
+    stand_in,
+)
 
 
-class GpuParameter(torch.nn.Parameter):
-    """A CPU parameter that says it lies in a GPU."""
-
-    is_cuda = True
-
-
-@pytest.fixture
-def library(monkeypatch):
-    made = Library()
-    monkeypatch.setattr(_lib, "_library", made)
-    monkeypatch.setattr(packed, "current_stream", lambda index: 77)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [])
-    monkeypatch.setattr("bitpager.optim.base.device_uuid", lambda device: UUID)
-    return made
+@pytest.fixture(params=READERS)
+def library(request, monkeypatch):
+    read_with(request.param, monkeypatch)
+    return stand_in(monkeypatch)
 
 
 @pytest.fixture
 def session(library):
-    made = sessions.Session(1, os.getpid())
+    made = open_session()
     yield made
-    made.close()  # while the library is this one: what is collected later would be dropped in the real one
-
-
-def make_parameters(count=3, elements=5000, dtype=torch.bfloat16):
-    return [GpuParameter(torch.zeros(elements + i, dtype=dtype)) for i in range(count)]
-
-
-def give_gradients(parameters):
-    for p in parameters:
-        p.grad = torch.ones_like(p)
+    made.close()
 
 
 # ---- packing ----
@@ -142,7 +45,8 @@ def give_gradients(parameters):
 def test_rows_and_groups_are_the_c_structs():
     rows = [(3, 1, 9, 2, 0, 0, 0, 0xABC0, 0, 0, 0xDEF0), (7, 0, 2, 1, 2, 0, 0, 1 << 47, 0, 0, 2)]
     call = StreamCall(rows, 2)
-    call.fill([11, 1 << 46], [0.1, 0.9, 0.99, 1e-8, 0.5, 1, 2, 3, 4, 5], 12, 4, True, True)
+    call.point_to([11, 1 << 46])
+    call.fill([0.1, 0.9, 0.99, 1e-8, 0.5, 1, 2, 3, 4, 5], 12, 4, True, True)
     table, count, groups, group_count, options = call.arguments
     got = (_lib.StepTensor * count).from_address(table)
     assert [tuple(getattr(row, name) for name, _ in row._fields_) for row in got] == rows
@@ -404,10 +308,6 @@ class Recorder:
 
     def record_stream(self, stream):
         self.streams.append(stream)
-
-
-def segment(address, stream, device=0, total_size=0x1000):
-    return {"address": address, "total_size": total_size, "stream": stream, "device": device}
 
 
 def test_only_memory_of_other_streams_is_recorded(monkeypatch):

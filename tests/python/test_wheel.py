@@ -37,7 +37,7 @@ def test_tag_and_contents(wheel):
         assert f"bitpager/_native/{native}" in names
     assert "Provides-Extra: hf\n" in metadata and 'Requires-Dist: peft>=0.18; extra == "hf"\n' in metadata
     assert modes["bitpager/_native/bitpagerd"] & 0o111
-    assert {"bitpager/py.typed", "bitpager/allocator_guard.cc"} <= names
+    assert {"bitpager/py.typed", "bitpager/allocator_guard.cc", "bitpager/optim/gradient_gather.cc"} <= names
 
 
 def test_installed_package_verifies_itself(wheel, tmp_path):

@@ -103,7 +103,8 @@ def _c_call(report: Report, session, under: str) -> None:
 
     def step() -> None:
         number = next(steps)
-        call.fill([grad.data_ptr()], (1e-4, 0.9, 0.999, 1e-8, 0.0), number, number - 1, False, False)
+        call.point_to([grad.data_ptr()])
+        call.fill((1e-4, 0.9, 0.999, 1e-8, 0.0), number, number - 1, False, False)
         arena.step_on_stream(call, 0)
         torch.cuda.synchronize()
 

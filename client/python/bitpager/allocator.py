@@ -1,35 +1,30 @@
 """guard_allocator(): PyTorch's allocator asks the daemon for room before it takes more memory of a GPU.
 
-The callback is C++ (allocator_guard.cc), because the allocator calls it with its lock held. It is compiled once for
-each PyTorch, with g++ against PyTorch's own headers and without CUDA's, into the user's cache folder. Where that cannot
-be done the daemon's watermark does the work: pages leave when the card's free memory falls under it, a little later.
+The callback is C++ (allocator_guard.cc, compiled by compiled.py), because the allocator calls it with its lock held.
+Where that cannot be done the daemon's watermark does the work: pages leave when the card's free memory falls under it,
+a little later.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import pathlib
 import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 import threading
 from ctypes import POINTER, Structure, byref, c_int, c_uint32, c_uint64, c_void_p
 
-from . import _lib
+from . import _lib, compiled
+from .compiled import Unavailable
 from .sizes import parse_bytes, print_bytes
 
 ABI_VERSION = 2
-COMPILE_LIMIT_S = 120
 REQUEST_LIMIT_MS = 3000
 REST_MS = 5000
 PAUSE_MS = 1000
 SWITCH = "BITPAGER_GUARD_ALLOCATOR"
-_SOURCE = pathlib.Path(__file__).with_name("allocator_guard.cc")
+_SOURCE = compiled.Source(pathlib.Path(__file__).with_name("allocator_guard.cc"), ABI_VERSION, "its callback")
 # c10::FreeCudaMemoryCallbacksRegistry(), with the newer and the older ABI of std::string.
 _REGISTRY = (
     "_ZN3c1031FreeCudaMemoryCallbacksRegistryB5cxx11Ev",
@@ -41,10 +36,6 @@ _DECLARATIONS = (
 )
 _WATERMARK = "pages leave at the daemon's watermark (--free-watermark) instead"
 _log = logging.getLogger("bitpager")
-
-
-class Unavailable(Exception):
-    """Why there can be no callback here."""
 
 
 class _Options(Structure):
@@ -177,28 +168,17 @@ def _installed(torch):
     global _library
     with _lock:
         if _library is None:
-            library = load(build(pathlib.Path(torch.__file__).parent, torch.__version__, _cxx11(torch)))
-            driver = _open("libcuda.so.1")
-            c10_cuda = _open(str(pathlib.Path(torch.__file__).parent / "lib" / "libc10_cuda.so"))
+            library = load(build(pathlib.Path(torch.__file__).parent, torch.__version__, compiled.cxx11(torch)))
+            driver = compiled.open_library("libcuda.so.1")
+            c10_cuda = compiled.open_library(str(pathlib.Path(torch.__file__).parent / "lib" / "libc10_cuda.so"))
             install(library, c10_cuda, driver)
             _library = library
         return _library
 
 
-def _cxx11(torch) -> bool:
-    return bool(getattr(torch._C, "_GLIBCXX_USE_CXX11_ABI", True))
-
-
-def _open(name: str):
-    try:
-        return ctypes.CDLL(name)
-    except OSError as error:
-        raise Unavailable(f"{name} does not load ({error})") from error
-
-
 def load(path: pathlib.Path):
     """The compiled library with its functions declared."""
-    library = _open(str(path))
+    library = compiled.open_library(str(path))
     try:
         library.bp_guard_abi_version.restype = c_uint32
         if library.bp_guard_abi_version() != ABI_VERSION:
@@ -232,15 +212,8 @@ def build(torch_folder: pathlib.Path, version: str, cxx11: bool, folder=None) ->
     """Path of the library for this PyTorch, in `folder` (None: the user's cache); compiled when it is not there.
 
     Unavailable: no compiler, no headers, headers that declare something else, a folder that others can write."""
-    include = torch_folder / "include"
-    _require_headers(include)
-    flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", f"-D_GLIBCXX_USE_CXX11_ABI={int(cxx11)}"]
-    key = hashlib.sha256("\0".join([_SOURCE.read_text(), version, str(include), *flags]).encode()).hexdigest()
-    folder = _cache_folder() if folder is None else pathlib.Path(folder)
-    target = folder / f"allocator_guard-{ABI_VERSION}-torch{re.sub(r'[^0-9A-Za-z.+-]', '_', version)}-{key[:12]}.so"
-    if not target.exists():
-        _compile(_compiler(), flags, include, target)
-    return target
+    _require_headers(torch_folder / "include")
+    return compiled.build(_SOURCE, torch_folder, version, cxx11, folder)
 
 
 def _require_headers(include: pathlib.Path) -> None:
@@ -251,51 +224,6 @@ def _require_headers(include: pathlib.Path) -> None:
         raise Unavailable(f"PyTorch's headers are not installed ({header}: {error.strerror})") from error
     if not all(re.search(pattern, text) for pattern in _DECLARATIONS):
         raise Unavailable(f"this PyTorch declares its allocator's callbacks otherwise ({header})")
-
-
-def _cache_folder() -> pathlib.Path:
-    """Code is loaded from here: it must be this user's alone."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = pathlib.Path(base) / "bitpager"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise Unavailable(
-            f"there is no folder to compile into ({folder}: {error.strerror}); XDG_CACHE_HOME names one"
-        ) from error
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise Unavailable(f"{folder} belongs to another user, or others may write to it; chmod go-w {folder}")
-    return folder
-
-
-def _compiler() -> list:
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in ([named] if named else []) + [["g++"], ["c++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    raise Unavailable("there is no C++ compiler (g++ or CXX) to build its callback with")
-
-
-def _compile(compiler, flags, include, target) -> None:
-    """Writes `target` whole or not at all, whoever else does the same."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
-            made = os.path.join(folder, "made.so")
-            said = ""
-            for standard in ("c++17", "c++20"):  # the first that these headers compile with
-                command = [*compiler, f"-std={standard}", *flags, f"-I{include}", str(_SOURCE), "-o", made]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_LIMIT_S)
-                if done.returncode == 0:
-                    os.replace(made, target)
-                    return
-                said = said or done.stderr
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{compiler[0]} did not end within {COMPILE_LIMIT_S} s") from error
-    except OSError as error:
-        raise Unavailable(f"its callback cannot be compiled into {target.parent} ({error.strerror})") from error
-    lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["no message"]
-    raise Unavailable(f"{compiler[0]} cannot compile its callback for torch: {lines[0][:300]}")
 
 
 __all__ = ["AllocatorGuard", "guard_allocator"]

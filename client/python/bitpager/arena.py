@@ -174,7 +174,7 @@ class StreamCall:
         self._packed = struct.Struct("<" + "ddddd" * groups)
         self._groups = ctypes.create_string_buffer(self._packed.size)
         self._addresses = struct.Struct(f"<{count}Q")
-        self.grads = ctypes.create_string_buffer(self._addresses.size)
+        self.grads = (ctypes.c_uint64 * count)()  # an address for each row
         self.options = _lib.sized(_lib.StreamStepOptions)
         self.options.grads = ctypes.addressof(self.grads)
         self.submitted = _lib.sized(_lib.Submitted)
@@ -188,11 +188,14 @@ class StreamCall:
             ctypes.byref(self.options),
         )
 
-    def fill(self, grads, settings, step: int, steps_ahead: int, propagate: bool, follows: bool) -> None:
-        """grads: an address for each row; settings: lr, beta1, beta2, eps, weight_decay of each group, in one list;
-        step: of the optimizer; steps_ahead: added to every row's step; follows: nothing was enqueued on the stream
-        since the session's last step there."""
-        self._addresses.pack_into(self.grads, 0, *grads)
+    def point_to(self, addresses) -> None:
+        """Sets `grads`: an address for each row."""
+        self._addresses.pack_into(self.grads, 0, *addresses)
+
+    def fill(self, settings, step: int, steps_ahead: int, propagate: bool, follows: bool) -> None:
+        """settings: lr, beta1, beta2, eps, weight_decay of each group, in one list; step: of the optimizer;
+        steps_ahead: added to every row's step; follows: nothing was enqueued on the stream since the session's last
+        step there."""
         self._packed.pack_into(self._groups, 0, *settings)
         options = self.options
         options.step, options.steps_ahead, options.propagate_nonfinite = step, steps_ahead, propagate

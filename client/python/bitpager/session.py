@@ -38,6 +38,7 @@ class Session:
         self._storages_lock = threading.Lock()
         self._arenas = weakref.WeakValueDictionary()  # extent -> Arena, to tell whose step failed
         self._finished = _lib.sized(_lib.Finished)
+        self._finished_reference = ctypes.byref(self._finished)
         self._allocator_guard = None  # allocator.AllocatorGuard, of a GPU
         info = self.info()
         self.device_kind = info["device_kind"]
@@ -184,7 +185,7 @@ class Session:
         optimizer step does it first."""
         finished = self._finished
         while True:
-            _lib.check_idempotent(_lib.lib().bp_poll_results, self.handle, ctypes.byref(finished))
+            _lib.check_idempotent(_lib.lib().bp_poll_results, self.handle, self._finished_reference)
             if finished.code == _lib.OK:
                 return
             self._raise_failure(finished)

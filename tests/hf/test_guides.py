@@ -71,7 +71,7 @@ def shell(shared_daemon, tmp_path):
     plan = f'[ "$1" = plan ] && shift && {python} -m bitpager.plan "$@"'  # as bitpager.commands sends it
     write_program(tools / "bitpager", f'{plan}\nexec "{native("bitpager")}" "$@"')
     write_program(
-        tools / "bitpagerd", f'exec "{native("bitpagerd")}" --socket {own} --page-size 16KiB --device cpu "$@"'
+        tools / "bitpagerd", f'exec "{native("bitpagerd")}" --socket {own} --page-size 16KiB --window-pages 8 --device cpu "$@"'
     )
     folder = tmp_path / "work"
     folder.mkdir()

@@ -187,6 +187,7 @@ def test_blocks_offloaded_to_disk_lie_on_the_daemons_disk(make_daemon, session, 
     disk = pathlib.Path(tempfile.mkdtemp(prefix=".disk-", dir=pathlib.Path(__file__).resolve().parents[2] / "build"))
     try:
         flags = ("--page-size", "16KiB", "--device-budget", "1MiB", "--host-budget", "64MiB", "--disk-budget", "64MiB")
+        flags += ("--window-pages", "8")
         daemon = make_daemon(*flags, "--disk-folder", str(disk))
         bitpager.disconnect()
         other = bitpager.connect(socket=daemon.socket, job="hf", linger=0)

@@ -46,7 +46,8 @@ class Job:
 
 @pytest.mark.parametrize("budget", ["16MiB", "1MiB"])
 def test_two_jobs_on_one_model_hold_it_once(make_daemon, models, tmp_path, budget):
-    flags = ("--device", "cpu", "--device-budget", budget, "--host-budget", "256MiB", "--page-size", "16KiB")
+    flags = ("--device", "cpu", "--device-budget", budget, "--host-budget", "256MiB")
+    flags += ("--page-size", "16KiB", "--window-pages", "8")
     folder = models("llama")
     daemon = make_daemon(*flags)
     first = Job(daemon, "first", folder, tmp_path)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from bitpager import _zmtp, telemetry
 
-FLAGS = ("--device", "cpu", "--device-budget", "1MiB", "--host-budget", "64MiB", "--page-size", "16KiB")
+FLAGS = ("--device", "cpu", "--device-budget", "1MiB", "--host-budget", "64MiB", "--page-size", "16KiB",
+         "--window-pages", "8")  # fmt: skip
 
 
 def train(session, elements, steps=1, **settings):

@@ -202,7 +202,8 @@ class Live:
     """A node under load and its Prometheus."""
 
     def __init__(self):
-        self.node = Node("--device", "cpu", "--device-budget", "1MiB", "--host-budget", "24MiB", "--page-size", "16KiB")
+        budgets = ("--device-budget", "1MiB", "--host-budget", "24MiB", "--page-size", "16KiB", "--window-pages", "8")
+        self.node = Node("--device", "cpu", *budgets)
         self.prometheus = None
         try:
             self.jobs = {name: self.node.train(name, quota) for name, quota in (("first", "512KiB"), ("second", "0"))}

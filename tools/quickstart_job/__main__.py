@@ -37,7 +37,7 @@ class Quickstart:
     def _daemon(self, name: str, budget: str) -> Daemon:
         log = self._logs / f"quickstart-{name}-daemon.log"
         flags = ["--device", "cpu", "--device-budget", budget, "--host-budget", settings.HOST_BUDGET, "--poison-frames"]
-        flags += ["--page-size", str(settings.PAGE_BYTES)]
+        flags += ["--page-size", str(settings.PAGE_BYTES), "--window-pages", str(settings.WINDOW_PAGES)]
         return Daemon(self._programs / "bitpagerd", self._folder / f"{name}.sock", flags, log)
 
     def _job(self, title: str, script: str, name: str, events: queue.Queue, *arguments: str) -> Job:

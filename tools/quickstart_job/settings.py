@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PAGE_BYTES = 16 << 10
+WINDOW_PAGES = 8
 DEVICE_BUDGET = "12MiB"  # both jobs together hold about 34 MiB of pages
 HOST_BUDGET = "256MiB"
 ROOMY_BUDGET = "256MiB"  # everything resident

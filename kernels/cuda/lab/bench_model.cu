@@ -61,6 +61,11 @@ double UlpOf(wire::DType dtype, double x) {
 
 }  // namespace
 
+std::size_t PageBytes() {
+  const char* const said = std::getenv("LAB_PAGE_BYTES");
+  return said == nullptr ? std::size_t{512} << 10 : std::strtoull(said, nullptr, 10);
+}
+
 void Check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
@@ -70,7 +75,7 @@ void Check(cudaError_t error, const char* what) {
 Model::Model(wire::Rule rule, wire::StateBits bits, wire::DType dtype,
              const std::vector<std::uint64_t>& sizes)
     : dtype_(dtype) {
-  args_.layout = optim8bit::MakeStateLayout(rule, bits, kPageBytes).value();
+  args_.layout = optim8bit::MakeStateLayout(rule, bits, PageBytes()).value();
   std::uint64_t units = 0;
   for (const std::uint64_t size : sizes) {
     units += optim8bit::UnitsOf(size);
@@ -79,10 +84,10 @@ Model::Model(wire::Rule rule, wire::StateBits bits, wire::DType dtype,
   const std::uint64_t width = wire::DTypeBytes(dtype);
   const std::uint64_t pages = (units - 1) / args_.layout.units_per_page + 1;
   param_bytes_ = units * 256 * width;
-  Check(cudaMalloc(&pages_, pages * kPageBytes), "pages");
+  Check(cudaMalloc(&pages_, pages * PageBytes()), "pages");
   Check(cudaMalloc(&params_, param_bytes_), "parameters");
   Check(cudaMalloc(&grads_, param_bytes_), "gradients");
-  Check(cudaMemset(pages_, 0, pages * kPageBytes), "zero the pages");
+  Check(cudaMemset(pages_, 0, pages * PageBytes()), "zero the pages");
   std::uint64_t unit = 0;
   for (std::size_t tensor = 0; tensor < sizes.size(); ++tensor) {
     const std::uint64_t first = unit;
@@ -90,7 +95,7 @@ Model::Model(wire::Rule rule, wire::StateBits bits, wire::DType dtype,
     while (unit < end) {
       StepSpan span;
       const std::uint64_t slot = unit % args_.layout.units_per_page;
-      span.page = pages_ + unit / args_.layout.units_per_page * kPageBytes;
+      span.page = pages_ + unit / args_.layout.units_per_page * PageBytes();
       span.first_unit = static_cast<std::uint32_t>(slot);
       span.units = static_cast<std::uint32_t>(std::min(end - unit, args_.layout.units_per_page - slot));
       span.param = params_ + unit * 256 * width;

@@ -12,7 +12,8 @@
 
 namespace bitpager::kernels::cuda::lab {
 
-inline constexpr std::size_t kPageBytes = 2 << 20;
+// LAB_PAGE_BYTES in the environment, or the daemon's.
+[[nodiscard]] std::size_t PageBytes();
 
 // Ends the program with a message when a call failed.
 void Check(cudaError_t error, const char* what);

@@ -137,24 +137,8 @@ class StepWalk {
   }
 
  private:
-  // The last span, from span_ on, that starts at or before unit_. Spans are mostly alike, pages of a large
-  // tensor, so it lies about as far on as the last one did: 32 probes around that place, and only when it is
-  // none of these, a search.
+  // The last span, from span_ on, that starts at or before unit_: 32 probes at a time.
   __device__ void Seek(const StepLaunch& launch, std::uint32_t lane) {
-    const std::uint32_t before = span_;
-    const std::uint32_t guess = span_ + (ahead_ > kLanes / 2 ? ahead_ - kLanes / 2 : 0);
-    const std::uint32_t probe = guess + lane;
-    const bool begun = probe < launch.spans && launch.firsts[probe] <= unit_;
-    const int passed = __popc(__ballot_sync(kWholeWarp, begun));
-    if (passed > 0) span_ = guess + static_cast<std::uint32_t>(passed - 1);
-    if (passed == 0 || passed == kLanes) Search(launch, lane);
-    const bool run_begins = (unit_ & ((1U << launch.run_shift) - 1)) == 0;
-    if (run_begins) ahead_ = span_ - before;
-    end_ = span_ + 1 < launch.spans ? launch.firsts[span_ + 1] : launch.units;
-  }
-
-  // The same: 32 probes among all that are left, then among those between two of them.
-  __device__ void Search(const StepLaunch& launch, std::uint32_t lane) {
     std::uint32_t count = launch.spans - span_;
     while (true) {
       const std::uint32_t stride = (count + kLanes - 1) / kLanes;
@@ -165,12 +149,12 @@ class StepWalk {
       if (stride == 1) break;
       count = min(stride, launch.spans - span_);
     }
+    end_ = span_ + 1 < launch.spans ? launch.firsts[span_ + 1] : launch.units;
   }
 
   std::uint32_t unit_;
   std::uint32_t span_ = 0;
-  std::uint32_t ahead_ = 0;  // spans from the run before to this one
-  std::uint32_t end_ = 0;    // first unit behind the current span
+  std::uint32_t end_ = 0;  // first unit behind the current span
 };
 
 __device__ __forceinline__ float LoadElement(wire::DType dtype, const std::byte* data, std::uint32_t i) {

@@ -66,23 +66,33 @@ def plain_stderr(request):
 def compiled_allocator(plain_stderr, tmp_path_factory):
     """(the library of the allocator's callback, None), compiled anew and put where sessions look for it, so that no
     test's time goes into it; (None, why not)."""
-    from bitpager import allocator
+    from bitpager import allocator, compiled
 
     faulthandler.dump_traceback_later(BUILD_S, exit=True, file=plain_stderr)
     try:
         folder = pathlib.Path(torch.__file__).parent
         fresh = tmp_path_factory.mktemp("allocator")
-        made = allocator.build(folder, torch.__version__, allocator._cxx11(torch), fresh)
-        kept = allocator._cache_folder() / made.name
+        made = allocator.build(folder, torch.__version__, compiled.cxx11(torch), fresh)
+        kept = compiled.cache_folder() / made.name
         if not kept.exists():
             beside = kept.with_suffix(f".{os.getpid()}")
             shutil.copy(made, beside)
             os.replace(beside, kept)
         return made, None
-    except allocator.Unavailable as why:
+    except compiled.Unavailable as why:
         return None, str(why)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_gather(compiled_allocator):
+    """Whether gradients are read by compiled code, and why not, as gather.report() says. It is awaited: from here on
+    steps take it."""
+    from bitpager.optim import gather
+
+    gather.wait()
+    return gather.report()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import gpu_daemon
 import gpu_training
 import pytest
 import torch
-from bitpager import allocator
+from bitpager import compiled
 
 STEPS = 5
 LR, WEIGHT_DECAY = 1e-3, 0.1
@@ -65,7 +65,7 @@ def why_not(folder: pathlib.Path):
         return f"torch {torch.__version__} came without its C++ headers"
     if not (folder / "lib" / "libtorch.so").is_file():
         return f"torch {torch.__version__} came without libtorch.so"
-    if not allocator._cxx11(torch):
+    if not compiled.cxx11(torch):
         return f"torch {torch.__version__} is built with the old ABI of libstdc++, bitpager with the C++11 ABI"
     if "native_handle" not in (include / "c10" / "core" / "Stream.h").read_text():
         return f"c10::Stream of torch {torch.__version__} does not give out its handle"
@@ -103,8 +103,8 @@ def program(tmp_path_factory):
     if reason := why_not(torch_folder):
         pytest.skip(reason)
     try:
-        compiler = allocator._compiler()
-    except allocator.Unavailable:
+        compiler = compiled.compiler("the optimizers")
+    except compiled.Unavailable:
         pytest.skip("there is no C++ compiler (g++ or CXX)")
     return build(tree, torch_folder, compiler, tmp_path_factory.mktemp("libtorch"))
 

@@ -134,6 +134,22 @@ def test_gradients_set_to_none_at_once(session, trained, expected):
     assert_same(params, expected)
 
 
+def test_gradients_read_by_compiled_code_and_in_python_give_the_same(session, compiled_gather, monkeypatch):
+    from bitpager.optim import gather
+
+    if gather.library() is None:
+        pytest.skip(compiled_gather)
+    taken = []
+    take = gather.Gather.take
+    monkeypatch.setattr(gather.Gather, "take", lambda *given: taken.append(take(*given)) or taken[-1])
+    compiled = plain(session)
+    assert taken and all(taken), f"of {len(taken)} steps {taken.count(False)} were sent the long way"
+    monkeypatch.setattr(gather, "library", lambda: None)
+    before = len(taken)
+    assert_same(plain(session), compiled)
+    assert len(taken) == before
+
+
 def test_memory_that_is_freed_shrunk_and_had_again_between_steps(session, trained, expected):
     """Addresses come back for other allocations: what the daemon mapped before must not be taken for them."""
     params, optimizer = trained

@@ -40,11 +40,11 @@ struct Config {
   // ---- memory
   SizeSetting device_budget;  // default: see ResolveBudgets
   SizeSetting host_budget;
-  std::string disk_folder;              // empty: no disk tier
-  SizeSetting disk_budget;              // default and percent: of what is free there
+  std::string disk_folder;                // empty: no disk tier
+  SizeSetting disk_budget;                // default and percent: of what is free there
   std::uint64_t page_bytes = 512U << 10;  // a power of two, 16 KiB to 64 MiB
   std::uint32_t window_pages = 32;        // 1 to 1024
-  std::uint32_t windows_in_flight = 0;  // 1 to 16; 0: 3 on the CPU, 6 on a GPU
+  std::uint32_t windows_in_flight = 0;    // 1 to 16; 0: 3 on the CPU, 6 on a GPU
   paging::Policy policy = paging::Policy::kScanAware;
   bool poison_frames = false;
 

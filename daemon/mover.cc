@@ -12,9 +12,11 @@ constexpr int kPoisonByte = 0xA5;
 // Host memory given back at once: little enough that a store behind it waits a few ms at most.
 constexpr std::uint64_t kGiveBackBytes = 16U << 20;
 
-// Pages that move between the device and the disk at once: enough for two transfers and the copies behind
+// Of pages that move between the device and the disk at once: enough for two transfers and the copies behind
 // them.
-constexpr std::uint64_t kDiskSlots = 8;
+constexpr std::uint64_t kDiskSlotBytes = std::uint64_t{16} << 20;
+constexpr std::uint64_t kLeastDiskSlots = 8;
+constexpr std::uint64_t kMostDiskSlots = 64;
 
 // The next action continues the copy that ends at (`device`, `host`).
 bool Continues(const std::byte* device_end, const std::byte* host_end, const std::byte* device,
@@ -36,7 +38,9 @@ wire::Status Mover::Start(const std::string& disk_folder) {
       device_.ReserveHost(pager_.config().host_frames * pager_.config().page_bytes);
   if (!region.ok()) return region.status();
   host_ = *region;
-  return pager_.config().disk_frames == 0 ? wire::Status() : disk_.Start(disk_folder, kDiskSlots);
+  if (pager_.config().disk_frames == 0) return {};
+  const std::uint64_t slots = kDiskSlotBytes / pager_.config().page_bytes;
+  return disk_.Start(disk_folder, std::clamp(slots, kLeastDiskSlots, kMostDiskSlots));
 }
 
 int Mover::Apply(const paging::Actions& actions) {

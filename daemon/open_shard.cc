@@ -26,8 +26,8 @@ constexpr std::uint64_t kWatermarkShare = 64;
 // Windows in flight, unless configured.
 constexpr std::uint32_t kWindows = 3;
 constexpr std::uint32_t kOverlappedWindows = 6;
-// Of a step, some tenths of a millisecond of a GPU's time: longer than the rest of a request takes to decide
-// on and to launch.
+// Of a step, a tenth of a millisecond of a GPU's time: longer than the next part of a request (six times as
+// many) takes to decide on and to launch.
 constexpr std::uint64_t kFirstPages = 96;
 
 // Device memory comes in runs as long as the device likes, but of a small budget there are a number of them:

@@ -244,9 +244,9 @@ void Tasks::TakePages(std::span<const paging::RunAction> runs) {
 }
 
 // Windows of one request that came in one decision, all of them resident, go out in one launch as far as the
-// device likes long ones. The first decision on a large request is a short one: the device begins, while what
-// the others need is put together. A launch whose last pages are to leave ends there, so that they leave
-// soon.
+// device likes long ones. A large request is decided on in parts, the first of them short: the device begins,
+// while what the others need is put together. A launch whose last pages are to leave ends there, so that they
+// leave soon.
 void Tasks::LaunchAll(std::span<const paging::RunAction> runs) {
   while (!runs.empty()) {
     std::uint64_t pages = runs.front().pages.size();

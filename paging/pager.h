@@ -209,7 +209,7 @@ struct Actions {
   std::vector<wire::RequestId> finished;  // all runs done, reservation returned; each request once,
                                           // cancelled ones too
   std::vector<EndedJob> ended;            // jobs that are gone
-  bool more = false;                      // a request stopped at PagerConfig::first_pages or growth: pump again at once
+  bool more = false;  // a request stopped at PagerConfig::first_pages or growth: pump again at once
   [[nodiscard]] bool empty() const;
 };
 

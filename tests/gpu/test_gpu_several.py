@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 HTTP = ("--http", "127.0.0.1:0")
 WIDE = ("--device-budget", "1GiB", "--host-budget", "1GiB", *HTTP)
-# Of the 45 pages of a job some come over the link at each step.
+# Of the 180 pages of a job some come over the link at each step.
 TIGHT = ("--device-budget", str(120 * PAGE), "--host-budget", "1GiB", "--window-pages", "16", *HTTP)
 
 

@@ -70,9 +70,8 @@ def shell(shared_daemon, tmp_path):
     native = bitpager._lib.program_path
     plan = f'[ "$1" = plan ] && shift && {python} -m bitpager.plan "$@"'  # as bitpager.commands sends it
     write_program(tools / "bitpager", f'{plan}\nexec "{native("bitpager")}" "$@"')
-    write_program(
-        tools / "bitpagerd", f'exec "{native("bitpagerd")}" --socket {own} --page-size 16KiB --window-pages 8 --device cpu "$@"'
-    )
+    shape = "--page-size 16KiB --window-pages 8 --device cpu"
+    write_program(tools / "bitpagerd", f'exec "{native("bitpagerd")}" --socket {own} {shape} "$@"')
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "client").symlink_to(ROOT / "client")

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from bitpager import _lib, arena
 from bitpager.optim import AdamW8bit
 from fake_gpu import READERS, GpuParameter, give_gradients, make_parameters, open_session, read_with, segment, stand_in
 
@@ -164,3 +165,67 @@ def test_a_gradient_gone_before_it_is_recorded_is_waited_for(steady, library, mo
     optimizer.step()
     is_compiled = optimizer._streams._packed[0][0]._gather is not None
     assert calls == (["waited"] if is_compiled else ["recorded"])
+
+
+class _Interrupted(dict):
+    """A parameter's state whose count is interrupted when it is set next, if `armed`."""
+
+    armed = False
+
+    def __setitem__(self, key, value):
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+        super().__setitem__(key, value)
+
+
+@pytest.mark.parametrize("which", (0, 1))
+def test_an_interrupt_while_counting_leaves_all_at_the_same_step(library, session, reader, which):
+    parameters = make_parameters(3)
+    optimizer = AdamW8bit(parameters, session=session)
+    for p in parameters:
+        optimizer.state[p] = _Interrupted()
+    for _ in range(4):
+        give_gradients(parameters)
+        optimizer.step()
+    optimizer.state[parameters[which]].armed = True
+    give_gradients(parameters)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert len(library.steps) == 5 and optimizer.parts_sent == 5
+    assert [optimizer.state[p]["step"] for p in parameters] == [5, 5, 5]
+    give_gradients(parameters)
+    optimizer.step()
+    assert [row["step"] for row in library.steps[-1]["rows"]] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("where", ("fill", "settle"))
+def test_an_interrupt_before_the_library_has_the_step_sends_it_all_the_same(steady, library, monkeypatch, where):
+    parameters, optimizer, _ = steady
+    owner, name = (arena.StreamCall, "fill") if where == "fill" else (_lib, "settle")
+    call, left = getattr(owner, name), [1]
+
+    def once(*given):
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return call(*given)
+
+    monkeypatch.setattr(owner, name, once)
+    give_gradients(parameters[:3])
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert len(library.steps) == 5, "the interrupt waits until the step is on its way"
+    assert [optimizer.state[p]["step"] for p in parameters[:3]] == [5, 5, 5]
+    assert optimizer.parts_sent == 5
+
+
+def test_settings_that_are_none_count_no_step(steady, library):
+    parameters, optimizer, _ = steady
+    lr, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], None
+    give_gradients(parameters[:3])
+    with pytest.raises(TypeError):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+    assert [step["step"] for step in library.steps[-2:]] == [4, 5]

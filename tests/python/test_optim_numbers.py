@@ -108,7 +108,8 @@ def test_residency_does_not_change_results(make_daemon):
     """The same training under a roomy and a tight budget is bit-identical, with pages moving in the tight one."""
     results = []
     for budget in ("64MiB", "2MiB"):
-        daemon = make_daemon("--device-budget", budget, "--host-budget", "128MiB", "--page-size", "64KiB", "--window-pages", "8")
+        budgets = ("--device-budget", budget, "--host-budget", "128MiB")
+        daemon = make_daemon(*budgets, "--page-size", "64KiB", "--window-pages", "8")
         with bitpager.connect(socket=daemon.socket, job="residency", linger=0, default=False) as session:
             torch.manual_seed(1)
             ps = [torch.nn.Parameter(torch.randn(1_500_000)), torch.nn.Parameter(torch.randn(700_001))]

@@ -195,7 +195,8 @@ print("interrupted", interrupted)
 
 
 def test_interrupted_steps_leave_the_client_usable(make_daemon, run_python):
-    daemon = make_daemon("--device-budget", "4MiB", "--host-budget", "64MiB", "--page-size", "64KiB", "--window-pages", "8")
+    budgets = ("--device-budget", "4MiB", "--host-budget", "64MiB")
+    daemon = make_daemon(*budgets, "--page-size", "64KiB", "--window-pages", "8")
     result = run_python(INTERRUPT, daemon.socket)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 5

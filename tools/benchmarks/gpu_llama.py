@@ -309,7 +309,7 @@ def plain_iteration(model, optimizer, ids) -> Callable:
 
 class Peak:
     """The most memory of the card that was in use meanwhile, by whomever, above what was at the begin; sampled every
-    few milliseconds. reserved_bytes: the most that this process's PyTorch had reserved meanwhile."""
+    few milliseconds. reserved_bytes: the most that this process's PyTorch had reserved meanwhile, likewise."""
 
     def __init__(self, place: Place):
         self._place = place
@@ -325,6 +325,7 @@ class Peak:
         self._begin = self._place.used_bytes()
         if not self._place.tiny:
             torch.cuda.reset_peak_memory_stats()
+            self._reserved = torch.cuda.memory_reserved()
         self._thread.start()
         return self
 
@@ -332,7 +333,7 @@ class Peak:
         self._stop.set()
         self._thread.join()
         if not self._place.tiny:
-            self.reserved_bytes = torch.cuda.max_memory_reserved()
+            self.reserved_bytes = torch.cuda.max_memory_reserved() - self._reserved
 
 
 def speed(shape: Shape, ms: float) -> str:

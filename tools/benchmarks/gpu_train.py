@@ -30,7 +30,7 @@ from gpu_llama import (
     theory_bytes,
     tokens_of,
 )
-from gpu_machine import STREAM_PAGES, Bench
+from gpu_machine import STREAM_PAGES, WINDOW_PAGES, Bench
 from gpu_pair import pair
 from gpu_sections import Report, Section
 from gpu_stall import Bucketed
@@ -168,7 +168,8 @@ def qlora(bench: Bench, report: Report) -> None:
     place = place_of(bench)
     shape = base_of(place)
     repeats = bench.repeats(12, 4)
-    _warm(place, shape)
+    with report.guard(f"PyTorch's own kernels for {shape.name}"):
+        _warm(place, shape)
     mine = {}
     for name, share in (("all resident", None), (f"{TIGHT:.0%} of the base resident", TIGHT)):
         work = f"QLoRA of {shape.name}, {name}"
@@ -208,7 +209,7 @@ def _qlora_ours(place: Place, shape, repeats: int, share, name: str):
     budget = DEVICE_BYTES
     if share is not None:
         quantized = theory_bytes(shape, "nf4+dq") - 2 * (2 * shape.vocabulary + 2 * shape.layers + 1) * shape.hidden
-        budget = max(int(share * quantized), (STREAM_PAGES + 8) * place.page_bytes)
+        budget = max(int(share * quantized), (STREAM_PAGES + WINDOW_PAGES) * place.page_bytes)
     with place.session(name, budget, HOST_BYTES) as found, Peak(place) as peak:
         model = model_of(shape, place.device, ours(found.session))
         bitpager.nn.swap.release_sources(model)  # as from_pretrained() does

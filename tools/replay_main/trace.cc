@@ -12,7 +12,7 @@ using paging::Access;
 using wire::Code;
 using wire::Status;
 
-constexpr std::uint64_t kMostPages = 1ULL << 28;  // of one extent: 512 TiB in 2 MiB pages
+constexpr std::uint64_t kMostPages = 1ULL << 28;  // of one extent: 128 TiB in pages of 512 KiB
 
 std::uint32_t JobIndex(Trace& trace, const std::string& name) {
   const auto it = std::find(trace.jobs.begin(), trace.jobs.end(), name);

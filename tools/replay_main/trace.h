@@ -1,7 +1,7 @@
 // Traces of page visits: read from files, or made up. One thread.
 //
 // Format, version 1: JSON, one object a line. The first line is the header
-//   {"format": "bitpager-trace", "version": 1, "page_bytes": 2097152}
+//   {"format": "bitpager-trace", "version": 1, "page_bytes": 524288}
 // and each further line is one request, in order of submission; a job's requests run one after the other, the
 // jobs run side by side:
 //   {"job": "qlora", "extent": "base", "first": 0, "count": 8, "access": "read"}
@@ -35,7 +35,7 @@ struct TraceRequest {
 
 struct Trace {
   std::string name;
-  std::uint64_t page_bytes = 2U << 20;
+  std::uint64_t page_bytes = 512U << 10;
   std::vector<std::string> jobs;
   std::vector<TraceExtent> extents;
   std::vector<TraceRequest> requests;

@@ -202,7 +202,12 @@ class Weight:
     @property
     def _pages(self) -> int:
         """At least as many as the weight lies in."""
-        return 1 + -(-self.elements * 3 // 4 // self._page_bytes)
+        blocks = -(-self.elements // self.blocksize)
+        each = self.blocksize // 2 + (1 if self.nested else 4)  # bytes of a block
+        groups = -(-blocks // NESTED_BLOCKSIZE) if self.nested else 0
+        taken = blocks * each + 4 * groups
+        # Of a page, planes that begin at multiples of 128 and groups that two pages share take less than 1 KiB.
+        return 1 + -(-taken // (self._page_bytes - 1024 - each))
 
     def export(self, quant_storage=torch.uint8):
         """(packed, QuantState): copies in the interchange layout, packed of shape [bytes in quant_storage, 1], on the

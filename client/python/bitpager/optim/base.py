@@ -396,8 +396,8 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _send_on_streams(self) -> None:
         """Sends the step that self._streams has in hand."""
-        self._step_count += 1
         settings = [settings_of(group, None) for group in self.param_groups]
+        self._step_count += 1
         try:
             self._streams.send(settings, self._step_count, self.on_nonfinite == "propagate")
         except BaseException:

@@ -72,7 +72,7 @@ class Library:
         """The Gather of `parameters`, of which gradients like `gradients` are expected, and of `without`, which are to
         have none; None when not all of it can be told apart by looking at memory."""
         parameters, without = list(parameters), list(without)
-        if not all(map(_has_plain_grad, parameters)) or not all(map(_has_plain_grad, without)):
+        if not all(map(_has_plain_grad, set(map(type, parameters + without)))):
             return None
         handle = self.functions.bp_gather_make(
             self._offset,
@@ -87,20 +87,14 @@ class Library:
         return None if handle is None else Gather(self.functions, handle, parameters + without)
 
 
-_kinds = {  # type of parameters -> .grad is PyTorch's own, with nothing in between
-    torch.Tensor: True,
-    torch.nn.Parameter: True,
-}
 _DISPATCHERS = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
 
 
-def _has_plain_grad(tensor) -> bool:
-    kind = type(tensor)
-    plain = _kinds.get(kind)
-    if plain is None:
-        dispatcher = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
-        plain = _kinds[kind] = kind.grad is torch.Tensor.grad and dispatcher in _DISPATCHERS
-    return plain
+def _has_plain_grad(kind) -> bool:
+    """Whether .grad of tensors of this type is PyTorch's own, with nothing in between."""
+    dispatcher = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    reads_plainly = kind.__getattribute__ is object.__getattribute__ and not hasattr(kind, "__getattr__")
+    return kind.grad is torch.Tensor.grad and reads_plainly and dispatcher in _DISPATCHERS
 
 
 def _pointers(values):
@@ -109,7 +103,7 @@ def _pointers(values):
 
 
 def _load(path):
-    library = compiled.open_library(str(path), ctypes.PyDLL)  # the GIL guards .grad
+    library = compiled.open_library(str(path), ctypes.PyDLL)  # called with the GIL held
     pointers = POINTER(c_void_p)
     try:
         library.bp_gather_abi_version.restype = c_uint32
@@ -206,10 +200,21 @@ def _tells(library) -> bool:
 _lock = threading.Lock()
 # Held while the library is tried, and for good from the interpreter's end on: no thread may be within PyTorch then.
 _trying = threading.Lock()
-atexit.register(_trying.acquire)
+atexit.register(lambda: _trying.acquire())
 _thread = None
 _library = None
 _said = "no step on a GPU was made"
+
+
+def _forget_thread() -> None:
+    """In a forked child: its parent's thread, which may hold the locks, is not there."""
+    global _lock, _trying, _thread
+    _lock, _trying = threading.Lock(), threading.Lock()
+    if _library is None:
+        _thread = None
+
+
+os.register_at_fork(after_in_child=_forget_thread)
 
 
 def library():
@@ -227,16 +232,20 @@ def report() -> str:
 def wait(timeout=compiled.COMPILE_LIMIT_S):
     """As library(), once the thread is done or `timeout` seconds have passed."""
     library()
-    _thread.join(timeout)
+    if _thread.ident is not None:
+        _thread.join(timeout)
     return _library
 
 
 def _start() -> None:
-    global _thread
+    global _thread, _said
     with _lock:
         if _thread is None:
             thread = threading.Thread(target=_obtain, name="bitpager-compile", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as why:  # no more threads, or the interpreter is ending: steps work without it
+                _said = f"not there: {why}; {_INSTEAD}"
             _thread = thread
 
 

@@ -7,7 +7,8 @@
 // is asked each time, and a TensorImpl is touched only when the object still has it. References to parameters
 // are not taken, for PyTorch refuses to swap tensors that others refer to.
 //
-// Threads: every function is called with the GIL held, which guards all of this and the parameters' .grad.
+// Threads: every function is called with the GIL held, which guards all of this. It guards the parameters'
+// .grad from Python's threads; autograd's own write there too, as they do beside any other reader of .grad.
 // Nothing throws.
 #include <ATen/core/Tensor.h>
 
@@ -18,6 +19,7 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #define BP_GATHER_API extern "C" __attribute__((visibility("default")))
@@ -100,6 +102,7 @@ class Gather {
   }
 
   bool Take(std::uint64_t* addresses) {
+    Release();
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const Row& row = rows_[i];
       if (ImplOf(row.object, offset_) != row.parameter) return false;
@@ -117,8 +120,9 @@ class Gather {
     return true;
   }
 
+  // A gradient's end may run Python, which may come back here: it is out of the list before it ends.
   void Release() {
-    for (at::Tensor& gradient : held_) gradient.reset();
+    for (at::Tensor& gradient : held_) const at::Tensor gone = std::move(gradient);
   }
 
  private:

@@ -111,10 +111,17 @@ class PackedStep:
             self.arena.step_on_stream(self.call, stream)
         finally:
             if self.call.submitted.ticket:
-                for packed, states in self._counts.items():
-                    count = packed + ahead
-                    for state in states:
-                        state["step"] = count
+                try:
+                    self._count(ahead)
+                except KeyboardInterrupt:
+                    self._count(ahead)  # to the end: it sets, it does not add
+                    raise
+
+    def _count(self, ahead: int) -> None:
+        for packed, states in self._counts.items():
+            count = packed + ahead
+            for state in states:
+                state["step"] = count
 
     def release(self) -> None:
         """The step in hand is on its way: its gradients need not be held."""
@@ -207,6 +214,8 @@ class StreamSteps:
         interrupt, self.sent, last = None, 0, None
         settings = _flat(groups_settings)
         try:
+            for step, _ in self._packed:
+                step.call.submitted.ticket = 0  # of the step before: nothing of this one is on its way
             for step, own in self._packed:
                 # All gradients were there before the first part, and nothing was enqueued since.
                 follows, last = step.arena.session is last, step.arena.session

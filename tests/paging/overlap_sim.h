@@ -12,11 +12,11 @@
 
 namespace bitpager::paging {
 
-// Microseconds, as an accelerator on a fast link has them with pages of 2 MiB.
+// Microseconds, as an accelerator on a fast link has them with pages of 512 KiB.
 struct Timing {
-  double page_copy_us = 41.8;  // a page either way, both ways busy
-  double copy_us = 3;          // beside, for each copy
-  double page_step_us = 3.4;
+  double page_copy_us = 10.45;  // a page either way, both ways busy
+  double copy_us = 3;           // beside, for each copy
+  double page_step_us = 0.85;
   double launch_us = 6;
   double look_us = 10;  // between two looks of the caller
 };

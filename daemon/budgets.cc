@@ -50,10 +50,10 @@ Status TooMuch(const std::string& what, std::uint64_t bytes, std::uint64_t room,
 }
 
 Status CheckDevice(const Config& config, std::uint64_t bytes) {
-  const std::uint64_t window = config.window_pages * config.page_bytes;
+  const std::uint64_t window = WindowPages(config) * config.page_bytes;
   if (bytes >= window) return {};
   return {Code::kBudgetExceeded, "a device budget of " + Exact(bytes) + " is under one window of " +
-                                     std::to_string(config.window_pages) + " pages of " +
+                                     std::to_string(WindowPages(config)) + " pages of " +
                                      FormatBytes(config.page_bytes) + ", " + Exact(window) +
                                      ". Hint: raise --device-budget, or lower --page-size or --window-pages"};
 }
@@ -107,7 +107,7 @@ Status ResolveQuotas(const Config& config, Budgets& out) {
   out.job_device_quota_bytes =
       WholePages(Resolve(config.job_device_quota, out.device_bytes, 0), config.page_bytes);
   out.job_host_quota_bytes = WholePages(Resolve(config.job_host_quota, out.host_bytes, 0), config.page_bytes);
-  const std::uint64_t window = config.window_pages * config.page_bytes;
+  const std::uint64_t window = WindowPages(config) * config.page_bytes;
   if (Given(config.job_device_quota) && out.job_device_quota_bytes < window) {
     return {Code::kBudgetExceeded, "a device quota of " + Exact(out.job_device_quota_bytes) +
                                        " for each job is under one window of " + Exact(window) +

@@ -154,6 +154,12 @@ int ExitCodeOf(const Status& status) {
   return status.code() == Code::kInvalidArgument ? 2 : 1;
 }
 
+std::uint32_t WindowPages(const Config& config) {
+  constexpr std::uint64_t kBytes = 16U << 20;
+  if (config.window_pages != 0) return config.window_pages;
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBytes / config.page_bytes, 8, 32));
+}
+
 std::string DefaultSocketPath() {
   const char* named = std::getenv("BITPAGER_SOCKET");
   if (named != nullptr && *named != '\0') return named;

@@ -43,7 +43,7 @@ struct Config {
   std::string disk_folder;                // empty: no disk tier
   SizeSetting disk_budget;                // default and percent: of what is free there
   std::uint64_t page_bytes = 512U << 10;  // a power of two, 16 KiB to 64 MiB
-  std::uint32_t window_pages = 32;        // 1 to 1024
+  std::uint32_t window_pages = 0;         // 1 to 1024; 0: see WindowPages
   std::uint32_t windows_in_flight = 0;    // 1 to 16; 0: 3 on the CPU, 6 on a GPU
   paging::Policy policy = paging::Policy::kScanAware;
   bool poison_frames = false;
@@ -79,6 +79,9 @@ struct Config {
   bool http_remote = false;                      // `http` may be an address that other machines reach
   std::string config_path;                       // file that was read; empty: none
 };
+
+// Pages of a window: as configured, else 16 MiB of them, 8 at least and 32 at most.
+[[nodiscard]] std::uint32_t WindowPages(const Config& config);
 
 struct LoadedConfig {
   Config config;

@@ -168,7 +168,7 @@ constexpr std::array kSettings = std::to_array<Setting>({
     {"memory.disk_budget", "--disk-budget", "SIZE", "bytes set aside there (25% of what is free)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.disk_budget, t); }},
     {"memory.page_size", "--page-size", "SIZE", "bytes of a page (512KiB)", kSize, SetPageBytes},
-    {"memory.window_pages", "--window-pages", "N", "pages of one streaming window (32)", kInteger,
+    {"memory.window_pages", "--window-pages", "N", "pages of one streaming window (16MiB of them, 8 to 32)", kInteger,
      [](Config& c, const std::string& t) { return SetInteger(c.window_pages, t, 1, 1024); }},
     {"memory.windows_in_flight", "--windows-in-flight", "N", "windows that overlap: load, step, write back (3; GPUs 6)",
      kInteger, [](Config& c, const std::string& t) { return SetInteger(c.windows_in_flight, t, 1, 16); }},

@@ -48,12 +48,12 @@ Settings SettingsOf(const Config& config, const Budgets& budgets, const kernels:
   out.pager.device_frames = budgets.device_bytes / config.page_bytes;
   out.pager.host_frames = budgets.host_bytes / config.page_bytes;
   out.pager.segment_frames = SegmentFrames(device, budgets.device_bytes, config.page_bytes);
-  out.pager.window_pages = config.window_pages;
+  out.pager.window_pages = WindowPages(config);
   // A device whose launches overlap its copies hides the hand-overs between them behind a few windows more.
   const bool overlaps = device.launch_pages > 0;
   out.pager.windows_in_flight =
       config.windows_in_flight > 0 ? config.windows_in_flight : (overlaps ? kOverlappedWindows : kWindows);
-  out.pager.least_under_way = overlaps ? 3 * config.window_pages : config.window_pages;
+  out.pager.least_under_way = overlaps ? 3 * out.pager.window_pages : out.pager.window_pages;
   out.pager.loads_over_resident = overlaps;
   out.pager.first_pages = overlaps ? kFirstPages : 0;
   out.pager.policy = config.policy;

@@ -105,6 +105,17 @@ TEST(FormatBytes, PicksTheUnit) {
   EXPECT_EQ(FormatBytes((1ULL << 20) - 1), "1 MiB");
 }
 
+TEST(WindowPages, AreOf16MiBUnlessConfigured) {
+  Config config;
+  for (const auto& [page_kib, pages] :
+       {std::pair{16U, 32U}, {512U, 32U}, {1024U, 16U}, {2048U, 8U}, {65536U, 8U}}) {
+    config.page_bytes = std::uint64_t{page_kib} << 10;
+    EXPECT_EQ(WindowPages(config), pages) << page_kib << " KiB";
+  }
+  config.window_pages = 5;
+  EXPECT_EQ(WindowPages(config), 5U);
+}
+
 TEST_F(ConfigFile, DefaultsNeedNoFile) {
   const auto loaded = Load({});
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
@@ -113,6 +124,7 @@ TEST_F(ConfigFile, DefaultsNeedNoFile) {
   EXPECT_EQ(config.status_endpoint, "ipc:///run/test/b.sock.status");
   EXPECT_EQ(config.events_endpoint, "ipc:///run/test/b.sock.events");
   EXPECT_EQ(config.page_bytes, 512U << 10);
+  EXPECT_EQ(WindowPages(config), 32U);
   EXPECT_EQ(config.socket_mode, 0600U);
   EXPECT_EQ(config.device_budget.kind, SizeSetting::Kind::kDefault);
   EXPECT_EQ(config.config_path, "");

@@ -173,10 +173,16 @@ def test_what_lies_in_ranges_is_found(reader):
 # ---- the compiled one alone ----
 
 
-def test_gradients_are_held_from_take_to_release(library):
+@pytest.fixture
+def watched(library):
+    """(parameters with gradients, their Gather)."""
     parameters = make_parameters()
     give_gradients(parameters)
-    made = library.make(parameters, [p.grad for p in parameters])
+    return parameters, library.make(parameters, [p.grad for p in parameters])
+
+
+def test_gradients_are_held_from_take_to_release(watched):
+    parameters, made = watched
     seen = [weakref.ref(p.grad) for p in parameters]
     assert made.take((ctypes.c_uint64 * 3)())
     for p in parameters:
@@ -187,10 +193,8 @@ def test_gradients_are_held_from_take_to_release(library):
     assert [ref() for ref in seen] == [None] * 3
 
 
-def test_no_gradient_is_held_when_one_is_another(library):
-    parameters = make_parameters()
-    give_gradients(parameters)
-    made = library.make(parameters, [p.grad for p in parameters])
+def test_no_gradient_is_held_when_one_is_another(watched):
+    parameters, made = watched
     parameters[2].grad = None  # seen after the others were
     seen = weakref.ref(parameters[0].grad)
     assert not made.take((ctypes.c_uint64 * 3)())
@@ -211,11 +215,9 @@ def test_gradients_go_with_the_gather(library):
     assert [ref() for ref in seen] == [None] * 3
 
 
-def test_parameters_can_be_swapped_while_they_are_watched(library):
+def test_parameters_can_be_swapped_while_they_are_watched(watched):
     """PyTorch refuses that for tensors which others refer to."""
-    parameters = make_parameters()
-    give_gradients(parameters)
-    made = library.make(parameters, [p.grad for p in parameters])
+    parameters, made = watched
     assert made.take((ctypes.c_uint64 * 3)())
     made.release()
     torch.utils.swap_tensors(parameters[0], torch.nn.Parameter(new_memory_of(parameters[0]), requires_grad=False))

@@ -46,6 +46,7 @@ struct Request {
   std::uint64_t windows_in_flight = 0;  // those windows
   std::vector<Page*> coming;            // prefetch: claimed or loading for it
   std::uint64_t born = 0;               // prefetch of the pager's own: the decision that made it
+  bool of_weight = false;               // one of those, of the weight that is read next
   std::uint64_t visited = 0;            // pages handed out
   std::uint64_t decided = 0;            // the last decision on it
   std::uint64_t visited_before = 0;     // pages handed out before that one
@@ -106,6 +107,9 @@ struct Job {
   // What was stepped after a part of the job's states, by the part's first page: see Pager::Impl::Learn.
   std::map<PartKey, std::vector<PageRange>> after;
   PartKey last_part{};  // stepped last; extent 0: none
+  // Which weight was read after two others: see Pager::Impl::LearnRead. 0: none.
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint64_t> read_after;
+  std::pair<std::uint64_t, std::uint64_t> last_read{};
   std::uint64_t waiting_since =
       0;                       // decision count at which its first window found no frames; 0: it does not
   std::uint64_t to_evict = 0;  // pages that a command wants out

@@ -100,9 +100,10 @@ void Pager::Impl::ServeFront(Job& job, bool may_acquire) {
     Request& request = *job.queue.front();
     if (request.spec.prefetch) {
       if (job.queue.size() > 1) EndRequest(request);
-      if (may_acquire && request.born == 0) Prefetch(job, request);
-      // A step that is there already comes first: the pause is over.
-      if (may_acquire && request.born != 0 && request.born != decisions) Prepare(job, request);
+      // Of the pager's own, a step that is there already comes first: the pause is over.
+      if (may_acquire && request.born != decisions) {
+        request.born == 0 || request.of_weight ? Prefetch(job, request) : Prepare(job, request);
+      }
     } else {
       HandOutRuns(request);
       while (may_acquire && !PausesHere(request) && AcquireWindow(job, request, PaceOf(job))) {
@@ -137,7 +138,9 @@ bool Pager::Impl::RetireFront(Job& job) {
   job.queue.pop_front();
   job.waiting_since = 0;
   Learn(job, request);
+  LearnRead(job, request);
   if (job.queue.empty()) ExpectNext(job, request);
+  if (job.queue.empty()) ExpectRead(job, request);
   requests.erase(request.id.value);
   return true;
 }

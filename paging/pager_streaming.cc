@@ -115,10 +115,14 @@ void Pager::Impl::ExpectNext(Job& job, const Request& request) {
   if (!IsStep(request)) return;
   if (request.lacked) job.prepared = false;
   if (!config.loads_over_resident || job.streaming == 0 || job.closing) return;
-  auto hint = HintAfter(job, KeyOf(request));
-  if (hint == nullptr) return;
+  if (auto hint = HintAfter(job, KeyOf(request)); hint != nullptr) Expect(job, request, std::move(hint));
+}
+
+// Queues a prefetch of the pager's own.
+void Pager::Impl::Expect(Job& job, const Request& behind, std::unique_ptr<Request> hint) {
   hint->id = {++last_request};
-  hint->by = request.by;
+  hint->job = &job;
+  hint->by = behind.by;
   hint->born = decisions;
   job.queue.push_back(hint.get());
   const wire::RequestId id = hint->id;
@@ -131,7 +135,6 @@ std::unique_ptr<Request> Pager::Impl::HintAfter(Job& job, PartKey part) {
     const auto known = job.after.find(part);
     if (known == job.after.end()) return nullptr;
     auto hint = std::make_unique<Request>();
-    hint->job = &job;
     hint->spec = {job.id, Access::kRead, known->second, true};
     for (const PageRange& range : known->second) {
       Extent* const extent = FindExtent(range.extent);

@@ -63,7 +63,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
       return;
     }
     const ExtentSpec spec{{job},
-                          wire::ExtentKind::kOptimizerState,
+                          static_cast<wire::ExtentKind>(Below(2)),
                           1 + Below(60),
                           Below(8) != 0,
                           static_cast<DomainId>(Below(static_cast<std::uint64_t>(machine.domains)))};

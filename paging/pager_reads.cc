@@ -1,0 +1,53 @@
+// Weights that do not fit: which is read next, and its way to the device while the client works with the last
+// one. Dispatcher thread.
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "paging/pager_impl.h"
+
+namespace bitpager::paging {
+namespace {
+
+constexpr std::size_t kMostReads = 16384;  // pairs of weights whose successors are kept
+
+}  // namespace
+
+// One that is worth learning from: of a job that is short of frames. What several jobs share they read in no
+// common order.
+bool Pager::Impl::IsReadOfWeight(const Job& job, const Request& request) const {
+  const bool reads = !request.cancelled && !request.spec.prefetch && request.spec.access == Access::kRead &&
+                     request.spec.ranges.size() == 1 && request.by == &job;
+  if (!config.loads_over_resident || !reads || job.closing || job.pages <= job.Limit()) return false;
+  const Extent* const extent = FindExtent(request.spec.ranges.front().extent);
+  return extent != nullptr && !extent->zombie && extent->spec.kind == wire::ExtentKind::kQuantizedWeight;
+}
+
+// Training and inference repeat themselves: what was read after two weights is read after them again. Of one
+// weight alone it would not be known: backward reads in another order than forward.
+void Pager::Impl::LearnRead(Job& job, const Request& request) const {
+  if (!IsReadOfWeight(job, request)) return;
+  const std::uint64_t read = request.spec.ranges.front().extent.value;
+  if (job.read_after.size() >= kMostReads) job.read_after.clear();
+  if (job.last_read.first != 0) job.read_after[job.last_read] = read;
+  job.last_read = {job.last_read.second, read};
+}
+
+// Behind a read whose weight is done with: the next one's pages come, in place of those that are read later.
+void Pager::Impl::ExpectRead(Job& job, const Request& request) {
+  if (!IsReadOfWeight(job, request)) return;
+  const auto known = job.read_after.find(job.last_read);
+  if (known == job.read_after.end()) return;
+  Extent* const next = FindExtent({known->second});
+  if (next == nullptr || next->zombie || next->job != &job || next->leased) return;
+  const bool lacks = std::any_of(next->pages.begin(), next->pages.end(),
+                                 [](const Page& page) { return page.state == PageState::kHostOnly; });
+  if (!lacks) return;
+  auto hint = std::make_unique<Request>();
+  hint->spec = {job.id, Access::kRead, {{next->id, 0, next->spec.pages}}, true};
+  hint->extents.push_back(next);
+  hint->of_weight = true;
+  Expect(job, request, std::move(hint));
+}
+
+}  // namespace bitpager::paging

@@ -1,0 +1,164 @@
+// Weights that do not fit, read one after the other: the next one's pages come before it is asked for.
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/paging/driver.h"
+
+namespace bitpager::paging {
+namespace {
+
+constexpr std::uint64_t kPages = 8;  // of a weight
+constexpr std::uint64_t kWeights = 12;
+
+PagerConfig Overlapping(std::uint64_t frames) {
+  PagerConfig config = SmallPages(frames, 8);
+  config.windows_in_flight = 6;
+  config.least_under_way = 24;
+  config.loads_over_resident = true;
+  return config;
+}
+
+// A job whose weights were written. `learns`: reads are such as the pager learns from; else each is of two
+// ranges, which are none.
+class Reader {
+ public:
+  explicit Reader(Driver& driver, bool learns = true, std::uint64_t job = 1)
+      : driver_(driver), learns_(learns), job_(driver.Job(job)) {
+    for (std::uint64_t i = 0; i < kWeights; ++i) {
+      weights_.push_back(driver.Extent(job_, kPages, true, 0, wire::ExtentKind::kQuantizedWeight));
+      driver.Run(job_, {{weights_.back(), 0, kPages}}, Access::kOverwrite);
+    }
+  }
+
+  void Read(std::uint64_t i) {
+    const wire::ExtentId id = weights_[i];
+    if (learns_) return driver_.Run(job_, {{id, 0, kPages}}, Access::kRead);
+    driver_.Run(job_, {{id, 0, kPages / 2}, {id, kPages / 2, kPages / 2}}, Access::kRead);
+  }
+  // Forward, then backward with every weight twice, as checkpointing reads them.
+  void Iterate() {
+    for (std::uint64_t i = 0; i < kWeights; ++i) Read(i);
+    for (std::uint64_t i = kWeights; i-- > 0;) {
+      Read(i);
+      Read(i);
+    }
+  }
+  Traffic TrafficOf(int iterations) {
+    const Traffic before = usage().traffic;
+    for (int i = 0; i < iterations; ++i) Iterate();
+    Traffic moved = usage().traffic;
+    for (std::size_t r = 0; r < kReasons; ++r) moved.to_device[r] -= before.to_device[r];
+    return moved;
+  }
+  [[nodiscard]] JobUsage usage() const { return *driver_.pager.Usage(job_); }
+  [[nodiscard]] wire::JobId job() const { return job_; }
+  [[nodiscard]] const std::vector<wire::ExtentId>& weights() const { return weights_; }
+
+ private:
+  Driver& driver_;
+  bool learns_;
+  wire::JobId job_;
+  std::vector<wire::ExtentId> weights_;
+};
+
+constexpr auto kByDemand = static_cast<std::size_t>(Reason::kDemand);
+constexpr auto kByPrefetch = static_cast<std::size_t>(Reason::kPrefetch);
+
+class Share : public ::testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(Share, OfTheWeightsSufficesForReadsThatWaitForNoLoad) {
+  Driver driver(Overlapping(GetParam()));
+  Driver plain(Overlapping(GetParam()));
+  Reader reader(driver);
+  Reader other(plain, false);
+  for (int i = 0; i < 6; ++i) {
+    reader.Iterate();
+    other.Iterate();
+  }
+  const Traffic learned = reader.TrafficOf(4);
+  const Traffic unlearned = other.TrafficOf(4);
+  EXPECT_EQ(unlearned.to_device[kByPrefetch], 0U);
+  EXPECT_GT(unlearned.to_device[kByDemand], 0U);
+  EXPECT_LE(learned.to_device[kByDemand], unlearned.to_device[kByDemand] / 4);
+  EXPECT_LE(learned.to_device[kByDemand] + learned.to_device[kByPrefetch],
+            unlearned.to_device[kByDemand] * 11 / 10)
+      << "what comes early comes in place of what would have come anyway";
+  driver.pager.CheckInvariants();
+}
+
+INSTANTIATE_TEST_SUITE_P(, Share, ::testing::Values(16, 24, 48, 72, 88));
+
+TEST(Reads, OfWeightsThatFitBringNothing) {
+  Driver driver(Overlapping(kPages * kWeights));
+  Reader reader(driver);
+  const Traffic moved = reader.TrafficOf(3);
+  EXPECT_EQ(moved.to_device[kByPrefetch] + moved.to_device[kByDemand], 0U);
+}
+
+TEST(Reads, AWeightThatIsGoneIsNotExpected) {
+  Driver driver(Overlapping(24));
+  Reader reader(driver);
+  for (int i = 0; i < 3; ++i) reader.Iterate();
+  driver.pager.RemoveExtent(reader.weights()[5]);
+  driver.Settle();
+  for (const std::uint64_t i : {3U, 4U, 6U}) reader.Read(i);
+  driver.pager.CheckInvariants();
+}
+
+TEST(Reads, AWeightMayGoWhileItComes) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Driver driver(Overlapping(24), seed);
+    Reader reader(driver);
+    for (int i = 0; i < 3; ++i) reader.Iterate();
+    reader.Read(3);
+    const wire::RequestId id = driver.Ask(reader.job(), {{reader.weights()[4], 0, kPages}}, Access::kRead);
+    const std::uint64_t before = reader.usage().traffic.to_device[kByPrefetch];
+    while (driver.finished.count(id.value) == 0) {
+      driver.Pump();
+      if (driver.finished.count(id.value) != 0) break;
+      ASSERT_TRUE(driver.CompleteOne());
+    }
+    driver.Pump();
+    EXPECT_GT(reader.usage().traffic.to_device[kByPrefetch], before) << "it is not on its way";
+    for (std::uint64_t i = 0; i < seed % 8; ++i) static_cast<void>(driver.CompleteOne());
+    driver.pager.RemoveExtent(reader.weights()[5]);
+    driver.pager.CheckInvariants();
+    driver.Settle();
+    reader.Read(6);
+    driver.pager.CheckInvariants();
+  }
+}
+
+// What an operator sends away does not come right back.
+TEST(Reads, AnEvictionIsNotUndone) {
+  Driver driver(Overlapping(48));
+  Reader reader(driver);
+  for (int i = 0; i < 3; ++i) reader.Iterate();
+  driver.pager.Evict(reader.job(), 0, Reason::kCommand);
+  driver.Settle();
+  EXPECT_EQ(reader.usage().resident_frames, 0U);
+}
+
+// The client comes back sooner than the next weight has come, or asks for another one.
+TEST(Reads, WhatComesEarlyKeepsNobodyWaiting) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Driver driver(Overlapping(24), seed);
+    Reader reader(driver);
+    for (int i = 0; i < 3; ++i) reader.Iterate();
+    for (const std::uint64_t i : {0U, 1U, 7U, 2U, 3U, 11U, 4U}) {
+      const wire::RequestId id = driver.Ask(reader.job(), {{reader.weights()[i], 0, kPages}}, Access::kRead);
+      while (driver.finished.count(id.value) == 0) {  // and what was expected is still on its way
+        driver.Pump();
+        driver.pager.CheckInvariants();
+        if (driver.finished.count(id.value) != 0) break;
+        ASSERT_TRUE(driver.CompleteOne()) << seed;
+      }
+    }
+    driver.Settle();
+    EXPECT_TRUE(driver.idle(reader.job()));
+  }
+}
+
+}  // namespace
+}  // namespace bitpager::paging

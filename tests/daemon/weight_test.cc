@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/observe.h"
 #include "quant/block.h"
 #include "tests/support/weight_loader.h"
 
@@ -101,6 +102,41 @@ TEST(QuantizedWeight, OneLaunchFillsAWeightOfManyWindowsThatFitsTheShare) {
   EXPECT_EQ(pieces.looks, 1);
   EXPECT_EQ(pieces.offset_bits, one.offset_bits);
   EXPECT_EQ(pieces.values, one.values);
+}
+
+// Weights that do not fit, read in the same order time and again: pages come before they are asked for, and
+// what is read is what was written.
+TEST(QuantizedWeight, ReadsInAKnownOrderFindTheirPagesThere) {
+  constexpr std::uint64_t kWeights = 5;
+  std::vector<std::vector<float>> expected;
+  for (const std::uint32_t frames : {64U, 8U, 4U}) {  // all fit, about half, hardly more than one
+    daemon::Settings settings = TestSettings();
+    settings.pager.device_frames = frames;
+    settings.pager.loads_over_resident = true;
+    settings.pager.least_under_way = settings.pager.window_pages;
+    InProcessDaemon daemon(settings, 64);
+    Loader loader(daemon, "job");
+    std::vector<std::uint64_t> weights;
+    for (std::uint64_t i = 0; i < kWeights; ++i) weights.push_back(loader.Load(i + 1));
+    std::vector<std::vector<float>> values(kWeights);
+    daemon::Snapshot before;
+    for (int round = 0; round < 6; ++round) {
+      if (round == 4) before = daemon::Observe(daemon.core());
+      for (std::uint64_t i = 0; i < kWeights; ++i) {
+        values[i] = loader.Read(weights[i]);
+        daemon.Settle();  // the client works with it
+      }
+    }
+    if (expected.empty()) expected = values;
+    EXPECT_EQ(values, expected) << frames;
+    const daemon::Snapshot now = daemon::Observe(daemon.core());
+    const auto came = [&](paging::Reason reason) {
+      const auto at = static_cast<std::size_t>(reason);
+      return now.devices[0].moved_by_reason.to_device[at] - before.devices[0].moved_by_reason.to_device[at];
+    };
+    EXPECT_EQ(came(paging::Reason::kPrefetch) > 0, frames < 64) << frames;
+    EXPECT_EQ(came(paging::Reason::kDemand), 0U) << frames;
+  }
 }
 
 }  // namespace

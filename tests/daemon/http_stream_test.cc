@@ -108,7 +108,7 @@ TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
   padding_ = 1 << 20;
   HttpLimits limits;
   limits.stream_ms = 5;
-  limits.write_ms = 500;
+  limits.write_ms = 1000;
   Start(limits);
   Line stuck(port_, 4096);
   stuck.Send(Get("/api/stream"));

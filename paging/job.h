@@ -54,6 +54,7 @@ struct Request {
   bool lacked = false;                  // pages were missing when their window was acquired
   bool started = false;
   bool cancelled = false;
+  bool alone = false;  // what a command sent away while it ran does not come back behind it
 
   [[nodiscard]] bool at_end() const { return cursor.range >= spec.ranges.size(); }
   void SkipEmptyRanges() {
@@ -108,7 +109,11 @@ struct Job {
   std::map<PartKey, std::vector<PageRange>> after;
   PartKey last_part{};  // stepped last; extent 0: none
   // Which weight was read after two others: see Pager::Impl::LearnRead. 0: none.
-  std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint64_t> read_after;
+  struct Next {
+    std::uint64_t read = 0;
+    bool again = false;  // it was that twice running
+  };
+  std::map<std::pair<std::uint64_t, std::uint64_t>, Next> read_after;
   std::pair<std::uint64_t, std::uint64_t> last_read{};
   std::uint64_t waiting_since =
       0;                       // decision count at which its first window found no frames; 0: it does not

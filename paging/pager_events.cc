@@ -217,6 +217,7 @@ std::uint64_t Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason rea
 // What leaves by command would come right back.
 void Pager::Impl::ExpectNothing(Job& job) {
   for (Request* request : job.queue) {
+    request->alone = true;
     if (request->born != 0 && !request->cancelled) EndRequest(*request);
   }
 }

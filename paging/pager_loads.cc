@@ -108,16 +108,18 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
   }
 }
 
-// Into a free frame up to the job's share; beyond it only in place of an own page that is expected later.
+// Into a free frame up to the job's share; beyond it, or where no frame can be had, only in place of an own
+// page of the same pool that is expected later.
 bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
   const PoolId pool = page.extent->pool;
-  if (page.extent->spec.evictable && job.Settled() >= job.Limit()) {
-    Page* victim = VictimOf(job);
-    if (victim == nullptr || victim->extent->pool != pool || page.history.empty()) return false;
+  const auto room = [&] { return frames.Available(pool) > 0 || frames.Grow(pool, pending); };
+  if ((page.extent->spec.evictable && job.Settled() >= job.Limit()) || !room()) {
+    Page* victim = job.victims[pool].Next(job.clock, job.Mixed());
+    if (victim == nullptr || page.history.empty()) return false;
     if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;
     StartEvict(*victim, Reason::kPrefetch);
   }
-  if (frames.Available(pool) == 0 && !frames.Grow(pool, pending)) return false;
+  if (!room()) return false;
   Claim(page);
   return true;
 }

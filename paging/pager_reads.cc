@@ -13,32 +13,37 @@ constexpr std::size_t kMostReads = 16384;  // pairs of weights whose successors 
 
 }  // namespace
 
-// One that is worth learning from: of a job that is short of frames. What several jobs share they read in no
-// common order.
+// One that is worth learning from: of a whole weight, by a job that is short of frames. What several jobs
+// share they read in no common order.
 bool Pager::Impl::IsReadOfWeight(const Job& job, const Request& request) const {
   const bool reads = !request.cancelled && !request.spec.prefetch && request.spec.access == Access::kRead &&
                      request.spec.ranges.size() == 1 && request.by == &job;
   if (!config.loads_over_resident || !reads || job.closing || job.pages <= job.Limit()) return false;
   const Extent* const extent = FindExtent(request.spec.ranges.front().extent);
-  return extent != nullptr && !extent->zombie && extent->spec.kind == wire::ExtentKind::kQuantizedWeight;
+  return extent != nullptr && !extent->zombie && extent->spec.kind == wire::ExtentKind::kQuantizedWeight &&
+         request.spec.ranges.front().count == extent->spec.pages;
 }
 
 // Training and inference repeat themselves: what was read after two weights is read after them again. Of one
-// weight alone it would not be known: backward reads in another order than forward.
+// weight alone it would not be known: backward reads in another order than forward. It is believed once it
+// was so twice running: what comes for nothing takes the link and the place of what is needed.
 void Pager::Impl::LearnRead(Job& job, const Request& request) const {
   if (!IsReadOfWeight(job, request)) return;
   const std::uint64_t read = request.spec.ranges.front().extent.value;
   if (job.read_after.size() >= kMostReads) job.read_after.clear();
-  if (job.last_read.first != 0) job.read_after[job.last_read] = read;
+  if (job.last_read.first != 0) {
+    Job::Next& next = job.read_after[job.last_read];
+    next = {read, next.read == read};
+  }
   job.last_read = {job.last_read.second, read};
 }
 
 // Behind a read whose weight is done with: the next one's pages come, in place of those that are read later.
 void Pager::Impl::ExpectRead(Job& job, const Request& request) {
-  if (!IsReadOfWeight(job, request)) return;
+  if (request.alone || !IsReadOfWeight(job, request)) return;
   const auto known = job.read_after.find(job.last_read);
-  if (known == job.read_after.end()) return;
-  Extent* const next = FindExtent({known->second});
+  if (known == job.read_after.end() || !known->second.again) return;
+  Extent* const next = FindExtent({known->second.read});
   if (next == nullptr || next->zombie || next->job != &job || next->leased) return;
   const bool lacks = std::any_of(next->pages.begin(), next->pages.end(),
                                  [](const Page& page) { return page.state == PageState::kHostOnly; });

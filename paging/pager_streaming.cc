@@ -114,6 +114,7 @@ void Pager::Impl::Learn(Job& job, const Request& request) const {
 void Pager::Impl::ExpectNext(Job& job, const Request& request) {
   if (!IsStep(request)) return;
   if (request.lacked) job.prepared = false;
+  if (request.alone) return;
   if (!config.loads_over_resident || job.streaming == 0 || job.closing) return;
   if (auto hint = HintAfter(job, KeyOf(request)); hint != nullptr) Expect(job, request, std::move(hint));
 }

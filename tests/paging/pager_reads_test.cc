@@ -1,6 +1,7 @@
 // Weights that do not fit, read one after the other: the next one's pages come before it is asked for.
 #include <gtest/gtest.h>
 
+#include <random>
 #include <vector>
 
 #include "tests/paging/driver.h"
@@ -23,10 +24,10 @@ PagerConfig Overlapping(std::uint64_t frames) {
 // ranges, which are none.
 class Reader {
  public:
-  explicit Reader(Driver& driver, bool learns = true, std::uint64_t job = 1)
-      : driver_(driver), learns_(learns), job_(driver.Job(job)) {
+  explicit Reader(Driver& driver, bool learns = true, DomainId domain = 0)
+      : driver_(driver), learns_(learns), job_(driver.Job(1)) {
     for (std::uint64_t i = 0; i < kWeights; ++i) {
-      weights_.push_back(driver.Extent(job_, kPages, true, 0, wire::ExtentKind::kQuantizedWeight));
+      weights_.push_back(driver.Extent(job_, kPages, true, domain, wire::ExtentKind::kQuantizedWeight));
       driver.Run(job_, {{weights_.back(), 0, kPages}}, Access::kOverwrite);
     }
   }
@@ -89,6 +90,55 @@ TEST_P(Share, OfTheWeightsSufficesForReadsThatWaitForNoLoad) {
 
 INSTANTIATE_TEST_SUITE_P(, Share, ::testing::Values(16, 24, 48, 72, 88));
 
+// As in the daemon: weights lie in segments of a domain of their own, beside states that a step streams.
+TEST(Reads, OfWeightsInADomainOfTheirOwnFindTheirPagesToo) {
+  std::uint64_t demand[2];
+  for (const bool learns : {false, true}) {
+    PagerConfig config = Overlapping(64);
+    config.segment_frames = 8;
+    Driver driver(config);
+    Reader reader(driver, learns, 1);
+    const wire::ExtentId states = driver.Extent(reader.job(), 24);
+    std::uint64_t before = 0;
+    for (int i = 0; i < 10; ++i) {
+      if (i == 6) before = reader.usage().traffic.to_device[kByDemand];
+      reader.Iterate();
+      driver.Run(reader.job(), {{states, 0, 24}});
+    }
+    demand[learns] = reader.usage().traffic.to_device[kByDemand] - before;
+    driver.pager.CheckInvariants();
+  }
+  EXPECT_LE(demand[1], demand[0] / 4);
+}
+
+// Guesses must not cost: what is not read in an order, or in parts, brings nothing in vain.
+TEST(Reads, InNoOrderOrInPartsMoveNoMoreThanWithoutExpectations) {
+  const auto pages_in = [](bool learns, bool parts) {
+    Driver driver(Overlapping(48));
+    Reader reader(driver, learns);
+    std::mt19937_64 random(7);
+    for (int i = 0; i < 400; ++i) {
+      const std::uint64_t at = parts ? i % kWeights : random() % kWeights;
+      if (!parts) {
+        reader.Read(at);
+        continue;
+      }
+      const wire::ExtentId id = reader.weights()[at];
+      for (std::uint64_t first = 0; first < kPages; first += 2) {
+        if (learns) {
+          driver.Run(reader.job(), {{id, first, 2}}, Access::kRead);
+        } else {
+          driver.Run(reader.job(), {{id, first, 1}, {id, first + 1, 1}}, Access::kRead);
+        }
+      }
+    }
+    return reader.usage().loaded_pages;
+  };
+  for (const bool parts : {false, true}) {
+    EXPECT_LE(pages_in(true, parts), pages_in(false, parts) * 106 / 100) << parts;
+  }
+}
+
 TEST(Reads, OfWeightsThatFitBringNothing) {
   Driver driver(Overlapping(kPages * kWeights));
   Reader reader(driver);
@@ -138,6 +188,28 @@ TEST(Reads, AnEvictionIsNotUndone) {
   driver.pager.Evict(reader.job(), 0, Reason::kCommand);
   driver.Settle();
   EXPECT_EQ(reader.usage().resident_frames, 0U);
+  // Nor while a read runs, behind which something was expected.
+  for (int i = 0; i < 3; ++i) reader.Iterate();
+  for (const bool whole : {true, false}) {
+    reader.Read(0);
+    reader.Read(1);
+    static_cast<void>(driver.Ask(reader.job(), {{reader.weights()[2], 0, kPages}}, Access::kRead));
+    while (driver.outstanding_runs() == 0) {
+      driver.Pump();
+      if (driver.outstanding_runs() == 0) {
+        ASSERT_TRUE(driver.CompleteOne());
+      }
+    }
+    if (whole) {
+      driver.pager.Evict(reader.job(), 0, Reason::kCommand);
+    } else {
+      driver.pager.EvictExtent(reader.weights()[3], Reason::kCommand);
+    }
+    driver.Settle();
+    EXPECT_EQ(driver.pager.FramesOf(reader.weights()[3]), 0U) << whole;
+    EXPECT_EQ(reader.usage().resident_frames == 0, whole);
+    for (int i = 0; i < 3; ++i) reader.Iterate();
+  }
 }
 
 // The client comes back sooner than the next weight has come, or asks for another one.

@@ -114,6 +114,7 @@ TEST_F(Http, AStreamWhoseClientStopsReadingHoldsNobodyAndIsDropped) {
   stuck.Send(Get("/api/stream"));
   Line reading(port_);
   reading.Send(Get("/api/stream"));
+  ASSERT_THAT(reading.Read("event: status"), HasSubstr("event: status")) << "events are told from here on";
   // All along: on a busy machine what follows takes longer than a write may.
   std::future<std::string> heard =
       std::async(std::launch::async, [&] { return reading.Read("\"text\":\"late\""); });

@@ -110,7 +110,7 @@ struct Job {
   PartKey last_part{};  // stepped last; extent 0: none
   // Which weight was read after two others: see Pager::Impl::LearnRead. 0: none.
   struct Next {
-    std::uint64_t read = 0;
+    PageRange read;
     bool again = false;  // it was that twice running
   };
   std::map<std::pair<std::uint64_t, std::uint64_t>, Next> read_after;

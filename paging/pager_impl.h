@@ -114,13 +114,15 @@ struct Pager::Impl {
   void ExpectNext(Job& job, const Request& request);  // behind the last request of its queue
   void ExpectNothing(Job& job);
   void Expect(Job& job, const Request& behind, std::unique_ptr<Request> hint);
+  [[nodiscard]] std::unique_ptr<Request> HintOf(const Job& job, const std::vector<PageRange>& ranges) const;
+  [[nodiscard]] static bool Lacks(const Request& request);
   [[nodiscard]] std::unique_ptr<Request> HintAfter(Job& job, PartKey part);
   void Prepare(Job& job, Request& request);
   // `need`: frames that the job's next window lacks.
   [[nodiscard]] bool AwaitsStreaming(Job& job, const Request& request, std::uint64_t need);
 
   // ---- pager_reads.cc
-  void LearnRead(Job& job, const Request& request) const;
+  static void LearnRead(Job& job, const Request& request);
   void ExpectRead(Job& job, const Request& request);
   [[nodiscard]] bool IsReadOfWeight(const Job& job, const Request& request) const;
 

@@ -1,6 +1,5 @@
 // Weights that do not fit: which is read next, and its way to the device while the client works with the last
 // one. Dispatcher thread.
-#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -27,30 +26,23 @@ bool Pager::Impl::IsReadOfWeight(const Job& job, const Request& request) const {
 // Training and inference repeat themselves: what was read after two weights is read after them again. Of one
 // weight alone it would not be known: backward reads in another order than forward. It is believed once it
 // was so twice running: what comes for nothing takes the link and the place of what is needed.
-void Pager::Impl::LearnRead(Job& job, const Request& request) const {
-  if (!IsReadOfWeight(job, request)) return;
-  const std::uint64_t read = request.spec.ranges.front().extent.value;
+void Pager::Impl::LearnRead(Job& job, const Request& request) {
+  const PageRange& read = request.spec.ranges.front();
   if (job.read_after.size() >= kMostReads) job.read_after.clear();
   if (job.last_read.first != 0) {
     Job::Next& next = job.read_after[job.last_read];
-    next = {read, next.read == read};
+    next = {read, next.read.extent == read.extent};
   }
-  job.last_read = {job.last_read.second, read};
+  job.last_read = {job.last_read.second, read.extent.value};
 }
 
 // Behind a read whose weight is done with: the next one's pages come, in place of those that are read later.
 void Pager::Impl::ExpectRead(Job& job, const Request& request) {
-  if (request.alone || !IsReadOfWeight(job, request)) return;
+  if (request.alone) return;
   const auto known = job.read_after.find(job.last_read);
   if (known == job.read_after.end() || !known->second.again) return;
-  Extent* const next = FindExtent({known->second.read});
-  if (next == nullptr || next->zombie || next->job != &job || next->leased) return;
-  const bool lacks = std::any_of(next->pages.begin(), next->pages.end(),
-                                 [](const Page& page) { return page.state == PageState::kHostOnly; });
-  if (!lacks) return;
-  auto hint = std::make_unique<Request>();
-  hint->spec = {job.id, Access::kRead, {{next->id, 0, next->spec.pages}}, true};
-  hint->extents.push_back(next);
+  auto hint = HintOf(job, {known->second.read});
+  if (hint == nullptr || !Lacks(*hint)) return;
   hint->of_weight = true;
   Expect(job, request, std::move(hint));
 }

@@ -138,9 +138,11 @@ bool Pager::Impl::RetireFront(Job& job) {
   job.queue.pop_front();
   job.waiting_since = 0;
   Learn(job, request);
-  LearnRead(job, request);
   if (job.queue.empty()) ExpectNext(job, request);
-  if (job.queue.empty()) ExpectRead(job, request);
+  if (IsReadOfWeight(job, request)) {
+    LearnRead(job, request);
+    if (job.queue.empty()) ExpectRead(job, request);
+  }
   requests.erase(request.id.value);
   return true;
 }

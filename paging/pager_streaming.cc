@@ -130,27 +130,37 @@ void Pager::Impl::Expect(Job& job, const Request& behind, std::unique_ptr<Reques
   requests.emplace(id.value, std::move(hint));
 }
 
+// A prefetch of these pages. Null: some of them are gone, or not the job's own any more.
+std::unique_ptr<Request> Pager::Impl::HintOf(const Job& job, const std::vector<PageRange>& ranges) const {
+  auto hint = std::make_unique<Request>();
+  hint->spec = {job.id, Access::kRead, ranges, true};
+  for (const PageRange& range : ranges) {
+    Extent* const extent = FindExtent(range.extent);
+    if (extent == nullptr || extent->zombie || extent->job != &job) return nullptr;
+    hint->extents.push_back(extent);
+  }
+  hint->SkipEmptyRanges();
+  return hint;
+}
+
+// Whether a page of the request is on the host alone.
+bool Pager::Impl::Lacks(const Request& request) {
+  for (std::size_t i = 0; i < request.extents.size(); ++i) {
+    const PageRange& range = request.spec.ranges[i];
+    const auto begin = request.extents[i]->pages.begin() + static_cast<std::ptrdiff_t>(range.first);
+    const auto is_on_host = [](const Page& page) { return page.state == PageState::kHostOnly; };
+    if (std::any_of(begin, begin + static_cast<std::ptrdiff_t>(range.count), is_on_host)) return true;
+  }
+  return false;
+}
+
 // Of what follows on `part`, the first that lacks a page. Null: none is known, or nothing lacks.
 std::unique_ptr<Request> Pager::Impl::HintAfter(Job& job, PartKey part) {
   for (int hop = 0; hop < kMostHops; ++hop) {
     const auto known = job.after.find(part);
     if (known == job.after.end()) return nullptr;
-    auto hint = std::make_unique<Request>();
-    hint->spec = {job.id, Access::kRead, known->second, true};
-    for (const PageRange& range : known->second) {
-      Extent* const extent = FindExtent(range.extent);
-      if (extent == nullptr || extent->zombie || extent->job != &job) return nullptr;
-      hint->extents.push_back(extent);
-    }
-    hint->SkipEmptyRanges();
-    const auto lacks = [](const Extent* extent, const PageRange& range) {
-      const auto begin = extent->pages.begin() + static_cast<std::ptrdiff_t>(range.first);
-      return std::any_of(begin, begin + static_cast<std::ptrdiff_t>(range.count),
-                         [](const Page& page) { return page.state == PageState::kHostOnly; });
-    };
-    for (std::size_t i = 0; i < hint->extents.size(); ++i) {
-      if (lacks(hint->extents[i], known->second[i])) return hint;
-    }
+    auto hint = HintOf(job, known->second);
+    if (hint == nullptr || Lacks(*hint)) return hint;
     part = KeyOf(*hint);
   }
   return nullptr;

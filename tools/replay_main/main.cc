@@ -17,7 +17,7 @@ struct Options {
   std::vector<std::string> synthetic;
   std::vector<std::string> policies = {"lru", "clock", "scan"};
   std::string budget = "50%";
-  std::uint32_t window = 32;
+  std::uint32_t window = SimulatorConfig{}.window_pages;
   bool json = false;
 };
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import pathlib
 import re
 import threading
@@ -138,7 +137,7 @@ def guard_allocator(session=None, reserve=None) -> AllocatorGuard:
 
 def guard_new_session(session) -> None:
     """What connect() does for a session of a GPU, unless BITPAGER_GUARD_ALLOCATOR is 0."""
-    if os.environ.get(SWITCH, "1").strip().lower() in ("0", "no", "off", "false"):
+    if compiled.is_switched_off(SWITCH):
         _log.info("allocator guard: switched off by %s; %s", SWITCH, _WATERMARK)
         return
     try:

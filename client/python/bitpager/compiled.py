@@ -32,6 +32,11 @@ class Source(NamedTuple):
     libraries: tuple = ()
 
 
+def is_switched_off(switch: str) -> bool:
+    """Whether the environment's variable of this name says so; it does not when it is not there."""
+    return os.environ.get(switch, "1").strip().lower() in ("0", "no", "off", "false")
+
+
 def cxx11(torch) -> bool:
     """Whether PyTorch was built with the newer ABI of std::string."""
     return bool(getattr(torch._C, "_GLIBCXX_USE_CXX11_ABI", True))

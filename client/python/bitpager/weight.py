@@ -202,12 +202,9 @@ class Weight:
     @property
     def _pages(self) -> int:
         """At least as many as the weight lies in."""
-        blocks = -(-self.elements // self.blocksize)
-        each = self.blocksize // 2 + (1 if self.nested else 4)  # bytes of a block
-        groups = -(-blocks // NESTED_BLOCKSIZE) if self.nested else 0
-        taken = blocks * each + 4 * groups
-        # Of a page, planes that begin at multiples of 128 and groups that two pages share take less than 1 KiB.
-        return 1 + -(-taken // (self._page_bytes - 1024 - each))
+        # At most, in a page: between planes, for groups that two pages share, and behind the last block.
+        unused = 1024 + self.blocksize
+        return 1 + -(-self.packed_bytes // (self._page_bytes - unused))
 
     def export(self, quant_storage=torch.uint8):
         """(packed, QuantState): copies in the interchange layout, packed of shape [bytes in quant_storage, 1], on the

@@ -252,7 +252,7 @@ def _start() -> None:
 def _obtain() -> None:
     global _library, _said
     try:
-        if os.environ.get(SWITCH, "1").strip().lower() in ("0", "no", "off", "false"):
+        if compiled.is_switched_off(SWITCH):
             raise Unavailable(f"switched off by {SWITCH}")
         folder = pathlib.Path(torch.__file__).parent
         path = compiled.build(_SOURCE, folder, torch.__version__, compiled.cxx11(torch))

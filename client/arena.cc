@@ -201,6 +201,7 @@ Status Arena::Step(std::span<const StepTensor> tensors, std::span<const wire::Gr
     result->stored_pages = values[3];
     result->total_ns = values[4];
     result->stall_ns = values[5];
+    result->launch_ns = values[6];
   }
   return outcome;
 }

@@ -71,6 +71,7 @@ struct StepResult {
   std::uint64_t stored_pages = 0;
   std::uint64_t total_ns = 0;
   std::uint64_t stall_ns = 0;
+  std::uint64_t launch_ns = 0;  // from its turn, its inputs ready, until the device had its first kernel
 };
 
 // Planes of one tensor's states, k < StatesOf(rule): n uint8 codes (8-bit) or n fp32; absmax: ceil(n / 256)

@@ -192,6 +192,7 @@ typedef struct bp_step_result {
   uint32_t first_nonfinite_tensor; /* UINT32_MAX: none */
   uint64_t nonfinite_blocks;
   uint64_t loaded_pages, stored_pages, total_ns, stall_ns;
+  uint64_t launch_ns; /* from its turn, its inputs ready, until the device had its first kernel; 0: none */
 } bp_step_result;
 
 /* Applies one step and waits for it. BP_NON_FINITE when blocks were skipped: all other blocks are updated.
@@ -251,6 +252,7 @@ typedef struct bp_finished {
   uint32_t reserved;
   uint64_t loaded_pages, stored_pages, total_ns, stall_ns;
   char message[184];
+  uint64_t launch_ns; /* as in bp_step_result */
 } bp_finished;
 /* Does not wait. Fills *out with the oldest stream request that failed (BP_NON_FINITE too) and was not told
  * yet, else with the newest that is done (code BP_OK: its own failure was told). Returns BP_OK, or why the

@@ -14,6 +14,8 @@ using wire::Status;
 
 namespace {
 
+constexpr OlderBytes kOlderResults = {offsetof(bp_step_result, launch_ns)};
+
 Result<std::vector<client::StepTensor>> TensorsFrom(const bp_step_tensor* tensors, std::uint64_t n) {
   std::vector<client::StepTensor> list;
   list.reserve(n);
@@ -96,7 +98,8 @@ int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, 
                              " groups; at most " + std::to_string(wire::kMaxTensors));
     }
     if (result != nullptr) {
-      if (Status fine = CopyOut(bp_step_result{}, result, "bp_step_result"); !fine.ok()) return fine;
+      if (Status fine = CopyOut(bp_step_result{}, result, "bp_step_result", kOlderResults); !fine.ok())
+        return fine;
     }
     const Result<std::vector<client::StepTensor>> list = TensorsFrom(tensors, n);
     if (!list.ok()) return list.status();
@@ -117,8 +120,9 @@ int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, 
                                   got.loaded_pages,
                                   got.stored_pages,
                                   got.total_ns,
-                                  got.stall_ns};
-      if (Status fine = CopyOut(filled, result, "bp_step_result"); !fine.ok()) return fine;
+                                  got.stall_ns,
+                                  got.launch_ns};
+      if (Status fine = CopyOut(filled, result, "bp_step_result", kOlderResults); !fine.ok()) return fine;
     }
     return outcome;
   });

@@ -15,6 +15,8 @@ using wire::Status;
 
 namespace {
 
+constexpr OlderBytes kOlderFinished = {offsetof(bp_finished, launch_ns)};
+
 // Lists of one call; kept by each thread, so that a step allocates nothing.
 struct Lists {
   std::vector<client::StepTensor> tensors;
@@ -86,6 +88,7 @@ bp_finished FinishedFrom(const client::Finished& finished) {
     out.stored_pages = record.values[3];
     out.total_ns = record.values[4];
     out.stall_ns = record.values[5];
+    out.launch_ns = record.values[6];
   }
   wire::CopyText(out.message, client::StatusOf(record).message());
   return out;
@@ -136,10 +139,10 @@ int bp_session_synchronize(bp_session* session) {
 int bp_poll_results(bp_session* session, bp_finished* out) {
   return WithSession(session, [&](client::Session& s) -> Status {
     // First, so that no failure is taken that cannot be told.
-    if (Status fine = CopyOut(bp_finished{}, out, "bp_finished"); !fine.ok()) return fine;
+    if (Status fine = CopyOut(bp_finished{}, out, "bp_finished", kOlderFinished); !fine.ok()) return fine;
     const Result<client::Finished> finished = s.TakeFinished();
     if (!finished.ok()) return finished.status();
-    return CopyOut(FinishedFrom(*finished), out, "bp_finished");
+    return CopyOut(FinishedFrom(*finished), out, "bp_finished", kOlderFinished);
   });
 }
 

@@ -72,13 +72,14 @@ int BindClosed(int socket, const sockaddr_un& address) {
   return bound;
 }
 
-// Answers the hello that is to come, and hangs up. What has come already is taken first: a socket that is
-// closed over unread messages tells its peer of the reset before the answer.
+// Answers the hello that is to come, and hangs up. What has come already is taken first, and nothing comes
+// any more: a socket that is closed over unread messages tells its peer of the reset before the answer.
 void TurnAway(int socket, const std::string& why) {
   wire::ReplyBody body;
   body.code = static_cast<std::uint32_t>(Code::kBudgetExceeded);
   wire::CopyText(body.message, why);
   static_cast<void>(wire::SendBody(socket, wire::MessageType::kHello, 1, body).ok());
+  ::shutdown(socket, SHUT_RD);
   wire::Packet packet;
   while (wire::ReceivePacket(socket, packet).ok() && !packet.closed) {
   }
@@ -90,13 +91,16 @@ Listener::~Listener() {
   Stop();
 }
 
-wire::Result<std::unique_ptr<Listener>> Listener::Start(const ListenerOptions& options,
-                                                        ListenerEvents events) {
+wire::Result<std::unique_ptr<Listener>> Listener::Bind(const ListenerOptions& options,
+                                                       ListenerEvents events) {
   std::unique_ptr<Listener> listener(new Listener(options, std::move(events)));
   Status ready = listener->Prepare();
   if (!ready.ok()) return ready;
-  listener->thread_ = std::thread([self = listener.get()] { self->Loop(); });
   return listener;
+}
+
+void Listener::Serve() {
+  thread_ = std::thread([this] { Loop(); });
 }
 
 Status Listener::Prepare() {
@@ -108,7 +112,7 @@ Status Listener::Prepare() {
   if (options_.activated_fd >= 0) {
     socket_.Reset(options_.activated_fd);
   } else {
-    Status bound = Bind();
+    Status bound = BindPath();
     if (!bound.ok()) return bound;
   }
   if (!AddToEpoll(epoll_->get(), stop_bell_.get(), kStopTag) ||
@@ -162,7 +166,7 @@ Status Listener::ClearStale() const {
   return {};
 }
 
-Status Listener::Bind() {
+Status Listener::BindPath() {
   // Once before the lock, so that a refusal is told at once.
   Status clear = ClearStale();
   if (clear.ok()) clear = LockPath();
@@ -219,10 +223,10 @@ Status Listener::Open(const std::string& path, const sockaddr_un& address) {
   return {};
 }
 
-// The lock goes last: until then nobody else can have bound the path.
+// Only while the lock is held: nobody else can have bound the path.
 void Listener::LeavePath() {
   if (lock_ && socket_) ::unlink(options_.path.c_str());
-  lock_.Reset();
+  socket_.Reset();
 }
 
 // ---- connections
@@ -254,7 +258,6 @@ void Listener::Stop() {
   if (stop_bell_) Ring(stop_bell_.get());
   if (thread_.joinable()) thread_.join();
   LeavePath();
-  socket_.Reset();
 }
 
 void Listener::Loop() {

@@ -37,29 +37,32 @@ struct ListenerEvents {
 
 class Listener {
  public:
-  ~Listener();  // stops
+  ~Listener();  // stops, and lets a successor have the place
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;
 
-  // Binds and starts the thread. A stale socket file (nobody answers) is replaced; kAlreadyExists when a
-  // daemon serves there or is about to (it holds PATH.lock); kPermissionDenied, kInvalidArgument with the
-  // path and a hint.
-  [[nodiscard]] static wire::Result<std::unique_ptr<Listener>> Start(const ListenerOptions& options,
-                                                                     ListenerEvents events);
+  // Takes the place: clients can connect, and wait; nobody is answered before Serve. A stale socket file
+  // (nobody listens) is replaced; kAlreadyExists when a daemon serves there or is about to (it holds
+  // PATH.lock); kPermissionDenied, kInvalidArgument with the path and a hint.
+  [[nodiscard]] static wire::Result<std::unique_ptr<Listener>> Bind(const ListenerOptions& options,
+                                                                    ListenerEvents events);
+  // Starts the thread. Call it once.
+  void Serve();
 
   // Any thread: the connection is lost too when the process behind `pidfd` ends. On a connection that is lost
   // already the fd is only closed.
   [[nodiscard]] wire::Status Watch(const ConnectionRef& connection, wire::UniqueFd pidfd);
   // Any thread, also after the listener's end: a message that was reported has been handled.
   static void Handled(const ConnectionRef& connection);
-  // Removes the socket file, lets a successor have its place, ends the thread.
+  // Removes the socket file, ends the thread. A successor waits for the place until the listener is gone:
+  // whoever served beside it ends in between.
   void Stop();
 
  private:
   Listener(ListenerOptions options, ListenerEvents events)
       : options_(std::move(options)), events_(std::move(events)) {}
   [[nodiscard]] wire::Status LockPath();
-  [[nodiscard]] wire::Status Bind();
+  [[nodiscard]] wire::Status BindPath();
   [[nodiscard]] wire::Status BindAndListen();
   [[nodiscard]] wire::Status Open(const std::string& path, const sockaddr_un& address);
   [[nodiscard]] wire::Status ClearStale() const;

@@ -11,7 +11,6 @@
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
-#include <future>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -84,8 +83,8 @@ class Daemon {
     done_bell_ = std::move(*bell);
     Status started = node_->Start(Hooks());
     if (!started.ok()) return started;
-    Status listening = Listen();
-    if (!listening.ok()) return listening;
+    Status place = TakePlace();
+    if (!place.ok()) return place;
     Status http = ServeHttp();
     if (!http.ok()) return http;
     Status telemetry = telemetry_.Start(
@@ -96,6 +95,8 @@ class Daemon {
       private_life_.Start(config_.private_first_client_ms, config_.private_grace_ms,
                           [this] { node_->RequestStop(); });
     }
+    // Last, so that the first client finds all of it; who connected since the place was taken has waited.
+    listener_->Serve();
     spdlog::info("serving {} on {}", config_.socket_path, node_->Describe());
     return NotifyReady("serving");
   }
@@ -119,7 +120,7 @@ class Daemon {
   }
 
  private:
-  Status Listen() {
+  Status TakePlace() {
     wire::Result<std::optional<int>> activated = TakeActivatedSocket();
     if (!activated.ok()) return activated.status();
     Node* node = node_.get();
@@ -129,10 +130,9 @@ class Daemon {
     };
     events.lost = [node](const ConnectionRef& connection) { node->OnLost(connection); };
     wire::Result<std::unique_ptr<Listener>> listener =
-        Listener::Start(ListenerOptionsOf(config_, activated->value_or(-1)), std::move(events));
+        Listener::Bind(ListenerOptionsOf(config_, activated->value_or(-1)), std::move(events));
     if (!listener.ok()) return listener.status();
     listener_ = std::move(*listener);
-    listening_.set_value(listener_.get());
     return {};
   }
 
@@ -156,9 +156,8 @@ class Daemon {
 
   NodeHooks Hooks() {
     NodeHooks hooks;
-    // The first hello may come before Listen has returned.
-    hooks.watch = [listener = listening_.get_future().share()](const ConnectionRef& c, wire::UniqueFd pidfd) {
-      return listener.get()->Watch(c, std::move(pidfd));
+    hooks.watch = [this](const ConnectionRef& c, wire::UniqueFd pidfd) {
+      return listener_->Watch(c, std::move(pidfd));
     };
     hooks.notify = [this](Event event) { Tell(std::move(event)); };
     hooks.sessions_changed = [this](std::size_t sessions) {
@@ -204,7 +203,6 @@ class Daemon {
   const Clock clock_;
   const std::uint64_t started_ns_;
   const std::int64_t started_unix_ms_;
-  std::promise<Listener*> listening_;
   EventLog events_;
   HttpSite site_{
       {[this] { return TakeSnapshot(); }, [this](std::uint64_t cells) { return node_->ObservePages(cells); }},

@@ -107,6 +107,10 @@ void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Pack
 
 void Node::Route(Shard& shard, const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
   shard.Start();
+  Post(shard, connection, packet);
+}
+
+void Node::Post(Shard& shard, const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
   shard.Post(
       [connection, packet](Dispatcher& dispatcher) {
         dispatcher.OnMessage(connection, *packet);
@@ -156,7 +160,7 @@ void Node::Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet
   if (wire::ReadBody(*packet, evict)) device = wire::TextOf(evict.device);
   if (device.empty()) return Seek({connection, std::move(packet), {}}, 0);
   const Result<Shard*> named = ShardNamed(device);
-  if (named.ok()) return Route(**named, connection, packet);
+  if (named.ok()) return Post(**named, connection, packet);
   Control::Refuse(connection, *packet, named.status());
   Listener::Handled(connection);
 }
@@ -174,9 +178,9 @@ void Node::Seek(Search search, std::size_t index) {
 }
 
 void Node::Found(const Search& search) {
-  if (search.knowing.size() == 1) return Route(*search.knowing.front(), search.connection, search.packet);
+  if (search.knowing.size() == 1) return Post(*search.knowing.front(), search.connection, search.packet);
   if (search.knowing.empty() && shards_.front()->Started()) {
-    return Route(*shards_.front(), search.connection, search.packet);
+    return Post(*shards_.front(), search.connection, search.packet);
   }
   std::string where;
   for (const Shard* shard : search.knowing) where += (where.empty() ? "" : ", ") + shard->listing().uuid;

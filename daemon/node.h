@@ -84,8 +84,12 @@ class Node {
   template <typename T>
   [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
                                                                 std::uint64_t argument);
+  // Starts the shard if need be: for whoever comes to stay.
   static void Route(Shard& shard, const ConnectionRef& connection,
                     const std::shared_ptr<wire::Packet>& packet);
+  // Refuses where the shard does not serve.
+  static void Post(Shard& shard, const ConnectionRef& connection,
+                   const std::shared_ptr<wire::Packet>& packet);
   [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
   void Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);

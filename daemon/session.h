@@ -44,6 +44,7 @@ struct ActiveTask {
   std::uint64_t admitted_ns = 0;
   std::uint64_t idle_since_ns = 0;  // no run in flight since then
   std::uint64_t stall_ns = 0;
+  std::uint64_t launch_ns = 0;  // from taken_ns until the device had its first kernel
   std::uint32_t runs_in_flight = 0;
   bool continues = false;  // kStep: a further part of a step that was counted
   bool settling = false;   // done, but for the shared base (sharing.h): then it completes with this

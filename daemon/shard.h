@@ -41,7 +41,7 @@ class Shard {
 
   // ---- any thread
   // Starts the thread, once; again when the device could not be opened; never after RequestStop. Returns at
-  // once; AwaitOpen says how it went.
+  // once; AwaitOpen says how it went. Not from a Refused call, which may be on that very thread.
   void Start();
   [[nodiscard]] wire::Status AwaitOpen();
   // Posts to the dispatcher; while the device is being opened the call waits. kNotFound to `refused` when it

@@ -272,6 +272,7 @@ void Tasks::Launch(std::span<const paging::RunAction> runs) {
       if (runs.front().window == 0) task->work->Prepare(core_.device);
       TakePages(runs);
       event = task->work->Launch(core_.device, pages_);
+      if (task->launch_ns == 0) task->launch_ns = core_.clock.NowNs() - task->taken_ns;
     }
     if (runs.back().last) {
       event =

@@ -56,6 +56,7 @@ void Tasks::FinishWork(Session& session, ActiveTask& task, wire::CompletionRecor
   completion.values[3] = moves.stored - std::min(moves.stored, task.stored_before);
   completion.values[4] = now - task.admitted_ns;
   completion.values[5] = task.stall_ns;
+  completion.values[6] = task.launch_ns;
   job->counters.stall_ns += task.stall_ns;
   job->stall_ns_last = task.stall_ns;
   core_.counters.jobs.stall_ns += task.stall_ns;

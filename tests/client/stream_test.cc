@@ -172,11 +172,11 @@ TEST_F(Streams, ManyStepsAheadKeepTheirTables) {
   ASSERT_TRUE(Becomes([&] { return daemon_->header().ready.word.load() == 1; }));
   for (std::uint64_t step = 2; step <= kOpenStreamTickets; ++step) MustStep(step);
   // The next one waits for room, so the daemon must go on meanwhile.
+  const Clock::time_point start = Clock::now();
   std::thread later([&] {
     std::this_thread::sleep_for(50ms);
     go = true;
   });
-  const Clock::time_point start = Clock::now();
   MustStep(kOpenStreamTickets + 1);
   EXPECT_GE(Clock::now() - start, 40ms);
   later.join();
@@ -197,13 +197,17 @@ TEST_F(Streams, InterruptedWaitForRoomSubmitsNothing) {
     while (!go) std::this_thread::sleep_for(100us);
   }));
   for (std::uint64_t step = 1; step <= kOpenStreamTickets; ++step) MustStep(step);
-  std::thread signal([thread = ::pthread_self()] {
-    std::this_thread::sleep_for(50ms);
-    ::pthread_kill(thread, SIGUSR1);
+  std::atomic<bool> returned{false};
+  std::thread signals([&returned, thread = ::pthread_self()] {
+    while (!returned) {  // one that comes before the wait begins ends nothing
+      std::this_thread::sleep_for(50ms);
+      ::pthread_kill(thread, SIGUSR1);
+    }
   });
   const int enqueued = cuda_.enqueued;
   EXPECT_EQ(Step(kOpenStreamTickets + 1).status().code(), Code::kInterrupted);
-  signal.join();
+  returned = true;
+  signals.join();
   EXPECT_EQ(cuda_.enqueued, enqueued);
   go = true;
   EXPECT_EQ(MustStep(kOpenStreamTickets + 1), kOpenStreamTickets + 1);

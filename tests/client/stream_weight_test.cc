@@ -42,7 +42,7 @@ TEST_F(Streams, WeightsAreQuantizedAndReadOnStreams) {
 TEST_F(Streams, GradientsOfAStepThatIsDoneAreLetGoThoughNobodyLookedAtIt) {
   Connect(GpuScript());
   MustStep(1);
-  ASSERT_TRUE(Becomes([&] { return daemon_->header().done.word.load() == 1; }));
+  ASSERT_TRUE(Becomes([&] { return daemon_->header().completion_tail.word.load() == 1; }));
   ASSERT_EQ(daemon_->registered().size(), 2U);
   ASSERT_TRUE(session_->ReleaseGradients().ok());
   EXPECT_EQ(daemon_->registered().size(), 1U) << "the parameters' alone";
@@ -94,6 +94,7 @@ TEST_F(Streams, MakingRoomLetsGoOfOnesOwnRevokedLeasesAndGradients) {
   ASSERT_EQ(cuda_.shared_maps, 1);
   ASSERT_TRUE(Synchronized());
   ASSERT_EQ(daemon_->registered().size(), 1U) << "what was quantized from";
+  ASSERT_TRUE(cuda_.Drained(Stream(3), 5000)) << "nothing reads the lease any more";
   std::uint64_t free_bytes = 0;
   const Status made = session_->MakeRoom(1U << 20, 5'000, &free_bytes);
   EXPECT_TRUE(made.ok()) << made.message();

@@ -53,7 +53,9 @@ class Line {
   // Until `end` is in it, the server hung up, or patience ends.
   std::string Read(const std::string& end = "", milliseconds patience = kPatience) {
     const auto until = steady_clock::now() + patience;
-    while (end.empty() || text_.find(end) == std::string::npos) {
+    std::size_t looked = 0;  // at, and it is not there: texts are of many megabytes
+    while (end.empty() || text_.find(end, looked) == std::string::npos) {
+      looked = text_.size() < end.size() ? 0 : text_.size() - end.size();
       const auto left = std::chrono::duration_cast<milliseconds>(until - steady_clock::now());
       pollfd ready{fd_.get(), POLLIN, 0};
       if (left.count() <= 0 || ::poll(&ready, 1, static_cast<int>(left.count())) <= 0) break;

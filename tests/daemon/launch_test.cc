@@ -46,6 +46,21 @@ TEST(Launch, OfManyBeginsWithAShortOneSoThatTheDeviceNeedNotWait) {
   EXPECT_EQ(LaunchesOf(160), 2);
 }
 
+TEST(Launch, IsTimedFromItsTurnOn) {
+  InProcessDaemon daemon(RoomySettings(), kLongLaunches);
+  daemon.device->on_step = [&] { daemon.clock.AdvanceMs(7); };
+  auto client = daemon.Open("job");
+  RawTrainer trainer(*client, {160 * 6144});
+  EXPECT_TRUE(trainer.Create().ok());
+  trainer.StepOk(1);
+  const std::int64_t before = daemon.device->steps;
+  const wire::CompletionRecord done = trainer.Step(2);
+  ASSERT_EQ(RawClient::CodeOf(done), wire::Code::kOk) << RawClient::TextIn(done);
+  EXPECT_EQ(daemon.device->steps - before, 2);
+  EXPECT_EQ(done.values[6], 7'000'000U) << "the first alone";
+  EXPECT_EQ(done.values[4], 14'000'000U);
+}
+
 TEST(Launch, AStepThatIsExpectedHasAnIdleDeviceMakeReady) {
   InProcessDaemon daemon(RoomySettings(), kLongLaunches);
   auto client = daemon.Open("job");

@@ -52,11 +52,15 @@ class ListenerTest : public ::testing::Test {
     std::filesystem::remove_all(folder_, ignored);
   }
   void Start() {
-    auto started = StartAnother();
-    ASSERT_TRUE(started.ok()) << started.status().message();
-    listener_ = std::move(*started);
+    Bind();
+    if (listener_) listener_->Serve();
   }
-  [[nodiscard]] wire::Result<std::unique_ptr<Listener>> StartAnother() {
+  void Bind() {
+    auto bound = BindAnother();
+    ASSERT_TRUE(bound.ok()) << bound.status().message();
+    listener_ = std::move(*bound);
+  }
+  [[nodiscard]] wire::Result<std::unique_ptr<Listener>> BindAnother() {
     daemon::ListenerEvents events;
     events.message = [this](const ConnectionRef& connection, const std::shared_ptr<wire::Packet>&) {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -64,7 +68,7 @@ class ListenerTest : public ::testing::Test {
       ++messages_;
     };
     events.lost = [this](const ConnectionRef&) { ++lost_; };
-    return Listener::Start(options_, std::move(events));
+    return Listener::Bind(options_, std::move(events));
   }
   [[nodiscard]] wire::UniqueFd Connect() const {
     const auto address = wire::UnixAddress(options_.path);
@@ -99,7 +103,7 @@ class ListenerTest : public ::testing::Test {
 };
 
 TEST_F(ListenerTest, HangsUpOnWhoeverOpensNoSession) {
-  options_.attach_limit_ms = 300;
+  options_.attach_limit_ms = 2'000;
   Start();
   const wire::UniqueFd silent = Connect();
   const wire::UniqueFd attached = Connect();
@@ -109,7 +113,7 @@ TEST_F(ListenerTest, HangsUpOnWhoeverOpensNoSession) {
   Handle();
   EXPECT_FALSE(HungUp(silent.get()));
   EXPECT_TRUE(Eventually([&] { return HungUp(silent.get()); }));
-  std::this_thread::sleep_for(std::chrono::milliseconds(700));
+  std::this_thread::sleep_for(std::chrono::milliseconds(2'300));
   EXPECT_FALSE(HungUp(attached.get()));
   EXPECT_EQ(lost_, 1);
 }
@@ -235,7 +239,7 @@ TEST_F(ListenerTest, ManyOnOneStaleSocketLeaveOneServing) {
       racers.emplace_back([&, i] {
         ++ready;
         while (ready < 4) std::this_thread::yield();
-        outcomes[static_cast<std::size_t>(i)] = StartAnother();
+        outcomes[static_cast<std::size_t>(i)] = BindAnother();
       });
     }
     for (std::thread& racer : racers) racer.join();
@@ -253,18 +257,48 @@ TEST_F(ListenerTest, ManyOnOneStaleSocketLeaveOneServing) {
 TEST_F(ListenerTest, DoesNotTakeThePlaceOfOneThatIsAboutToServe) {
   const wire::UniqueFd lock(::open((options_.path + ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
   ASSERT_EQ(::flock(lock.get(), LOCK_EX), 0);
-  const auto refused = StartAnother();
+  const auto refused = BindAnother();
   EXPECT_EQ(refused.status().code(), Code::kAlreadyExists);
 }
 
-TEST_F(ListenerTest, LeavesItsSuccessorsSocketAlone) {
+TEST_F(ListenerTest, AnswersWhoCameBeforeItServed) {
+  Bind();
+  const wire::UniqueFd early = Connect();
+  ASSERT_TRUE(early);
+  Say(early.get());
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(messages_, 0);
+  EXPECT_FALSE(HungUp(early.get()));
+  listener_->Serve();
+  EXPECT_TRUE(Eventually([&] { return messages_ == 1; }));
+}
+
+TEST_F(ListenerTest, HangsUpOnWhoWaitedWhereItNeverServes) {
+  Bind();
+  const wire::UniqueFd early = Connect();
+  ASSERT_TRUE(early);
+  listener_.reset();
+  EXPECT_TRUE(HungUp(early.get()));
+  EXPECT_NE(::access(options_.path.c_str(), F_OK), 0);
+}
+
+// Whoever serves beside it ends between Stop and its end.
+TEST_F(ListenerTest, ASuccessorWaitsForThePlaceUntilItIsGone) {
   Start();
   listener_->Stop();
   EXPECT_NE(::access(options_.path.c_str(), F_OK), 0);
-  const auto successor = StartAnother();
+  EXPECT_EQ(BindAnother().status().code(), Code::kAlreadyExists);
+  std::atomic<bool> gone{false};
+  std::thread ends([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    gone = true;
+    listener_.reset();
+  });
+  const auto successor = BindAnother();
+  EXPECT_TRUE(gone);
+  ends.join();
   ASSERT_TRUE(successor.ok()) << successor.status().message();
-  listener_.reset();
-  EXPECT_EQ(::access(options_.path.c_str(), F_OK), 0);
+  EXPECT_TRUE(Connect()) << "its socket is left alone";
 }
 
 }  // namespace

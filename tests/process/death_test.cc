@@ -68,7 +68,7 @@ TEST(Killed, AClientGivesEverythingBackWithinASecond) {
   Child client([&] { return TrainForEver(daemon, shared, false); });
   ASSERT_TRUE(WaitUntil([&] { return shared.word[0] > 3; }, Millis(20'000)));
   client.Signal(SIGKILL);
-  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000) * kSlowdown)) << daemon.Log();
+  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000))) << daemon.Log();
 }
 
 TEST(Killed, AClientGivesEverythingBackThoughItsForkedChildLives) {
@@ -78,7 +78,7 @@ TEST(Killed, AClientGivesEverythingBackThoughItsForkedChildLives) {
   ASSERT_TRUE(WaitUntil([&] { return shared.word[0] > 3; }, Millis(20'000)));
   const auto worker = static_cast<pid_t>(shared.word[1].load());
   client.Signal(SIGKILL);
-  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000) * kSlowdown)) << daemon.Log();
+  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000))) << daemon.Log();
   EXPECT_EQ(::kill(worker, 0), 0) << "the child lives";
   ::kill(worker, SIGKILL);
 }
@@ -100,7 +100,7 @@ TEST(Killed, ASessionWithInheritedFdsEndsByItsPidfd) {
   });
   ASSERT_TRUE(WaitUntil([&] { return shared.word[1] != 0; }, Millis(20'000)));
   client.Signal(SIGKILL);
-  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000) * kSlowdown)) << daemon.Log();
+  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(1'000))) << daemon.Log();
   ::kill(static_cast<pid_t>(shared.word[1].load()), SIGKILL);
 }
 
@@ -251,8 +251,7 @@ int Victim(const DaemonProcess& daemon, std::uint64_t seed) {
 }
 
 // Kills `count` clients, four at a time, each at a point of its own.
-void KillMany(const DaemonProcess& daemon, int count) {
-  std::mt19937_64 random(11);
+void KillMany(const DaemonProcess& daemon, int count, std::mt19937_64& random) {
   std::vector<Child> alive;
   for (int i = 0; i < count; ++i) {
     const std::uint64_t seed = random();
@@ -287,27 +286,31 @@ TEST(Killed, AThousandClientsChangeNothingForAnother) {
     }
     return 0;
   };
-  KillMany(daemon, 20);  // what is made once (a share domain) is made
+  std::mt19937_64 random(11);
+  KillMany(daemon, 20, random);  // what is made once (a share domain) is made
   ASSERT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(5'000)));
   const ProcessUse before = daemon.Use();
   {
     Child steady(train);
     ASSERT_TRUE(WaitUntil([&] { return shared.word[1] > 0; }, Millis(20'000)));
-    KillMany(daemon, 1'000 / kSlowdown);
+    KillMany(daemon, 1'000 / kSlowdown, random);
+    // Most get as far as a session, and many as far as steps: more of them where the machine is busy.
+    const auto enough = [&] {
+      const auto status = daemon.Status();
+      return status && status->totals.sessions_lost > 700U / kSlowdown &&
+             status->totals.steps > shared.word[1] + 300 / kSlowdown;
+    };
+    for (int more = 0; more < 20 && !enough(); ++more) KillMany(daemon, 250 / kSlowdown, random);
+    EXPECT_TRUE(enough());
     shared.word[0] = 1;
     EXPECT_TRUE(steady.Succeeds()) << "its numbers changed, or its session ended: " << daemon.Log();
   }
-  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(2'000) * kSlowdown));
+  EXPECT_TRUE(WaitUntil([&] { return Empty(daemon); }, Millis(2'000)));
   ProcessUse after = daemon.Use();
   EXPECT_TRUE(WaitUntil([&] { return (after = daemon.Use()).fds <= before.fds; }, Millis(2'000)))
       << after.fds << " fds, before " << before.fds;
   // The allocator keeps some; a leak of a page a client would show as 16 MiB.
   EXPECT_LT(after.rss_bytes, before.rss_bytes + (8U << 20) * kSlowdown);
-  const auto status = daemon.Status();
-  ASSERT_TRUE(status);
-  // Most got as far as a session, and many as far as steps.
-  EXPECT_GT(status->totals.sessions_lost, 700U / kSlowdown);
-  EXPECT_GT(status->totals.steps, shared.word[1] + 300 / kSlowdown);
 }
 
 }  // namespace

@@ -53,17 +53,26 @@ bool IsStopped(pid_t pid) {
   return true;
 }
 
-TEST(Start, ServesWithin300Ms) {
-  // The best of three: the machine may be busy with something else.
+// From the start of the program until its first client has been answered: the best of some tries, for the
+// machine may be busy with something else.
+Millis TimeToServe(const std::vector<std::string>& flags) {
+  constexpr int kTries = 10;
   Millis best(1'000'000);
-  for (int i = 0; i < 3; ++i) best = std::min(best, DaemonProcess(kSmall).start_time());
-  EXPECT_LE(best.count(), 300 * kSlowdown);
+  for (int i = 0; i < kTries && best.count() > 300 * kSlowdown; ++i) {
+    const auto begun = Clock::now();
+    DaemonProcess daemon(flags);
+    EXPECT_TRUE(daemon.Open("first")->Noop().ok());
+    best = std::min(best, std::chrono::duration_cast<Millis>(Clock::now() - begun));
+  }
+  return best;
+}
+
+TEST(Start, ServesWithin300Ms) {
+  EXPECT_LE(TimeToServe(kSmall).count(), 300 * kSlowdown);
 }
 
 TEST(Start, ServesWithin300MsWithLargeBudgets) {
-  Millis best(1'000'000);
-  for (int i = 0; i < 3; ++i) best = std::min(best, DaemonProcess(std::vector<std::string>()).start_time());
-  EXPECT_LE(best.count(), 300 * kSlowdown);
+  EXPECT_LE(TimeToServe({}).count(), 300 * kSlowdown);
 }
 
 TEST(Start, ReplacesAStaleSocket) {
@@ -191,14 +200,15 @@ TEST(Idle, AClientThatFillsItsRingsLetsTheDaemonSleep) {
     record.ready = ~0ULL;  // never
     client.PushRaw(record);
   }
-  std::this_thread::sleep_for(Millis(100));
+  const wire::Word& taken = client.view().header().request_head.word;
+  ASSERT_TRUE(WaitUntil([&] { return taken.load() == wire::kRequestSlots; }, Millis(10'000)));
   wire::RequestRecord more;
   more.ticket = wire::kRequestSlots + 1;
   more.ready = ~0ULL;
   client.PushRaw(more);
   const std::uint64_t before_ns = daemon.Use().cpu_ns;
   std::this_thread::sleep_for(Millis(1'000));
-  EXPECT_LT(daemon.Use().cpu_ns - before_ns, 300'000'000U) << "it looks at `ready` once a millisecond";
+  EXPECT_LT(daemon.Use().cpu_ns - before_ns, 300'000'000U * kSlowdown) << "it looks at `ready`, and naps";
 }
 
 TEST(End, SigtermTellsItsClients) {
@@ -213,7 +223,7 @@ TEST(End, SigtermTellsItsClients) {
   for (std::uint64_t step = 2; said.ok(); ++step) said = trainer.Step(step);
   EXPECT_LT(Clock::now() - asked, Millis(1'000) * kSlowdown);
   EXPECT_TRUE(said.code() == Code::kDraining || said.code() == Code::kDaemonLost) << said.message();
-  const auto status = daemon.Wait(Millis(2'000) * kSlowdown);
+  const auto status = daemon.Wait(Millis(2'000));
   ASSERT_TRUE(status);
   EXPECT_TRUE(WIFEXITED(*status) && WEXITSTATUS(*status) == 0) << daemon.Log();
   EXPECT_NE(::access(daemon.socket().c_str(), F_OK), 0) << "the socket file is gone";
@@ -245,7 +255,8 @@ TEST(End, APrivateDaemonGoesWithItsLastClient) {
   auto one = daemon.Open("one");
   auto two = daemon.Open("two");
   one->Disconnect();
-  EXPECT_FALSE(daemon.Wait(Millis(3'000)));
+  std::this_thread::sleep_for(Millis(3'000));
+  EXPECT_FALSE(daemon.Wait(Millis(0)));
   EXPECT_TRUE(two->Noop().ok());
   two->Disconnect();
   const auto status = daemon.Wait(Millis(6'000));

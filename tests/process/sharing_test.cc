@@ -132,7 +132,7 @@ TEST(Sharing, AQuotaIsNeverExceeded) {
   ASSERT_TRUE(WaitUntil(
       [&] {
         const auto status = daemon.Status();
-        return status && status->jobs.size() == 2 && status->totals.steps > 5;
+        return status && status->jobs.size() == 2 && status->jobs[0].steps > 5 && status->jobs[1].steps > 5;
       },
       Millis(30'000)));
   std::uint64_t most = 0;

@@ -35,11 +35,11 @@ class Daemon:
         self.log = folder / "daemon.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([program, "--socket", self.socket, *flags], stdout=log, stderr=log)
-        self._await_socket()
+        self._await_service()
 
-    def _await_socket(self):
+    def _await_service(self):
         end = time.monotonic() + START_LIMIT_S
-        while not os.path.exists(self.socket):
+        while b"serving " not in self.log.read_bytes():  # its last word, when all of it is there
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 pytest.fail(f"bitpagerd did not serve {self.socket}:\n{self.log.read_text()}")

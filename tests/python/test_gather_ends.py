@@ -15,7 +15,7 @@ from fake_gpu import give_gradients, make_parameters, open_session, stand_in
 def run(program, folder, **environment):
     env = {**os.environ, "XDG_CACHE_HOME": str(folder), "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     env.pop(gather.SWITCH, None)
-    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240)
 
 
 WHILE_COMPILED = """
@@ -36,7 +36,7 @@ def slow(library):
     return True
 gather._tells = slow
 gather.library()
-begun.wait(60)
+begun.wait(150)
 """
 
 
@@ -58,7 +58,7 @@ def slow(library):
     return tells(library)
 gather._tells = slow
 gather.library()
-begun.wait(60)
+begun.wait(150)
 child = os.fork()
 if child == 0:
     gather._tells = tells

@@ -157,7 +157,11 @@ def test_data_loader_workers_do_not_disturb(daemon, run_python):
 
 INTERRUPT = """
 import os, signal, sys, threading, time, torch, bitpager
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIGINT ignored
+stepping = False
+def interrupt(*_):
+    if stepping:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
 session = bitpager.connect(socket=sys.argv[1], job="notebook", linger=0)
 p = torch.nn.Parameter(torch.ones(3_000_000))
 optimizer = bitpager.optim.PagedAdamW8bit([p], lr=0.01)
@@ -174,15 +178,14 @@ try:
     thread.start()
     while time.monotonic() - start < 3:
         try:
+            stepping = True
             optimizer.step()
+            stepping = False
         except KeyboardInterrupt:
+            stepping = False
             interrupted += 1
 finally:
-    while True:
-        try:
-            stop.set(); thread.join(); break
-        except KeyboardInterrupt:
-            pass
+    stop.set(); thread.join()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 session.noop()
 first = optimizer.state[p]["step"]

@@ -288,8 +288,7 @@ def test_a_recording_goes_on_with_the_next_daemon(tight, tmp_path):
     tight.kill()
     again = Daemon(tmp_path, TIGHT)
     try:
-        for ending in (".status", ".events"):  # they come a moment behind the socket that it is asked for
-            wait_for(lambda name=again.socket + ending: os.path.exists(name))
+        for ending in (".status", ".events"):
             os.rename(again.socket + ending, tight.socket + ending)
         wait_for(lambda: f'"pid":{again.process.pid},' in file.read_text())
         process.send_signal(signal.SIGTERM)

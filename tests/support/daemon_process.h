@@ -25,7 +25,7 @@ inline constexpr int kSlowdown = 10;
 inline constexpr int kSlowdown = 1;
 #endif
 
-// Turns until `condition` holds; false after `limit`.
+// Turns until `condition` holds; false after `limit`, which kSlowdown stretches.
 [[nodiscard]] bool WaitUntil(const std::function<bool()>& condition, Millis limit);
 
 // mkdtemp under /tmp; removed with all it holds.
@@ -51,7 +51,7 @@ class Child {
   Child& operator=(Child&&) = delete;
 
   void Signal(int signal) const;
-  // The exit status as waitpid gives it; none when it still runs after `limit`.
+  // The exit status as waitpid gives it; none when it still runs after `limit`, which kSlowdown stretches.
   [[nodiscard]] std::optional<int> Wait(Millis limit);
   // Exited with 0 within `limit`.
   [[nodiscard]] bool Succeeds(Millis limit = Millis(60'000));
@@ -91,21 +91,21 @@ class DaemonProcess {
   [[nodiscard]] bool Serves() const;
   // What it wrote to stderr.
   [[nodiscard]] std::string Log() const;
-  // Asked over ZeroMQ, as operators do.
+  // Asked over ZeroMQ, as operators do, until it is told; none when the daemon has ended.
   [[nodiscard]] std::optional<daemon::Snapshot> Status() const;
   [[nodiscard]] ProcessUse Use() const { return UseOf(pid()); }
-  [[nodiscard]] Millis start_time() const { return start_time_; }
 
   // A session of the client library; fails the test when refused.
   [[nodiscard]] std::shared_ptr<client::Session> Open(const std::string& job) const;
   [[nodiscard]] client::ConnectOptions ConnectOptionsOf(const std::string& job) const;
 
  private:
+  [[nodiscard]] std::optional<daemon::Snapshot> AskStatus() const;
+
   TempFolder own_folder_;
   std::string folder_;
   std::string socket_;
   std::optional<Child> child_;
-  Millis start_time_{0};
 };
 
 // A socket to the daemon, as RawClient takes it.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <vector>
@@ -28,6 +29,7 @@ class ScriptedDevice : public kernels::Device {
   // Not 0: what Info tells instead of the device's own.
   std::uint32_t launch_pages = 0;
   // ---- what was seen
+  std::function<void()> on_step = [] {};  // while a step is being launched
   std::int64_t steps = 0;
   std::int64_t segments = 0;  // alive
   std::int64_t imports = 0;   // alive
@@ -143,6 +145,7 @@ class ScriptedDevice : public kernels::Device {
   void ExpectKernels() override { ++expected; }
   kernels::Event Step(kernels::StepArgs args) override {
     ++steps;
+    on_step();
     return inner_->Step(std::move(args));
   }
   kernels::Event Dequantize(kernels::DequantizeArgs args) override {

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -210,8 +211,11 @@ TEST_F(Cli, RefusalIsAFailureWithTheDaemonsWords) {
 
 TEST_F(Cli, SilentDaemonIsUnreachableAfterTheTimeout) {
   target_.timeout_ms = 100;
-  OneAnswer daemon(target_.socket, [](int, const wire::Packet&) { ::usleep(300'000); });
+  std::promise<void> asked;
+  OneAnswer daemon(target_.socket,
+                   [until = asked.get_future().share()](int, const wire::Packet&) { until.wait(); });
   EXPECT_EQ(Run([&] { return RunDrain(target_); }), kUnreachableExit);
+  asked.set_value();
   EXPECT_THAT(err_, HasSubstr("did not answer within 100 ms"));
 }
 

@@ -149,6 +149,9 @@ class Node:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+READY, TAKEN = "ready", "taken"
+
+
 class Prometheus:
     """Debian's server, with tools/dashboards' rules without their waits, scraping `target` each half second."""
 
@@ -161,8 +164,15 @@ class Prometheus:
             assert given in config
             config = config.replace(given, wanted)
         (self._folder / "prometheus.yaml").write_text(config)
-        self.address = f"127.0.0.1:{_free_port()}"
         self._log = self._folder / "log"
+        for _ in range(5):
+            self._start()
+            if await_that("Prometheus is ready", self._is_ready) == READY:
+                return
+        raise AssertionError(f"no port stayed free: {self._log.read_text()}")
+
+    def _start(self):
+        self.address = f"127.0.0.1:{_free_port()}"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -176,14 +186,18 @@ class Prometheus:
                 cwd=self._folder,
                 env={**os.environ, "GOMAXPROCS": "1"},
             )
-        await_that("Prometheus is ready", self._is_ready)
 
     def _is_ready(self):
-        assert self._process.poll() is None, self._log.read_text()
+        """READY, TAKEN (somebody was quicker to take the port), or None."""
+        if self._process.poll() is not None:
+            said = self._log.read_text()
+            assert "address already in use" in said, said
+            return TAKEN
         try:
-            return get(f"http://{self.address}/-/ready")
+            get(f"http://{self.address}/-/ready")
         except OSError:
             return None
+        return READY
 
     def ask(self, path: str, **parameters):
         """The "data" of an API call; AssertionError, with its words, when Prometheus refuses it."""

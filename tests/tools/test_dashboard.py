@@ -339,7 +339,7 @@ def test_many_pages_and_jobs_cost_little(page):
     feed.second = 1.0
     browser.wait("sixteen jobs", lambda: len(column(browser, "name")) == 16)
     shares = []
-    for _ in range(5):  # the first holds the compilation of the page; a busy machine makes all dearer
+    for _ in range(20):  # the first holds the compilation of the page; a busy machine makes all dearer
         shares.append(browser.cpu_share(3.0))
         if shares[-1] < 0.05:
             break

@@ -47,15 +47,18 @@ def promtool(*arguments, text=None):
 # ---- files alone ----
 
 
-@pytest.mark.parametrize("expression, selectors, grouping", (
-    ("up == 0", ["up{}"], set()),
-    ('sum by (a, b) (rate(m_total{x="1",y=~".*"}[5m])) > 1e3', ['m_total{x="1",y=~".*"}'], {"a", "b"}),
-    ('sum(m{s="} by (q) {"}) without (z) # not{this}', ['m{s="} by (q) {"}'], {"z"}),
-    ("a offset 5m unless on (i) group_left (k) b @ end() or c", ["a{}", "b{}", "c{}"], {"i", "k"}),
-    ("sum / count", ["sum{}", "count{}"], set()),
-    ("time() - rate_total[1h30m:5s]", ["rate_total{}"], set()),
-    ("histogram_quantile(0.99, sum by (le) (rate(h_bucket[20s])))", ["h_bucket{}"], {"le"}),
-))
+@pytest.mark.parametrize(
+    "expression, selectors, grouping",
+    (
+        ("up == 0", ["up{}"], set()),
+        ('sum by (a, b) (rate(m_total{x="1",y=~".*"}[5m])) > 1e3', ['m_total{x="1",y=~".*"}'], {"a", "b"}),
+        ('sum(m{s="} by (q) {"}) without (z) # not{this}', ['m{s="} by (q) {"}'], {"z"}),
+        ("a offset 5m unless on (i) group_left (k) b @ end() or c", ["a{}", "b{}", "c{}"], {"i", "k"}),
+        ("sum / count", ["sum{}", "count{}"], set()),
+        ("time() - rate_total[1h30m:5s]", ["rate_total{}"], set()),
+        ("histogram_quantile(0.99, sum by (le) (rate(h_bucket[20s])))", ["h_bucket{}"], {"le"}),
+    ),
+)
 def test_selectors_are_found(expression, selectors, grouping):
     found = promql.named(expression)
     assert [str(one) for one in found.selectors] == selectors and found.grouping == grouping
@@ -374,7 +377,9 @@ def rules(live) -> list:
 @needs_promtool
 def test_alerts_fire_in_a_real_prometheus(live):
     assert {rule["name"] for rule in rules(live)} == ALERTS
-    assert not {"BitpagerDown", "BitpagerSessionKilled", "BitpagerNonFinite"} & live.prometheus.firing().keys()
+    # One scrape that a busy machine answers too late is a daemon that is down, for half a second.
+    wrong = {"BitpagerDown", "BitpagerSessionKilled", "BitpagerNonFinite"}
+    await_that("none of these fires", lambda: not wrong & live.prometheus.firing().keys())
 
     def fires(alert, **labels):
         def look():
@@ -402,7 +407,5 @@ def fill_the_host_budget(live):
     told = live.node.status()
     left = told["host_budget_bytes"] - told["host_committed_bytes"]
     buffer, address = _lib.c_uint64(), _lib.c_void_p()
-    _lib.check(
-        _lib.lib().bp_buffer_create(session.handle, left // 100 * 97, _lib.byref(buffer), _lib.byref(address))
-    )
+    _lib.check(_lib.lib().bp_buffer_create(session.handle, left // 100 * 97, _lib.byref(buffer), _lib.byref(address)))
     live.filler = session

@@ -91,6 +91,22 @@ def _on_device(report: Report, optimizer, under: str) -> None:
     _both(report, f"from ready to done, behind a kernel of the client{under}", times[20:])
 
 
+def _launch(report: Report, session, under: str) -> None:
+    """From a request's turn, its gradients ready, to its kernel's launch, by the daemon's clock. The way through the
+    ring comes before it: half of an empty request's round."""
+    import bitpager
+
+    p = torch.nn.Parameter(torch.zeros(ELEMENTS, device=DEVICE))
+    p.grad = torch.ones_like(p)
+    optimizer = bitpager.optim.AdamW8bit([p], lr=1e-4, session=session).prepare()
+    launched = []
+    for _ in range(1100):
+        optimizer.step()
+        optimizer.synchronize()
+        launched.append(session.last_step()["launch_ns"] / 1e3)
+    _both(report, f"request to launch, GPU idle, as the daemon counts{under}", launched[100:])
+
+
 def _c_call(report: Report, session, under: str) -> None:
     """The same step by the C ABI alone: what Python adds is the difference."""
     from bitpager import _lib
@@ -121,6 +137,8 @@ def latency(bench: Bench, report: Report) -> None:
             _tiny_steps(report, found.session, under)
         with report.guard(f"the same by one C call{under}", "us"):
             _c_call(report, found.session, under)
+        with report.guard(f"request to launch, GPU idle, as the daemon counts{under}", "us"):
+            _launch(report, found.session, under)
         with report.guard(f"tiny steps, as the daemon counts{under}", "us"):
             done = found.session.last_step()
             report.add(

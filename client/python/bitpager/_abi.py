@@ -170,6 +170,7 @@ class StepResult(Structure):
         ("stored_pages", c_uint64),
         ("total_ns", c_uint64),
         ("stall_ns", c_uint64),
+        ("launch_ns", c_uint64),
     ]
 
 
@@ -205,6 +206,7 @@ class Finished(Structure):
         ("total_ns", c_uint64),
         ("stall_ns", c_uint64),
         ("message", c_char * 184),
+        ("launch_ns", c_uint64),
     ]
 
 

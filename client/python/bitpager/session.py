@@ -203,9 +203,10 @@ class Session:
 
     def last_step(self) -> dict:
         """What the newest finished request on a GPU stream did: {ticket (0: none), step, loaded_pages, stored_pages,
-        total_ns, stall_ns}. Raises as raise_failures()."""
+        total_ns, stall_ns, launch_ns}; launch_ns: from its turn, its inputs ready, until the GPU had its first kernel.
+        Raises as raise_failures()."""
         self.raise_failures()
-        keys = ("ticket", "step", "loaded_pages", "stored_pages", "total_ns", "stall_ns")
+        keys = ("ticket", "step", "loaded_pages", "stored_pages", "total_ns", "stall_ns", "launch_ns")
         return {key: getattr(self._finished, key) for key in keys}
 
     def release_gradients(self) -> None:

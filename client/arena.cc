@@ -320,6 +320,8 @@ Status Arena::MoveStates(std::uint32_t tensor, bool into_pages, std::uint64_t st
 Status Arena::Drop() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
+  // What was asked for before is applied first.
+  if (Status idle = connection_->timeline().AwaitAll(Patience::kUntilSignal); !idle.ok()) return idle;
   wire::DropExtentBody body;
   body.extent = extent_;
   return connection_->Ask(wire::MessageType::kDropExtent, body).status();

@@ -100,7 +100,7 @@ typedef struct bp_session_info {
   char device_kind[16]; /* "cpu", "cuda" */
   char device_uuid[64];
   int32_t synchronous; /* 1: requests are waited for on the processor; 0: a GPU's streams wait for them */
-  int32_t reserved2;
+  int32_t no_leases;   /* 1: the device's frames cannot be read here (managed memory): by request alone */
 } bp_session_info;
 BP_API int bp_session_get_info(bp_session* session, bp_session_info* out);
 
@@ -159,6 +159,8 @@ typedef struct bp_arena_info {
 /* *arena identifies the arena in this session. */
 BP_API int bp_arena_create(bp_session* session, const bp_arena_options* options, uint64_t* arena,
                            bp_arena_info* info /* may be NULL */);
+/* Gives the pages back, behind what was asked of the session before, on streams too, which it waits for.
+ * BP_INTERRUPTED: a signal came meanwhile; nothing was dropped, call again. The same for weights. */
 BP_API int bp_arena_drop(bp_session* session, uint64_t arena);
 
 typedef struct bp_group {

@@ -120,6 +120,7 @@ int bp_session_get_info(bp_session* session, bp_session_info* out) {
     wire::CopyText(filled.device_kind, info.device_kind);
     wire::CopyText(filled.device_uuid, info.device_uuid);
     filled.synchronous = info.synchronous ? 1 : 0;
+    filled.no_leases = info.leases ? 0 : 1;
     return CopyOut(filled, out, "bp_session_info", {offsetof(bp_session_info, device_kind)});
   });
 }

@@ -76,10 +76,7 @@ int bp_arena_create(bp_session* session, const bp_arena_options* options, uint64
 }
 
 int bp_arena_drop(bp_session* session, uint64_t arena) {
-  return WithSession(session, [&](client::Session&) -> Status {
-    const std::shared_ptr<client::Arena> handle = Take(session, &bp_session::arenas, arena);
-    return handle == nullptr ? NoSuch("arena", arena) : handle->Drop();
-  });
+  return DropHandle(session, &bp_session::arenas, arena, "arena");
 }
 
 int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, uint64_t n,

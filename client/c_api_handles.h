@@ -115,6 +115,16 @@ typename Map::mapped_type Take(bp_session* session, Map bp_session::*map, std::u
   return handle;
 }
 
+// Drops the handle `id` of `map`, which stays when the wait for what was asked for before is interrupted.
+template <typename Map>
+int DropHandle(bp_session* session, Map bp_session::*map, std::uint64_t id, const char* what) {
+  return WithHandle(session, map, id, what, [&](auto& handle) -> wire::Status {
+    const wire::Status dropped = handle.Drop();
+    if (dropped.code() != wire::Code::kInterrupted) Take(session, map, id);
+    return dropped;
+  });
+}
+
 inline wire::Result<wire::DType> DTypeFrom(int dtype) {
   if (dtype >= BP_F32 && dtype <= BP_U8) return static_cast<wire::DType>(dtype);
   return InvalidArgument("dtype " + std::to_string(dtype) + " is no bp_dtype");

@@ -32,10 +32,7 @@ int bp_weight_create(bp_session* session, const bp_weight_options* options, uint
 }
 
 int bp_weight_drop(bp_session* session, uint64_t weight) {
-  return WithSession(session, [&](client::Session&) -> Status {
-    const std::shared_ptr<client::Weight> handle = Take(session, &bp_session::weights, weight);
-    return handle == nullptr ? NoSuch("weight", weight) : handle->Drop();
-  });
+  return DropHandle(session, &bp_session::weights, weight, "weight");
 }
 
 int bp_weight_quantize(bp_session* session, uint64_t weight, int dtype, const void* src, uint64_t buffer,

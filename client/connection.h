@@ -41,6 +41,7 @@ struct SessionInfo {
   std::string device_kind;  // "cpu", "cuda"; empty: the daemon did not say
   std::string device_uuid;  // "cpu-0", "GPU-..."
   bool synchronous = true;  // requests are waited for on the processor
+  bool leases = true;       // false: weights are read by request alone
 };
 
 // What every use of a session in a forked child gets.

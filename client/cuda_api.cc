@@ -53,6 +53,7 @@ constexpr Symbol kNames[] = {
     {"cuStreamWriteValue64", "cuStreamWriteValue64_v2"},
     {"cuStreamWaitValue64", "cuStreamWaitValue64_v2"},
     {"cuStreamIsCapturing", "cuStreamIsCapturing"},
+    {"cuMemGetInfo", "cuMemGetInfo_v2"},
     {"cuStreamQuery", "cuStreamQuery"},
     {"cuStreamSynchronize", "cuStreamSynchronize"},
     {"cuStreamGetId", "cuStreamGetId"},

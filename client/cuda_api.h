@@ -90,6 +90,7 @@ struct Functions {
   int (*write_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
   int (*wait_word)(StreamHandle, DeviceAddress, std::uint64_t, unsigned);
   int (*is_capturing)(StreamHandle, int*);
+  int (*memory_info)(std::size_t*, std::size_t*);
   int (*query)(StreamHandle);
   int (*synchronize)(StreamHandle);
   int (*stream_id)(StreamHandle, unsigned long long*);  // CUDA 12.0

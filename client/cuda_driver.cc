@@ -46,21 +46,28 @@ class SystemDriver final : public CudaDriver {
     return ordinal;
   }
 
-  // Retained once for each device and never released: the runtime keeps it for the process's life too.
   Status UsePrimaryContext(int ordinal) override {
-    Context context = nullptr;
-    {
-      const std::lock_guard lock(mutex_);
-      Context& kept = primary_[ordinal];
-      if (kept == nullptr) {
-        if (const int code = call_.primary_retain(&kept, ordinal); code != kSuccess) {
-          kept = nullptr;
-          return Error("cuDevicePrimaryCtxRetain", code);
-        }
-      }
-      context = kept;
+    const Result<Context> context = PrimaryContext(ordinal);
+    if (!context.ok()) return context.status();
+    return StatusOf("cuCtxSetCurrent", call_.context_set(*context));
+  }
+
+  // Every call in a context that has failed says so; this one looks at nothing but the device.
+  Status ContextFault(int ordinal) override {
+    const Result<Context> context = PrimaryContext(ordinal);
+    if (!context.ok()) return context.status();
+    Context popped = nullptr;
+    int code = call_.context_push(*context);
+    if (code == kSuccess) {
+      std::size_t free_bytes = 0;
+      std::size_t total_bytes = 0;
+      code = call_.memory_info(&free_bytes, &total_bytes);
+      call_.context_pop(&popped);
     }
-    return StatusOf("cuCtxSetCurrent", call_.context_set(context));
+    if (code == kSuccess) return {};
+    return {Code::kDeviceFault, "this process's CUDA context has failed (" + Name(code) +
+                                    "): what its streams hold never runs, and the session is closed. Hint: "
+                                    "CUDA_LAUNCH_BLOCKING=1 shows which kernel it was"};
   }
 
   bool HasStreamWords(int ordinal) override {
@@ -225,6 +232,18 @@ class SystemDriver final : public CudaDriver {
     void* at;
     Context context;
   };
+
+  // Retained once for each device and never released: the runtime keeps it for the process's life too.
+  Result<Context> PrimaryContext(int ordinal) {
+    const std::lock_guard lock(mutex_);
+    Context& kept = primary_[ordinal];
+    if (kept != nullptr) return kept;
+    if (const int code = call_.primary_retain(&kept, ordinal); code != kSuccess) {
+      kept = nullptr;
+      return Error("cuDevicePrimaryCtxRetain", code);
+    }
+    return kept;
+  }
 
   // A piece of a reserved range that one physical handle backs.
   bool DescribeMapping(DeviceAddress at, DeviceAllocation& found) {

@@ -32,12 +32,14 @@ Status TooManyPieces(std::uint64_t bytes, std::uint64_t piece_bytes) {
 
 }  // namespace
 
-Status DeviceImports::BeginRequest(std::uint64_t oldest_open, std::uint64_t newest) {
+Status DeviceImports::BeginRequest(std::uint64_t oldest_open, std::uint64_t newest, TimePoint now) {
   newest_ = newest;
+  now_ = now;
   ++request_;
-  if (request_ % kUnseenRequests == 0) {
+  if (now >= next_look_) {
+    next_look_ = now + kUnseen / 4;
     for (std::size_t i = entries_.size(); i-- > 0;) {
-      if (entries_[i].last_used + kUnseenRequests < request_) Retire(i, newest);
+      if (entries_[i].last_used + kUnseen < now) Retire(i, newest);
     }
   }
   return GiveBack(oldest_open);
@@ -103,7 +105,7 @@ Status DeviceImports::Resolve(DeviceAddress at, std::uint64_t bytes, Use use, wi
     if (Status imported = Import(at, bytes, index); !imported.ok()) return imported;
   }
   Entry& entry = entries_[index];
-  entry.last_used = request_;
+  entry.last_used = now_;
   if (use != Use::kGradient) entry.only_gradients = false;
   out = {entry.buffer, at - entry.begin};
   return {};
@@ -134,7 +136,7 @@ Status DeviceImports::Import(DeviceAddress at, std::uint64_t bytes, std::size_t&
   entry.begin = found->base;
   entry.end = found->base + found->bytes;
   entry.ipc_capable = found->ipc_capable;
-  entry.last_used = request_;
+  entry.last_used = now_;
   if (found->ipc_capable && bytes > entry.end - at) {
     return {Code::kOutOfRange, std::to_string(bytes) + " bytes at " + Hex(at) +
                                    " pass the end of their allocation, which has " +

@@ -4,6 +4,7 @@
 // (the connection's mutex).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,8 +16,9 @@
 
 namespace bitpager::client {
 
-// Requests after which an allocation that none of them used is given back: 16 steps of two arenas.
-inline constexpr std::uint32_t kUnseenRequests = 32;
+// An allocation that no request used for so long is given back. Not counted in requests: a step may be
+// hundreds of them, and an allocation may be in one of them alone.
+inline constexpr std::chrono::seconds kUnseen{20};
 
 // What a request does with a place. Gradients come and go; what else a request names stays.
 enum class Use : std::uint8_t { kLasting, kGradient };
@@ -27,9 +29,10 @@ class DeviceImports {
   DeviceImports(CudaDriver& driver, int ordinal, std::string uuid, BufferSource& source)
       : driver_(driver), ordinal_(ordinal), uuid_(std::move(uuid)), source_(source) {}
 
+  using TimePoint = std::chrono::steady_clock::time_point;
   // Opens a request: identities are to be looked at again. Gives back what requests stopped using.
   // `oldest_open` and `newest`: tickets, as the timeline counts them.
-  wire::Status BeginRequest(std::uint64_t oldest_open, std::uint64_t newest);
+  wire::Status BeginRequest(std::uint64_t oldest_open, std::uint64_t newest, TimePoint now);
   // The place of [at, at + bytes), registered now if it is new. kInvalidArgument: no GPU's memory, or
   // another GPU's; kUnsupported: memory that cannot be passed on; kOutOfRange: more than the allocation has,
   // or more pieces than one message takes.
@@ -55,7 +58,7 @@ class DeviceImports {
     DeviceAddress end = 0;
     std::uint64_t buffer = 0;
     std::uint64_t piece_bytes = 0;
-    std::uint64_t last_used = 0;  // request
+    TimePoint last_used;
     bool ipc_capable = true;
     bool only_gradients = true;
     std::vector<Piece> pieces;
@@ -86,6 +89,8 @@ class DeviceImports {
   std::size_t last_hit_ = 0;
   std::uint64_t request_ = 0;
   std::uint64_t newest_ = 0;  // ticket before this request
+  TimePoint now_;             // of this request
+  TimePoint next_look_;       // for what requests stopped using
   std::uint64_t made_ = 0;
 };
 

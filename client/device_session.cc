@@ -24,7 +24,7 @@ Result<std::unique_ptr<DeviceSession>> DeviceSession::Make(const Options& option
   std::unique_ptr<DeviceSession> made(
       new DeviceSession(*options.driver, *ordinal, options.uuid, synchronous, view, timeline, source));
   if (synchronous) return made;
-  timeline.UseStreams();
+  timeline.UseStreams([driver = options.driver, device = *ordinal] { return driver->ContextFault(device); });
   if (Status started = made->watcher_.Start(view.header(), socket); !started.ok()) return started;
   return made;
 }
@@ -32,7 +32,8 @@ Result<std::unique_ptr<DeviceSession>> DeviceSession::Make(const Options& option
 Status DeviceSession::Begin(StreamHandle stream) {
   if (Status fine = gate_.Check(stream); !fine.ok()) return fine;
   if (Status room = timeline_.AwaitRoom(); !room.ok()) return room;
-  return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1);
+  return imports_.BeginRequest(timeline_.oldest_open_stream(), timeline_.next_ticket() - 1,
+                               std::chrono::steady_clock::now());
 }
 
 void DeviceSession::Expect(StreamHandle stream) {

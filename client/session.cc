@@ -90,6 +90,7 @@ SessionInfo InfoFrom(const Reply& reply, const std::string& socket, const wire::
   const std::size_t space = device.find(' ');
   info.device_kind = device.substr(0, space);
   if (space != std::string::npos) info.device_uuid = device.substr(space + 1);
+  info.leases = reply.body.values[6] == 0;
   info.synchronous = info.device_kind != "cuda" || reply.body.values[5] != 0;
   return info;
 }

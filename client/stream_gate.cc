@@ -24,8 +24,8 @@ Status StreamGate::Check(StreamHandle stream) {
   if (*capturing) {
     return {
         Code::kUnsupported,
-        "step() cannot be captured in a CUDA graph: the daemon applies it, and a replay would not ask it. "
-        "Hint: capture forward and backward, and call step() after the replay"};
+        "step() and reads of weights in pages cannot be captured in a CUDA graph: a replay would not ask the "
+        "daemon. Hint: capture forward and backward of plain layers, and call step() after the replay"};
   }
   return {};
 }

@@ -29,6 +29,8 @@ constexpr int kPausesPerLook = 8;  // between looks at the clock
 constexpr std::chrono::milliseconds kGrace{1000};
 // A doorbell that a faulty daemon forgets costs at most this.
 constexpr int kSleepMs = 1000;
+// While a stream is waited for it is looked at so often whether it may still go on.
+constexpr int kLookMs = 100;
 // A daemon that takes no request for so long hangs.
 constexpr std::chrono::seconds kStalled{30};
 // Failures of stream tickets that wait to be told: a caller that never asks keeps the first ones and the
@@ -168,6 +170,14 @@ Status Timeline::AwaitStreams(std::uint64_t last, Patience patience) {
   }
 }
 
+Status Timeline::AwaitAll(Patience patience) {
+  if (Status living = CollectLiving(); !living.ok()) return living;
+  while (!open_.empty()) {
+    if (Status waited = WaitFor(open_.front().ticket, patience); !waited.ok()) return waited;
+  }
+  return {};
+}
+
 std::uint64_t Timeline::oldest_open_stream() const {
   for (const Open& open : open_) {
     if (open.of_stream) return open.ticket;
@@ -286,6 +296,12 @@ Status Timeline::SleepUnlessDone(std::uint64_t ticket, int limit_ms) {
   return out;
 }
 
+Status Timeline::StreamsAlive() {
+  if (open_streams_ == 0 || !stream_fault_) return {};
+  Status fault = stream_fault_();
+  return fault.ok() ? fault : Fail(std::move(fault));
+}
+
 Status Timeline::WaitFor(std::uint64_t ticket, Patience patience) {
   std::optional<Clock::time_point> grace_end;
   bool lost = false;
@@ -305,8 +321,10 @@ Status Timeline::WaitFor(std::uint64_t ticket, Patience patience) {
       }
       limit_ms = static_cast<int>(std::min<long long>(rest.count(), kSleepMs));
     }
+    if (open_streams_ > 0) limit_ms = std::min(limit_ms, kLookMs);
     const Status slept = SleepUnlessDone(ticket, limit_ms);
     if (slept.code() == Code::kPending) return {};
+    if (Status alive = StreamsAlive(); !alive.ok()) return alive;
     if (slept.code() == Code::kInterrupted) {
       if (patience == Patience::kUntilSignal && !grace_end) grace_end = Clock::now() + kGrace;
     } else if (slept.code() == Code::kDaemonLost && failure_.ok()) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <string_view>
 #include <vector>
 
@@ -78,8 +79,12 @@ class Timeline {
 
   // ---- stream tickets ----
   // From now on only streams write `ready`; what the caller waits for needs no mark, for it comes behind
-  // every earlier ticket anyway.
-  void UseStreams() { streams_ = true; }
+  // every earlier ticket anyway. `fault` says why streams will never mark anything again, Ok while they may:
+  // whoever waits for a stream asks it now and then, and the session fails with what it says.
+  void UseStreams(std::function<wire::Status()> fault) {
+    streams_ = true;
+    stream_fault_ = std::move(fault);
+  }
   // Waits until one more stream ticket finds room in both rings. kInterrupted: nothing happened.
   wire::Status AwaitRoom();
   // The next ticket's number, for the stream's mark.
@@ -99,6 +104,8 @@ class Timeline {
   // Takes the completions that are there, and waits for every stream ticket up to `last`. kInterrupted: some
   // go on.
   wire::Status AwaitStreams(std::uint64_t last, Patience patience);
+  // Takes the completions that are there, and waits for every ticket, hints too. kInterrupted: some go on.
+  wire::Status AwaitAll(Patience patience);
   // The least stream ticket that is not complete as far as was seen; ~0: none is open.
   [[nodiscard]] std::uint64_t oldest_open_stream() const;
   // A stream request that was waited for after all.
@@ -137,6 +144,8 @@ class Timeline {
     return record;
   }
 
+  // When a stream is waited for: whether it may still go on.
+  [[nodiscard]] wire::Status StreamsAlive();
   wire::Result<wire::CompletionRecord> Finish(wire::RequestRecord& record, Patience patience);
   wire::Status PushHint(wire::RequestRecord& record);
   // Numbers the record, marks it ready unless streams do, pushes it, rings.
@@ -166,6 +175,7 @@ class Timeline {
   std::size_t open_hints_ = 0;
   std::size_t open_streams_ = 0;
   bool streams_ = false;
+  std::function<wire::Status()> stream_fault_;
   std::deque<Finished> failures_;  // of stream tickets, not taken yet
   Finished newest_;
   wire::CompletionRecord found_;  // of the ticket that is waited for

@@ -82,7 +82,7 @@ Result<std::unique_ptr<Weight>> Weight::Create(const Session& session, const Wei
 Weight::~Weight() {
   // A session that is over has dropped everything; there is nobody to tell.
   if (extent_ != 0) [[maybe_unused]]
-    const Status dropped = Drop();
+    const Status dropped = Drop(Patience::kUntilDone);
   if (uses_ == nullptr) return;
   if (connection_->Locked([this] { LetGo(); })) return;
   // A forked child must not touch the GPU.
@@ -90,8 +90,15 @@ Weight::~Weight() {
 }
 
 Status Weight::Drop() {
+  return Drop(Patience::kUntilSignal);
+}
+
+Status Weight::Drop(Patience patience) {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
+  if (extent_ == 0) return {};
+  // What was asked for before is done first.
+  if (Status idle = connection_->timeline().AwaitAll(patience); !idle.ok()) return idle;
   LetGo();
   wire::DropExtentBody body;
   body.extent = extent_;
@@ -149,6 +156,7 @@ Status Weight::Dequantize(wire::DType dtype, const Place& into, Path path, Path*
 }
 
 bool Weight::MayTryLease() {
+  if (!connection_->info().leases) return false;
   if (lease_ || lease_pause_ == 0) return true;
   --lease_pause_;
   return false;
@@ -198,7 +206,13 @@ Status Weight::AskLease() {
   grant.pages = quant::PagesOf(layout_, options_.elements);
   grant.page_bytes = connection_->info().page_bytes;
   Result<Lease> lease = connection_->TakeLease(grant);
-  if (!lease.ok()) return lease.status();
+  if (!lease.ok()) {
+    // Revoked before it was mapped, and its memory given back since, or no room for a mapping.
+    const bool short_of_memory =
+        lease.status().code() == Code::kNotFound || lease.status().code() == Code::kOutOfMemory;
+    if (!short_of_memory) return lease.status();
+    return {Code::kNotResident, "the lease could not be mapped: " + lease.status().message()};
+  }
   lease_ = std::move(*lease);
   // Of a quantization on a stream nobody has waited for the offset.
   if (options_.nested) offset_ = std::bit_cast<float>(static_cast<std::uint32_t>(done->values[2]));
@@ -223,6 +237,10 @@ Status Weight::ReadOnStream(StreamHandle stream, const LeasedLaunch& launch) {
   if (Status fine = device->CheckStream(stream); !fine.ok()) return fine;
   if (device->synchronous()) {
     return {Code::kUnsupported, "a lease needs streams that write words, which this GPU's do not"};
+  }
+  if (!connection_->info().leases) {
+    return {Code::kUnsupported,
+            "the daemon's frames cannot be read by other processes; weights go by request"};
   }
   if (!MayTryLease()) return {Code::kFull, "a lease was refused a moment ago"};
   const Status read = ReadLeased(*device, stream, launch);

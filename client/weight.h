@@ -91,6 +91,7 @@ class Weight {
   // Copies the planes out; sets planes.offset.
   [[nodiscard]] wire::Status Export(WeightPlanes& planes);
   [[nodiscard]] wire::Status Import(const WeightPlanes& planes);
+  // Waits for what the session asked for before, on streams too. kInterrupted: call again.
   [[nodiscard]] wire::Status Drop();
 
   // Under the connection's lock: unmaps a lease that was revoked, unless a kernel still reads it. True: done.
@@ -103,6 +104,7 @@ class Weight {
   Weight(std::shared_ptr<Connection> connection, WeightOptions options, quant::WeightLayout layout)
       : connection_(std::move(connection)), options_(std::move(options)), layout_(layout) {}
 
+  wire::Status Drop(Patience patience);
   wire::Status ByRequest(wire::DType dtype, const Place& into);
   wire::Status ByRequestThroughSlab(wire::DType dtype, void* into);
   wire::Status RequestRange(wire::DType dtype, wire::Slice out, std::uint64_t first, std::uint64_t count);

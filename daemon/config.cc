@@ -1,10 +1,13 @@
 #include "daemon/config.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -96,7 +99,11 @@ Status ReadFile(const Flags& flags, const ConfigSources& sources, Config& config
 
 // What follows from other settings, once all sources are read.
 Status Complete(Config& config) {
-  if (config.socket_path.empty()) config.socket_path = DefaultSocketPath();
+  if (config.socket_path.empty()) {
+    const char* named = std::getenv("BITPAGER_SOCKET");
+    config.socket_unnamed = named == nullptr || *named == '\0';
+    config.socket_path = DefaultSocketPath();
+  }
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(config.socket_path, error);
   if (error) return {Code::kInternal, "the working directory is gone: " + error.message()};
@@ -165,6 +172,16 @@ std::string DefaultSocketPath() {
   if (named != nullptr && *named != '\0') return named;
   if (::geteuid() == 0) return kSystemSocketPath;
   return wire::FindUserFolder().path + "/bitpager.sock";
+}
+
+Status MakeSocketFolder(const Config& config) {
+  if (!config.socket_unnamed) return {};
+  const std::string folder = config.socket_path.substr(0, config.socket_path.rfind('/'));
+  const bool is_root = ::geteuid() == 0;
+  if (::mkdir(folder.c_str(), is_root ? 0755 : 0700) == 0) return {};
+  if (errno == EEXIST) return is_root ? Status() : wire::CheckOwnFolder(folder);
+  return {Code::kPermissionDenied, "cannot make the folder " + folder + " of the socket: " +
+                                       std::strerror(errno) + ". Hint: --socket names another place"};
 }
 
 }  // namespace bitpager::daemon

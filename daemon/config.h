@@ -32,6 +32,7 @@ struct SizeSetting {
 struct Config {
   // ---- socket
   std::string socket_path;           // absolute; see DefaultSocketPath
+  bool socket_unnamed = false;       // nobody named it: its folder may have to be made
   std::uint32_t socket_mode = 0600;  // 0660 where a group is set
   std::string socket_group;          // empty: the process's own
   std::string status_endpoint;       // "ipc://<socket path>.status" unless set
@@ -103,6 +104,10 @@ struct ConfigSources {
 
 // BITPAGER_SOCKET; else, for root, kSystemSocketPath; else bitpager.sock in wire::FindUserFolder.
 [[nodiscard]] std::string DefaultSocketPath();
+
+// Makes the folder of a socket that nobody named, if it is not there: 0755 for root's, as a service manager
+// does, else one of the user's own. kPermissionDenied, with the reason.
+[[nodiscard]] wire::Status MakeSocketFolder(const Config& config);
 
 // "8GiB", "512MiB", "2M", "1.5g", "4096", "40%". K, M, G, T, with or without i and B, are powers of 1024.
 [[nodiscard]] wire::Result<SizeSetting> ParseSize(std::string_view text);

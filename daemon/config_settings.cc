@@ -159,7 +159,7 @@ constexpr std::array kSettings = std::to_array<Setting>({
     {"socket.mode", "--socket-mode", "MODE", "its file mode (0600; 0660 with a group)", kText, SetMode},
     {"socket.group", "--socket-group", "GROUP", "group that may use the daemon", kText,
      [](Config& c, const std::string& t) -> Status { c.socket_group = t; return {}; }},
-    {"memory.device_budget", "--device-budget", "SIZE", "memory for device frames (25% of what is free)", kSize,
+    {"memory.device_budget", "--device-budget", "SIZE", "memory for device frames (90% of what a GPU has free, 25% on the CPU)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.device_budget, t); }},
     {"memory.host_budget", "--host-budget", "SIZE", "memory for host frames (50% of what is free)", kSize,
      [](Config& c, const std::string& t) { return SetSize(c.host_budget, t); }},

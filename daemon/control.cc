@@ -184,6 +184,7 @@ Status Control::Hello(Call& call) {
   reply.values[3] = session.heartbeat_ns != 0 ? core_.settings.heartbeat_interval_ms : 0;
   reply.values[4] = static_cast<std::uint64_t>(job.linger_ms);
   reply.values[5] = core_.device_info.synchronous_clients ? 1 : 0;
+  reply.values[6] = core_.device_info.exports ? 0 : 1;
   wire::CopyText(reply.message, core_.device_info.kind + " " + core_.device_info.uuid);
   session.segment().header().page_bytes = core_.page_bytes();
   call.answer.AddFd(session.segment_fd());

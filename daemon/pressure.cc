@@ -51,11 +51,9 @@ Pressure::Room Pressure::Ask(std::uint64_t bytes, std::uint64_t now_ns) {
     room.final = true;
     return room;
   }
-  if (room.free_bytes < bytes || now_ns < asked_until_ns_) {
-    asked_bytes_ = now_ns < asked_until_ns_ ? std::max(asked_bytes_, bytes) : bytes;
-    asked_until_ns_ = now_ns + kKeepNs;
-    Adjust(room.free_bytes, now_ns);
-  }
+  asked_bytes_ = now_ns < asked_until_ns_ ? std::max(asked_bytes_, bytes) : bytes;
+  asked_until_ns_ = now_ns + kKeepNs;
+  Adjust(room.free_bytes, now_ns);
   const std::uint64_t page = core_.page_bytes();
   room.leaving_bytes = (core_.pager.allocated_frames() - core_.pager.staying_frames()) * page;
   room.final = room.leaving_bytes == 0 && core_.pager.staying_frames() <= core_.pager.LeastDeviceFrames();

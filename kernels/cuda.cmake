@@ -1,9 +1,9 @@
 # Whether the CUDA device is built, and the target that its sources link: bitpager_cuda_options.
-# Sets BITPAGER_WITH_CUDA. Everything else builds without nvcc.
+# Sets BITPAGER_WITH_CUDA and BITPAGER_CUDA_BUILT_FOR, the architectures. Everything else builds without nvcc.
 set(BITPAGER_CUDA AUTO CACHE STRING "The CUDA device: AUTO (when a CUDA compiler of 12.5 or newer is found), ON or OFF")
 set_property(CACHE BITPAGER_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(BITPAGER_CUDA_ARCHITECTURES 90a CACHE STRING
-    "GPU architectures: machine code for each (\"90a\"), and intermediate code for those named \"N-virtual\"")
+set(BITPAGER_CUDA_ARCHITECTURES AUTO CACHE STRING
+    "GPU architectures: machine code for each (\"90a\"), and intermediate code for those named \"N-virtual\"; AUTO: those of this machine's GPUs, 90a where there is none")
 
 set(BITPAGER_WITH_CUDA OFF)
 set(BITPAGER_CUDA_LEAST 12.5)  # of the compiler
@@ -44,8 +44,34 @@ else()
   endif()
 endif()
 
+# Into `out`: what this machine's GPUs run, as nvidia-smi tells it.
+function(bitpager_own_architectures out)
+  set(found "")
+  find_program(BITPAGER_NVIDIA_SMI nvidia-smi)
+  mark_as_advanced(BITPAGER_NVIDIA_SMI)
+  if(BITPAGER_NVIDIA_SMI)
+    execute_process(COMMAND ${BITPAGER_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE said ERROR_QUIET TIMEOUT 30)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" found "${said}")
+    string(REPLACE "." "" found "${found}")
+    list(REMOVE_DUPLICATES found)
+    list(TRANSFORM found REPLACE "^90$" "90a")  # what only Hopper has is used there
+  endif()
+  set(${out} "${found}" PARENT_SCOPE)
+endfunction()
+
 if(BITPAGER_WITH_CUDA)
-  message(STATUS "CUDA device: built by ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for ${BITPAGER_CUDA_ARCHITECTURES}")
+  set(BITPAGER_CUDA_BUILT_FOR ${BITPAGER_CUDA_ARCHITECTURES})
+  set(built_for_why "")
+  if(BITPAGER_CUDA_BUILT_FOR STREQUAL "AUTO")
+    bitpager_own_architectures(BITPAGER_CUDA_BUILT_FOR)
+    set(built_for_why ", this machine's GPUs (-DBITPAGER_CUDA_ARCHITECTURES says others, --preset cuda-release all)")
+    if(NOT BITPAGER_CUDA_BUILT_FOR)
+      set(BITPAGER_CUDA_BUILT_FOR 90a)
+      set(built_for_why ", for this machine has no GPU (-DBITPAGER_CUDA_ARCHITECTURES says others, --preset cuda-release all)")
+    endif()
+  endif()
+  message(STATUS "CUDA device: built by ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for ${BITPAGER_CUDA_BUILT_FOR}${built_for_why}")
   if(CCACHE_PROGRAM AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
   endif()
@@ -59,7 +85,7 @@ if(BITPAGER_WITH_CUDA)
   if(BITPAGER_WERROR)
     list(APPEND flags -Werror=all-warnings -Xcompiler=-Werror)
   endif()
-  foreach(arch IN LISTS BITPAGER_CUDA_ARCHITECTURES)
+  foreach(arch IN LISTS BITPAGER_CUDA_BUILT_FOR)
     if(arch MATCHES "^([0-9]+[af]?)-virtual$")
       list(APPEND flags --generate-code=arch=compute_${CMAKE_MATCH_1},code=compute_${CMAKE_MATCH_1})
     elseif(arch MATCHES "^([0-9]+[af]?)(-real)?$")

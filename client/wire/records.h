@@ -140,9 +140,10 @@ static_assert(sizeof(RequestRecord) == 128);
 inline constexpr std::uint32_t kCompletionMessageBytes = 184;
 
 // values, by op. kStep: [0] non-finite blocks, [1] least tensor with one (~0: none), [2] pages loaded,
-// [3] pages stored, [4] ns from admission to the end, [5] ns in which no run was in flight (stall).
+// [3] pages stored, [4] ns from admission to the end, [5] ns in which no run was in flight (stall), [6] ns
+// from its turn, its inputs ready, until the device had its first kernel.
 // kQuantize, kMovePacked: [0] bits of the fp32 nested offset. kLease: [0] lease slot, [1] generation.
-// kDequantize: [2] to [5] as kStep.
+// kDequantize: [2] to [6] as kStep.
 struct CompletionRecord {
   std::uint64_t ticket = 0;
   std::uint32_t code = 0;  // Code

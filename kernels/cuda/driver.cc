@@ -38,6 +38,10 @@ Status Fill(Driver* driver) {
   if (Status s = Find(#form, version, reinterpret_cast<void**>(&driver->name)); !s.ok()) return s;
   BITPAGER_DRIVER_FUNCTIONS(BITPAGER_FIND)
 #undef BITPAGER_FIND
+#define BITPAGER_FIND(name, form, version) \
+  if (!Find(#form, version, reinterpret_cast<void**>(&driver->name)).ok()) driver->name = nullptr;
+  BITPAGER_MANAGED_FUNCTIONS(BITPAGER_FIND)
+#undef BITPAGER_FIND
   return {};
 }
 

@@ -37,8 +37,6 @@ namespace bitpager::kernels::cuda {
   X(MemGetAllocationPropertiesFromHandle, cuMemGetAllocationPropertiesFromHandle_v10020, 10020) \
   X(MemHostRegister, cuMemHostRegister_v6050, 6050)                                             \
   X(MemHostUnregister, cuMemHostUnregister_v4000, 4000)                                         \
-  X(MemPrefetchAsync, cuMemPrefetchAsync_v12020, 12020)                                         \
-  X(MemAdvise, cuMemAdvise_v12020, 12020)                                                       \
   X(MemGetAddressRange, cuMemGetAddressRange_v3020, 3020)                                       \
   X(PointerGetAttribute, cuPointerGetAttribute_v4000, 4000)                                     \
   X(IpcGetMemHandle, cuIpcGetMemHandle_v4010, 4010)                                             \
@@ -47,10 +45,19 @@ namespace bitpager::kernels::cuda {
   X(StreamWriteValue64, cuStreamWriteValue64_v11070, 11070)                                     \
   X(StreamWaitValue64, cuStreamWaitValue64_v11070, 11070)
 
+// The same, of those that managed frames alone need: null where the driver lacks them.
+#define BITPAGER_MANAGED_FUNCTIONS(X)                   \
+  X(MemPrefetchAsync, cuMemPrefetchAsync_v12020, 12020) \
+  X(MemAdvise, cuMemAdvise_v12020, 12020)
+
 struct Driver {
 #define BITPAGER_MEMBER(name, form, version) PFN_##form name = nullptr;
   BITPAGER_DRIVER_FUNCTIONS(BITPAGER_MEMBER)
+  BITPAGER_MANAGED_FUNCTIONS(BITPAGER_MEMBER)
 #undef BITPAGER_MEMBER
+  [[nodiscard]] bool has_managed() const {
+    return MemPrefetchAsync != nullptr && MemAdvise != nullptr;
+  }
   int version = 0;  // 1000 * major + 10 * minor of the CUDA that the driver speaks
 };
 

@@ -181,6 +181,11 @@ Status Imports::OpenIpc(const ImportSource& source, Opened* out) const {
                                     " does not reach: connect with the device that holds the tensors"};
   }
   Status s = Foreign(result, "open a client's memory handle");
+  if (s.code() == wire::Code::kInvalidArgument) {
+    return {s.code(), s.message() +
+                          ". Hint: clients in containers with process ids of their own need "
+                          "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"};
+  }
   if (!s.ok()) return s;
   out->at = at;
   return CheckIpc(source, at, &out->bytes);

@@ -84,6 +84,9 @@ DeviceListing Describe(const Driver& driver, int ordinal) {
   out.problem = ProblemOf(driver, ordinal, capability);
   if (Attribute(driver, ordinal, CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS) == 0) {
     out.managed_problem = "the CPU may not touch managed memory while this device works";
+  } else if (!driver.has_managed()) {
+    out.managed_problem = "the driver speaks CUDA " + VersionText(driver.version) +
+                          ", and prefetching to a place needs 12.2 (driver 535 or newer)";
   }
   return out;
 }

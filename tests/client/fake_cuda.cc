@@ -36,7 +36,7 @@ void FakeCuda::Run() {
       const std::lock_guard lock(mutex_);
       if (stop_) return;
       for (auto& [stream, queue] : streams_) {
-        while (!queue.empty() && queue.front()()) queue.pop_front();
+        while (!faulted && !queue.empty() && queue.front()()) queue.pop_front();
       }
     }
     std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -179,6 +179,7 @@ void FakeCuda::UnregisterHost(void* at) {
   std::vector<StreamHandle> streams;
   {
     const std::lock_guard lock(mutex_);
+    if (faulted) streams_.clear();  // there is nothing to wait for
     for (const auto& [stream, queue] : streams_) streams.push_back(stream);
   }
   for (StreamHandle stream : streams) {
@@ -219,6 +220,10 @@ Status FakeCuda::WaitWord(StreamHandle stream, DeviceAddress word, std::uint64_t
 
 bool FakeCuda::IsIdle(StreamHandle stream) {
   return NeedContext().ok() && Drained(stream, 0);
+}
+
+Status FakeCuda::ContextFault(int) {
+  return faulted ? Status(Code::kDeviceFault, "the context has failed") : Status();
 }
 
 Status FakeCuda::Synchronize(StreamHandle stream) {

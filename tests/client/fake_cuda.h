@@ -44,7 +44,8 @@ class FakeCuda final : public client::CudaDriver {
   void ForgetContexts();
   std::atomic<bool> stream_words{true};
   std::atomic<bool> refuse_waits{false};
-  std::atomic<int> enqueued{0};  // writes and waits
+  std::atomic<bool> faulted{false};  // the context has failed: nothing that is in a stream runs any more
+  std::atomic<int> enqueued{0};      // writes and waits
   std::atomic<int> identity_looks{0};
   std::atomic<int> synchronized{0};
   std::atomic<int> shared_maps{0};  // mappings of shared memory now
@@ -75,6 +76,7 @@ class FakeCuda final : public client::CudaDriver {
   }
   wire::Result<bool> IsCapturing(client::StreamHandle) override;
   bool IsIdle(client::StreamHandle stream) override;
+  wire::Status ContextFault(int ordinal) override;
   wire::Status Synchronize(client::StreamHandle stream) override;
 
  private:

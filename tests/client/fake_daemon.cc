@@ -222,6 +222,7 @@ void FakeDaemon::AnswerHello(const wire::Packet& packet) {
   body.values[3] = script_.heartbeat_ms;
   body.values[4] = 4000;
   body.values[5] = script_.synchronous ? 1 : 0;
+  body.values[6] = script_.leases ? 0 : 1;
   wire::CopyText(body.message, script_.device);
   const int fds[3] = {segment_.fd.get(), request_bell_.get(), completion_bell_.get()};
   attached_ = true;

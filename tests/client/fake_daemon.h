@@ -49,6 +49,7 @@ class FakeDaemon {
     bool rings_always = false;         // rings the completion bell after every completion
     std::string device = "cpu cpu-0";  // "<kind> <uuid>"
     bool synchronous = true;           // says that streams do not wait for it
+    bool leases = true;                // says that its frames can be leased
     // Changes the segment before it is sent.
     std::function<void(wire::SegmentHeader&)> on_segment;
     // Sees each message first; true: it was answered (or not) by the script.

@@ -7,8 +7,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <thread>
 
+#include "client/weight.h"
 #include "client/wire/text.h"
 #include "tests/client/stream_fixture.h"
 
@@ -132,6 +134,103 @@ TEST_F(Streams, DisconnectWaitsForWhatStreamsHold) {
   EXPECT_EQ(applied, 5);
   EXPECT_FALSE(cuda_.registered());
   EXPECT_EQ(Step(6).status().code(), Code::kUnreachable);
+}
+
+TEST_F(Streams, WhatIsDroppedIsDroppedBehindWhatWasAskedForBefore) {
+  std::atomic<int> applied{0};
+  std::vector<int> applied_before;  // a drop
+  Script script = GpuScript();
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
+    std::this_thread::sleep_for(5ms);
+    Apply(daemon, record);
+    ++applied;
+    return Then::kComplete;
+  };
+  script.on_message = [&](FakeDaemon&, const wire::Packet& packet) {
+    if (packet.header().type == wire::MessageType::kDropExtent) applied_before.push_back(applied);
+    return false;
+  };
+  Connect(std::move(script));
+  WeightOptions options;
+  options.elements = 4096;
+  Result<std::unique_ptr<Weight>> weight = Weight::Create(*session_, options);
+  ASSERT_TRUE(weight.ok()) << weight.status().message();
+  ASSERT_TRUE((*weight)->QuantizeOnStream(wire::DType::kBF16, At(kParams), Stream(1)).ok());
+  weight->reset();
+  for (std::uint64_t step = 1; step <= 3; ++step) MustStep(step);
+  ASSERT_TRUE(session_->HintPhase(wire::Phase::kForward).ok());
+  ASSERT_TRUE(arena_->Drop().ok());
+  EXPECT_EQ(applied_before, (std::vector<int>{1, 5}));
+}
+
+TEST_F(Streams, ADropThatIsInterruptedMayBeAskedAgain) {
+  struct sigaction action {};
+  struct sigaction before {};
+  action.sa_handler = [](int) {};
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+  std::atomic<int> drops{0};
+  Script script = GpuScript();
+  script.on_message = [&](FakeDaemon&, const wire::Packet& packet) {
+    drops += packet.header().type == wire::MessageType::kDropExtent ? 1 : 0;
+    return false;
+  };
+  Connect(std::move(script));
+  std::atomic<bool> backward{false};
+  cuda_.Launch(Stream(1), backward);
+  MustStep(1);
+  std::atomic<bool> returned{false};
+  std::thread signals([&returned, thread = ::pthread_self()] {
+    while (!returned) {
+      std::this_thread::sleep_for(50ms);
+      ::pthread_kill(thread, SIGUSR1);
+    }
+  });
+  EXPECT_EQ(arena_->Drop().code(), Code::kInterrupted);
+  returned = true;
+  signals.join();
+  EXPECT_EQ(drops, 0);
+  backward = true;
+  EXPECT_TRUE(arena_->Drop().ok());
+  EXPECT_EQ(drops, 1);
+  ::sigaction(SIGUSR1, &before, nullptr);
+}
+
+// A daemon that waits for the inputs of a request, as its device does.
+Script Deaf() {
+  Script script = GpuScript();
+  script.on_request = [](FakeDaemon&, const wire::RequestRecord&, wire::CompletionRecord&) {
+    return Then::kKeepOpen;
+  };
+  return script;
+}
+
+// An illegal access in the client: its streams never mark anything again, and nobody may wait for them.
+TEST_F(Streams, AClientWhoseContextFailedIsToldAndMayEnd) {
+  Connect(Deaf());
+  std::atomic<bool> backward{false};
+  cuda_.Launch(Stream(1), backward);
+  MustStep(1);
+  std::thread later([&] {
+    std::this_thread::sleep_for(100ms);
+    cuda_.faulted = true;
+  });
+  const Status said = session_->Synchronize();
+  later.join();
+  EXPECT_EQ(said.code(), Code::kDeviceFault) << said.message();
+  EXPECT_EQ(Step(2).status().code(), Code::kDeviceFault) << "from then on";
+  EXPECT_EQ(arena_->Drop().code(), Code::kDeviceFault);
+  session_->Disconnect();
+  EXPECT_EQ(daemon_->header().ready.word.load(), 0U);
+}
+
+TEST_F(Streams, AClientWhoseContextFailedMayEndAtOnce) {
+  Connect(Deaf());
+  std::atomic<bool> backward{false};
+  cuda_.Launch(Stream(1), backward);
+  MustStep(1);
+  cuda_.faulted = true;
+  session_->Disconnect();
+  EXPECT_EQ(daemon_->header().ready.word.load(), 0U);
 }
 
 TEST_F(Streams, ForkedChildIsRefusedAndTheParentGoesOn) {

@@ -104,6 +104,27 @@ TEST_F(Streams, MakingRoomLetsGoOfOnesOwnRevokedLeasesAndGradients) {
   EXPECT_TRUE(daemon_->registered().empty());
 }
 
+TEST_F(Streams, NobodyAsksForALeaseWhereThereAreNone) {
+  int leases_asked = 0;
+  Script script = GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) {
+    leases_asked += record.op == wire::Op::kLease ? 1 : 0;
+  });
+  script.leases = false;
+  Connect(std::move(script));
+  EXPECT_FALSE(session_->info().leases);
+  WeightOptions options;
+  options.elements = 4096;
+  const Result<std::unique_ptr<Weight>> weight = Weight::Create(*session_, options);
+  ASSERT_TRUE(weight.ok()) << weight.status().message();
+  ASSERT_TRUE((*weight)->QuantizeOnStream(wire::DType::kBF16, At(kParams), Stream(3)).ok());
+  for (int i = 0; i < 40; ++i) {
+    const Status read = (*weight)->ReadOnStream(Stream(3), [](const LeasedPages&) { return Status(); });
+    ASSERT_EQ(read.code(), Code::kUnsupported);
+  }
+  ASSERT_TRUE(Synchronized());
+  EXPECT_EQ(leases_asked, 0);
+}
+
 // PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.
 TEST_F(Streams, ThreadWithoutAContextGetsTheDevices) {
   Connect(GpuScript());

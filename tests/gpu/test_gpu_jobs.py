@@ -78,7 +78,7 @@ def test_frames_of_killed_jobs_can_be_had_whole(make_daemon, start_job):
 
 WILD = """
 import os, sys
-import gpu_training, torch
+import bitpager, gpu_training, torch
 session = gpu_training.connect(sys.argv[1], "wild")
 params = gpu_training.parameters(torch.bfloat16)
 optimizer = gpu_training.make_optimizer("AdamW", params, session)
@@ -100,7 +100,13 @@ try:
     fault = ""
 except Exception as error:
     fault = type(error).__name__ + ": " + str(error).splitlines()[0]
-gpu_training.say(fault=fault)
+try:
+    session.synchronize()
+    told = ""
+except bitpager.DeviceFaultError as error:
+    told = str(error)
+session.close()  # nobody waits for streams that never go on
+gpu_training.say(fault=fault, told=told)
 os._exit(0)
 """
 
@@ -111,7 +117,9 @@ def test_a_fault_in_one_client_leaves_the_others_working(daemon, start_job, tmp_
     script.write_text(WILD)
     path = os.pathsep.join([str(gpu_daemon.HERE), os.environ.get("PYTHONPATH", "")])
     wild = start_job(str(script), daemon.socket, PYTHONPATH=path)
-    assert wild.finish()["fault"], "the wild kernel did no harm: this test shows nothing"
+    said = wild.finish()
+    assert said["fault"], "the wild kernel did no harm: this test shows nothing"
+    assert said["told"], "its own session did not tell it"
     assert daemon.process.poll() is None, daemon.log()
     noisy = steady.finish()
     assert noisy["digest"] == alone(start_job, daemon, noisy["steps"])

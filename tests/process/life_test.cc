@@ -1,6 +1,7 @@
 // How a daemon starts, idles and ends.
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -106,6 +107,44 @@ TEST(Start, IsRefusedWhereADaemonServes) {
   EXPECT_TRUE(session->Noop().ok());
   EXPECT_TRUE(first.Open("other")->Noop().ok());
   EXPECT_TRUE(first.Status());
+}
+
+TEST(Start, MakesTheFolderOfASocketThatNobodyNamed) {
+  if (::getuid() != 0) GTEST_SKIP() << "needs root, to become a user with a folder of his own";
+  constexpr uid_t kUser = 65503;
+  TempFolder runtime;
+  ASSERT_EQ(::chown(runtime.path().c_str(), kUser, kUser), 0);
+  const auto serve = [&] {
+    if (::setgroups(0, nullptr) != 0 || ::setgid(kUser) != 0 || ::setuid(kUser) != 0) return 126;
+    ::unsetenv("BITPAGER_SOCKET");
+    ::setenv("XDG_RUNTIME_DIR", runtime.path().c_str(), 1);
+    std::vector<std::string> arguments = kSmall;
+    arguments.insert(arguments.begin(), DaemonProcess::Program());
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    ::execv(argv[0], argv.data());
+    return 127;
+  };
+  const std::string folder = runtime.path() + "/bitpager";
+  Child daemon(serve);
+  const auto connects = [&] {
+    const wire::UniqueFd socket(ConnectRaw(folder + "/bitpager.sock"));
+    return static_cast<bool>(socket);
+  };
+  EXPECT_TRUE(WaitUntil([&] { return connects() || daemon.Wait(Millis(0)); }, Millis(10'000)));
+  EXPECT_TRUE(connects());
+  struct stat info {};
+  ASSERT_EQ(::stat(folder.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0700U);
+  daemon.Signal(SIGTERM);
+  ASSERT_TRUE(daemon.Succeeds());
+  // One that others may enter is not used.
+  ASSERT_EQ(::chmod(folder.c_str(), 0777), 0);
+  Child refused(serve);
+  const auto status = refused.Wait(Millis(10'000));
+  ASSERT_TRUE(status);
+  EXPECT_TRUE(WIFEXITED(*status) && WEXITSTATUS(*status) == 1);
 }
 
 TEST(Start, IsRefusedOverAFileThatIsNoSocket) {

@@ -51,13 +51,15 @@ inline constexpr std::uint64_t kTestPageBytes = 16U << 10;
 
 class InProcessDaemon {
  public:
-  // `launch_pages`: not 0, and the device says that it likes launches of so many pages.
-  explicit InProcessDaemon(const daemon::Settings& settings = TestSettings(),
-                           std::uint32_t launch_pages = 0) {
+  // `launch_pages`: not 0, and the device says that it likes launches of so many pages. `card_bytes`: not 0,
+  // and it has memory of its own.
+  explicit InProcessDaemon(const daemon::Settings& settings = TestSettings(), std::uint32_t launch_pages = 0,
+                           std::uint64_t card_bytes = 0) {
     auto inner = kernels::cpu::OpenCpuDevice(1);
     EXPECT_TRUE(inner.ok());
     device = std::make_unique<ScriptedDevice>(std::move(*inner));
     device->launch_pages = launch_pages;
+    device->card_bytes = card_bytes;
     auto made = daemon::Dispatcher::Make(settings, *device, clock);
     EXPECT_TRUE(made.ok());
     dispatcher = std::move(*made);

@@ -2,8 +2,10 @@
 // step, imports counted. Every other call goes through. The device thread; the counters too.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <vector>
@@ -28,6 +30,9 @@ class ScriptedDevice : public kernels::Device {
   bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
   // Not 0: what Info tells instead of the device's own.
   std::uint32_t launch_pages = 0;
+  // Not 0: memory of its own, of so many bytes, of which others hold some.
+  std::uint64_t card_bytes = 0;
+  std::uint64_t others_bytes = 0;
   // ---- what was seen
   std::function<void()> on_step = [] {};  // while a step is being launched
   std::int64_t steps = 0;
@@ -43,9 +48,19 @@ class ScriptedDevice : public kernels::Device {
   [[nodiscard]] kernels::DeviceInfo Info() const override {
     kernels::DeviceInfo info = inner_->Info();
     if (launch_pages > 0) info.launch_pages = launch_pages;
+    if (card_bytes > 0) info.in_host_memory = false;
     return info;
   }
-  [[nodiscard]] kernels::DeviceMemory Memory() const override { return inner_->Memory(); }
+  [[nodiscard]] kernels::DeviceMemory Memory() const override {
+    kernels::DeviceMemory memory = inner_->Memory();
+    if (card_bytes == 0) return memory;
+    memory.total_bytes = card_bytes;
+    memory.own_bytes = 0;
+    for (const auto& [id, bytes] : segment_bytes_) memory.own_bytes += bytes;
+    const std::uint64_t held = memory.own_bytes + others_bytes;
+    memory.free_bytes = card_bytes - std::min(card_bytes, held);
+    return memory;
+  }
   [[nodiscard]] wire::Result<kernels::DeviceSegment> AllocateSegment(std::uint32_t frames,
                                                                      std::uint64_t page_bytes,
                                                                      std::uint32_t domain) override {
@@ -57,11 +72,13 @@ class ScriptedDevice : public kernels::Device {
     if (made.ok()) {
       --segments_left;
       ++segments;
+      segment_bytes_[made->id] = frames * page_bytes;
     }
     return made;
   }
   void FreeSegment(std::uint32_t segment_id) override {
     --segments;
+    segment_bytes_.erase(segment_id);
     inner_->FreeSegment(segment_id);
   }
   [[nodiscard]] wire::Result<kernels::HostRegion> ReserveHost(std::uint64_t bytes) override {
@@ -168,6 +185,7 @@ class ScriptedDevice : public kernels::Device {
   }
 
  private:
+  std::map<std::uint32_t, std::uint64_t> segment_bytes_;  // alive
   [[nodiscard]] bool faulted() const { return fault_at_step >= 0 && steps >= fault_at_step; }
 
   struct HeldSignal {

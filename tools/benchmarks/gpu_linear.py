@@ -9,7 +9,7 @@ from gpu_work import free, load_peer
 from rows import Row
 
 IN, OUT = 28672, 8192
-BATCHES = (1, 8, 64, 512, 4096)
+BATCHES = (1, 8, 16, 32, 64, 512, 4096)
 BLOCK = 64
 DTYPE = torch.bfloat16
 BUDGETS = (2 << 30, 2 << 30)
@@ -27,11 +27,10 @@ def _dense() -> list[torch.nn.Linear]:
     return layers
 
 
-def _of_peer(module, dense: torch.nn.Linear):
-    layer = module.nn.Linear4bit(IN, OUT, bias=False, compute_dtype=DTYPE, compress_statistics=False, quant_type="nf4")
-    layer.weight = module.nn.Params4bit(
-        dense.weight.detach().cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4"
-    )
+def _of_peer(module, dense: torch.nn.Linear, nested: bool):
+    options = {"compress_statistics": nested, "quant_type": "nf4"}
+    layer = module.nn.Linear4bit(IN, OUT, bias=False, compute_dtype=DTYPE, **options)
+    layer.weight = module.nn.Params4bit(dense.weight.detach().cpu(), requires_grad=False, **options)
     return layer.to(DEVICE)
 
 
@@ -64,18 +63,19 @@ def _limit_us(bench: Bench, batch: int) -> float | None:
     return None if memory is None or compute is None else max(memory, compute) * 1e3
 
 
-def linear(bench: Bench, report: Report) -> None:
+def linear(nested: bool):
+    """A section; nested: with double quantization."""
+    return lambda bench, report: _linear(bench, report, nested)
+
+
+def _linear(bench: Bench, report: Report, nested: bool) -> None:
     import bitpager
 
-    work = f"NF4 linear {OUT}x{IN}, batch"
+    work = f"NF4 linear {OUT}x{IN}{', double quantization' if nested else ''}, batch"
     ours, dense = {}, _dense()
     with report.guard(f"{work}: ours", "us"), session_of(bench, "linear", *BUDGETS) as found:
-        layers = [
-            bitpager.nn.Linear4bit.from_linear(
-                layer, DTYPE, compress_statistics=False, blocksize=BLOCK, session=found.session
-            )
-            for layer in dense
-        ]
+        options = {"compress_statistics": nested, "blocksize": BLOCK, "session": found.session}
+        layers = [bitpager.nn.Linear4bit.from_linear(layer, DTYPE, **options) for layer in dense]
         _require_close(layers[0], dense[0])
         ours = _times(layers)
         for batch in BATCHES:
@@ -87,7 +87,7 @@ def linear(bench: Bench, report: Report) -> None:
             report.add(Row(f"{work} {batch}", "us", ours.get(batch), theirs, "torch bf16 matmul", limit))
     with report.guard(f"{work}: bitsandbytes", "us"):
         module = load_peer(bench.peers)
-        layers = [_of_peer(module, layer) for layer in dense]
+        layers = [_of_peer(module, layer, nested) for layer in dense]
         del dense
         free()
         for batch, theirs in _times(layers).items():

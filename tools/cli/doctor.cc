@@ -153,27 +153,35 @@ void CheckProcessors(const MachineFacts& facts, Findings& out) {
                  avx512 || avx2 ? "" : "steps run several times slower on this processor"});
 }
 
-void CheckGpus(const MachineFacts& facts, Findings& out) {
+// The GPUs that a daemon would serve.
+std::vector<kernels::DeviceListing> CheckGpus(const MachineFacts& facts, Findings& out) {
   std::string why;
   const std::vector<kernels::DeviceListing> devices = kernels::ListDevices(&why);
+  std::vector<kernels::DeviceListing> usable;
   bool any = false;
   for (const kernels::DeviceListing& one : devices) {
     if (one.kind != "cuda") continue;
     any = true;
+    if (one.problem.empty()) usable.push_back(one);
     const std::string what = std::to_string(one.index) + " = " + one.uuid + ", " + one.name + ", " +
                              FormatBytes(one.total_bytes) + ", " + one.architecture + ", driver's CUDA " +
                              one.driver;
     out.push_back({"GPU", one.problem.empty() ? Level::kOk : Level::kWarning,
                    one.problem.empty() ? what : what + ": " + one.problem, ""});
+    if (!one.managed_problem.empty()) {
+      out.push_back({"managed frames", Level::kNote, "not on " + one.uuid + ": " + one.managed_problem,
+                     "memory.frames = \"explicit\", the default, needs none"});
+    }
   }
-  if (any) return;
+  if (any) return usable;
   const bool hidden = facts.nvidia_devices > 0 || !facts.nvidia_driver.empty();
   out.push_back({"GPU", hidden ? Level::kWarning : Level::kNote, why.empty() ? "none" : why,
                  "pages lie in host memory"});
+  return usable;
 }
 
 // What a daemon started here without flags would take.
-void CheckBudgets(const MachineFacts& facts, Findings& out) {
+void CheckBudgets(const MachineFacts& facts, const std::vector<kernels::DeviceListing>& gpus, Findings& out) {
   const char* const argv[] = {"bitpagerd"};
   const auto loaded = daemon::LoadConfig(1, argv);
   if (!loaded.ok()) {
@@ -185,15 +193,22 @@ void CheckBudgets(const MachineFacts& facts, Findings& out) {
                  config.config_path.empty() ? "defaults (no " + std::string(daemon::kSystemConfigPath) + ")"
                                             : config.config_path,
                  ""});
-  const auto budgets = daemon::ResolveBudgets(config, facts, daemon::DeviceMemory{});
+  daemon::DeviceMemory device;
+  if (!gpus.empty()) {
+    // What others hold of it is known once it is opened.
+    device.in_host_memory = false;
+    device.total_bytes = device.free_bytes = gpus.front().total_bytes;
+    device.sharers = static_cast<unsigned>(gpus.size());
+  }
+  const auto budgets = daemon::ResolveBudgets(config, facts, device);
   if (!budgets.ok()) {
     out.push_back({"budgets", Level::kFault, budgets.status().message(), ""});
     return;
   }
   out.push_back({"budgets", Level::kOk,
-                 "device " + FormatBytes(budgets->device_bytes) + ", host " +
-                     FormatBytes(budgets->host_bytes) + " of " + FormatBytes(budgets->room_bytes) + " (" +
-                     budgets->room_source + ")",
+                 (gpus.empty() ? "device " : "each GPU, were all of it free, ") +
+                     FormatBytes(budgets->device_bytes) + ", host " + FormatBytes(budgets->host_bytes) +
+                     " of " + FormatBytes(budgets->room_bytes) + " (" + budgets->room_source + ")",
                  ""});
 }
 
@@ -301,8 +316,8 @@ int RunDoctor(const Target& target, const DoctorOptions& options) {
   CheckMemory(facts, findings);
   CheckLimits(facts, findings);
   CheckProcessors(facts, findings);
-  CheckGpus(facts, findings);
-  CheckBudgets(facts, findings);
+  const std::vector<kernels::DeviceListing> gpus = CheckGpus(facts, findings);
+  CheckBudgets(facts, gpus, findings);
   CheckDaemon(target, findings);
   options.json ? PrintJson(findings) : PrintText(findings);
   return Worst(findings) == Level::kFault ? kFailureExit : kOkExit;

@@ -68,7 +68,7 @@ class SessionInfo(Structure):
         ("device_kind", c_char * 16),
         ("device_uuid", c_char * 64),
         ("synchronous", c_int32),
-        ("reserved2", c_int32),
+        ("no_leases", c_int32),
     ]
 
 

@@ -71,9 +71,10 @@ class Arena:
         return [self.handle]
 
     def drop(self) -> None:
-        """Gives the pages back now."""
-        if self._finalizer.detach() is not None and not self.session.closed:
+        """Gives the pages back, behind what was asked of the session before, which it waits for."""
+        if self._finalizer.alive and not self.session.closed:
             _lib.check_idempotent(_lib.lib().bp_arena_drop, self.session.handle, self.handle)
+        self._finalizer.detach()
 
     def step(self, entries, groups, step: int, propagate: bool, continues: bool = False):
         """Applies one step and waits for it.

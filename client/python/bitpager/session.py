@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import logging
 import os
 import threading
 import warnings
@@ -19,6 +20,7 @@ from . import _lib, errors
 from .allocator import guard_new_session
 from .sizes import parse_bytes
 
+_log = logging.getLogger("bitpager")
 _default = None
 _by_device = {}  # UUID -> Session: the default ones of devices that _default is not for
 _default_lock = threading.RLock()
@@ -92,7 +94,7 @@ class Session:
         return f"<bitpager.Session job={info['job_name']!r} at {info['socket']}>"
 
     def info(self) -> dict:
-        """{session, job, page_bytes, linger_ms, socket, job_name, device_kind, device_uuid, synchronous}."""
+        """{session, job, page_bytes, linger_ms, socket, job_name, device_kind, device_uuid, synchronous, leases}."""
         info = _lib.sized(_lib.SessionInfo)
         _lib.check(_lib.lib().bp_session_get_info(self.handle, ctypes.byref(info)))
         return {
@@ -105,6 +107,7 @@ class Session:
             "device_kind": info.device_kind.decode(errors="replace"),
             "device_uuid": info.device_uuid.decode(errors="replace"),
             "synchronous": bool(info.synchronous),
+            "leases": not info.no_leases,
         }
 
     def memory_stats(self) -> dict:
@@ -283,6 +286,12 @@ def connect(
             f"streams of {session.device_uuid} cannot wait for the daemon here: step() waits on the processor",
             RuntimeWarning,
             stacklevel=2,
+        )
+    if not session.info()["leases"]:
+        _log.info(
+            "the daemon's frames on %s are managed memory: weights are read by request, not by lease. Hint: "
+            'memory.frames = "explicit" has leases, and is faster',
+            session.device_uuid,
         )
     if session.device_kind == "cuda":
         guard_new_session(session)

@@ -281,9 +281,10 @@ class Weight:
                 raise ValueError(f"nested statistics must be dynamic 8-bit in blocks of {NESTED_BLOCKSIZE}")
 
     def drop(self) -> None:
-        """Gives the pages back now."""
-        if self._finalizer.detach() is not None and not self.session.closed:
+        """Gives the pages back, behind what was asked of the session before, which it waits for."""
+        if self._finalizer.alive and not self.session.closed:
             _lib.check_idempotent(_lib.lib().bp_weight_drop, self.session.handle, self.handle)
+        self._finalizer.detach()
 
     def __repr__(self):
         kind = f"{self.quant_type}, blocksize {self.blocksize}" + (", nested" if self.nested else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import bitpager
 import pytest
 import torch
@@ -24,6 +26,23 @@ def test_nonfinite_gradients_raise_with_names_and_leave_their_blocks(session):
     optimizer.on_nonfinite = "propagate"
     optimizer.step()
     assert torch.isnan(p[300]) and optimizer.state[p]["step"] == 3
+
+
+def test_four_bit_weights_without_adapters_are_warned_of(session):
+    """All of a quantized model's parameters, and nothing that is there to be trained over them."""
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 64), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    bitpager.nn.quantize_(model, session=session)
+    for kind in (optim.PagedAdamW8bit, optim.Lion8bit, optim.Adam):
+        with pytest.warns(UserWarning, match="1 of .* 4-bit weights, which do not train; .* are 832 numbers") as caught:
+            kind(model.named_parameters(), session=session)
+        assert len(caught) == 1 and caught[0].filename == __file__ and "get_peft_model" in str(caught[0].message)
+    adapter = torch.nn.Linear(64, 8, bias=False)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optim.PagedAdamW8bit([*model.parameters(), *adapter.parameters()], session=session)
+        optim.PagedAdamW8bit(torch.nn.Linear(4, 4).parameters(), session=session)
 
 
 def test_unnamed_parameters_are_named_by_place(session):

@@ -9,6 +9,8 @@ parameters a model has), nelement() * element_size() are the bytes that it takes
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from .. import dtypes, errors
@@ -179,6 +181,20 @@ class FourBitParameter(torch.nn.Parameter):
                     "layer.quantize_(tensor), or load a state dict."
                 )
             return func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
+
+
+def warn_of_frozen(parameters, stacklevel) -> None:
+    """Warns an optimizer's user when 4-bit weights are among `parameters` and all others train: a quantized model
+    without adapters. With adapters the model's norms and embeddings are frozen too."""
+    others = [p for p in parameters if not isinstance(p, FourBitParameter)]
+    count = len(parameters) - len(others)
+    if count and all(p.requires_grad for p in others):
+        warnings.warn(
+            f"{count} of the optimizer's parameters are 4-bit weights, which do not train; what trains are "
+            f"{sum(p.numel() for p in others):,} numbers beside them: embeddings, norms, biases. Hint: add adapters, "
+            "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)), or give the optimizer what is to train alone.",
+            stacklevel=stacklevel,
+        )
 
 
 def _placeholder(elements: int, dtype: torch.dtype, device=None) -> torch.Tensor:

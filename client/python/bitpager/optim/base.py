@@ -11,6 +11,7 @@ from collections import defaultdict
 import torch
 
 from .. import _lib, errors
+from ..nn.parameter import warn_of_frozen
 from ..session import default_session, device_uuid, session_for
 from . import interchange, nonfinite
 from .overrides import GlobalOptimManager
@@ -49,6 +50,9 @@ class BlockOptimizer(torch.optim.Optimizer):
             raise ValueError(f"on_nonfinite must be one of {', '.join(_ON_NONFINITE)}; got {on_nonfinite!r}")
         self._configure(bits, min_8bit_size, evictable, session, on_nonfinite, name)
         super().__init__(_strip_names(params, self._names), defaults)
+        kinds = type(self).__mro__[: type(self).__mro__.index(BlockOptimizer)]
+        depth = sum("__init__" in vars(kind) for kind in kinds)  # constructors between here and the caller
+        warn_of_frozen([p for group in self.param_groups for p in group["params"]], 3 + depth)
         if resume_step is not None:
             self._resume(resume_step)
 

@@ -284,6 +284,24 @@ def test_advice_names_bytes():
     assert said.index("20.0 GiB by") < said.index("15.0 GiB by"), "the largest first"
 
 
+@pytest.mark.parametrize("name", ("is_activation_checkpointing", "is_gradient_checkpointing"))
+def test_checkpointing_is_read_under_the_name_that_transformers_has(name):
+    """The older name is not read where it is given up; a model with neither says nothing."""
+
+    class Model(torch.nn.Module):
+        @property
+        def is_gradient_checkpointing(self):
+            warnings.warn("deprecated", FutureWarning, stacklevel=2)
+
+    model = Model()
+    setattr(Model, name, property(lambda self: self.on))
+    for model.on in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert out_of_memory.Need.of(None, 0, {}, [model], ()).checkpointing is model.on
+    assert out_of_memory.is_checkpointing(torch.nn.Linear(1, 1)) is None
+
+
 def test_tensors_of_the_failed_attempt_are_freed_before_the_next(session):
     training = Training(session)
     seen = []

@@ -55,8 +55,18 @@ def _saved_by_nesting(modules) -> int:
     return 3 * blocks - 4 * math.ceil(blocks / 256) if blocks else 0
 
 
+def is_checkpointing(module: torch.nn.Module):
+    """True when transformers recomputes the module's activations, False when it does not; None: no such thing."""
+    # transformers 5.23 renamed it, and warns of the older name.
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
+        found = getattr(module, name, None)
+        if found is not None:
+            return bool(found)
+    return None
+
+
 def _checkpointing(modules):
-    found = [m.is_gradient_checkpointing for m in modules if hasattr(m, "is_gradient_checkpointing")]
+    found = [said for said in map(is_checkpointing, modules) if said is not None]
     return all(found) if found else None
 
 

@@ -275,11 +275,16 @@ def test_nothing_is_reserved_in_torch_for_what_goes_into_pages(
 
 
 def test_without_the_plug_in_loading_fails_loudly(session, models, tmp_path, run_python):
+    """What is on screen leads to config.json's quantization_config, which says what to import."""
     load(models("llama")).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert said["load_with"].startswith("import bitpager.hf")
     source = "import sys, transformers; transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
     done = run_python(source, tmp_path, timeout=120)
     assert done.returncode != 0 and "mismatch" in (done.stderr + done.stdout).lower()
-    assert "bitpager" in done.stderr + done.stdout
+    assert "Unknown quantization type, got bitpager" in done.stderr + done.stdout
+    assert "quantization_config attribute in config.json" in done.stderr + done.stdout
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_importing_bitpager_imports_no_transformers(run_python):
@@ -310,6 +315,27 @@ def test_config_takes_both_kinds_of_names():
     assert json.loads(config.to_json_string())["compute_dtype"] == "bfloat16"
     assert BitpagerConfig().to_dict()["quant_type"] == "nf4" and BitpagerConfig().double_quant
     assert BitpagerConfig(compute_dtype=None).compute_dtype is None
+
+
+def test_config_takes_the_peers_whole_dictionary():
+    peer = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16", llm_int8_skip_modules=["head"]
+    )
+    for given in (peer.to_dict(), peer.to_diff_dict(), dict(_load_in_4bit=True, _load_in_8bit=False)):
+        assert BitpagerConfig(**given).quant_type == "nf4"
+    config = BitpagerConfig(**peer.to_dict())
+    assert (config.double_quant, config.skip_modules) == (False, ["head"])
+    names = ("quant_type", "use_double_quant", "compute_dtype", "quant_storage")
+    for name in ("load_in_4bit", "load_in_8bit", *(f"bnb_4bit_{name}" for name in names)):
+        assert getattr(config, name) == getattr(peer, name), name
+        with pytest.raises(AttributeError):
+            setattr(config, name, getattr(peer, name))
+    assert BitpagerConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert not any("bnb" in key or "load_in" in key for key in config.to_dict())
+    with pytest.raises(bitpager.UnsupportedError, match="8-bit weights are not there yet"):
+        BitpagerConfig(**transformers.BitsAndBytesConfig(load_in_8bit=True).to_dict())
+    with pytest.raises(TypeError, match="blocksize, load_in_4bit, load_in_8bit"):
+        BitpagerConfig(block_size=64)
 
 
 @pytest.mark.parametrize("keywords, kind, words", (

@@ -21,7 +21,15 @@ _NAMES = {
     "llm_int8_skip_modules": "skip_modules",
 }
 # Accepted because configs carry them; they say nothing about 4-bit weights in pages.
-_WITHOUT_EFFECT = {"llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload", "quant_method"}
+_WITHOUT_EFFECT = {
+    "llm_int8_threshold",
+    "llm_int8_has_fp16_weight",
+    "llm_int8_enable_fp32_cpu_offload",
+    "quant_method",
+    "load_with",
+}
+# For who opens config.json because transformers does not know the method: it does once this was imported.
+_LOAD_WITH = "import bitpager.hf, then from_pretrained"
 
 
 class BitpagerConfig(QuantizationConfigMixin):
@@ -51,6 +59,9 @@ class BitpagerConfig(QuantizationConfigMixin):
         load_in_8bit=False,
         **keywords,
     ):
+        # What BitsAndBytesConfig().to_dict() holds beside the names themselves.
+        load_in_8bit = keywords.pop("_load_in_8bit", False) or load_in_8bit
+        load_in_4bit = keywords.pop("_load_in_4bit", True) and load_in_4bit
         if load_in_8bit:
             raise errors.UnsupportedError(
                 "load_in_8bit=True: 8-bit weights are not there yet, and 4 bits are not taken in their place. Hint: "
@@ -72,7 +83,8 @@ class BitpagerConfig(QuantizationConfigMixin):
                 if value is not None:
                     values[_NAMES[name]] = value
             elif name not in _WITHOUT_EFFECT:
-                raise TypeError(f"BitpagerConfig has no argument {name!r}. It has: {', '.join([*values, *_NAMES])}.")
+                known = [*values, "blocksize", "load_in_4bit", "load_in_8bit", *_NAMES]
+                raise TypeError(f"BitpagerConfig has no argument {name!r}. It has: {', '.join(known)}.")
         self.quant_method = METHOD
         self.quant_type = values["quant_type"]
         self.double_quant = values["double_quant"]
@@ -109,6 +121,26 @@ class BitpagerConfig(QuantizationConfigMixin):
         return False
 
     @property
+    def bnb_4bit_quant_type(self) -> str:
+        """quant_type, under the name that code written for bitsandbytes reads."""
+        return self.quant_type
+
+    @property
+    def bnb_4bit_use_double_quant(self) -> bool:
+        """double_quant."""
+        return self.double_quant
+
+    @property
+    def bnb_4bit_compute_dtype(self):
+        """compute_dtype; None where it is the model's own."""
+        return self.compute_dtype
+
+    @property
+    def bnb_4bit_quant_storage(self) -> torch.dtype:
+        """quant_storage."""
+        return self.quant_storage
+
+    @property
     def bits_per_weight(self) -> float:
         """Of a quantized weight, with its share of the scales."""
         return 4 + (8 / self.blocksize + 32 / self.blocksize / 256 if self.double_quant else 32 / self.blocksize)
@@ -123,6 +155,7 @@ class BitpagerConfig(QuantizationConfigMixin):
             "quant_storage": dtypes.name_of(self.quant_storage),
             "blocksize": self.blocksize,
             "skip_modules": None if self.skip_modules is None else list(self.skip_modules),
+            "load_with": _LOAD_WITH,
         }
 
     def to_diff_dict(self) -> dict:

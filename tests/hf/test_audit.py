@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import warnings
 
 import bitpager
 import pytest
@@ -14,25 +16,32 @@ from bitpager.hf import BitpagerConfig, audit
 from bitpager.plan import main, plan, shape_of
 
 
-def load(models, **changes):
+def load(models, name="llama", shape=None, dtype=torch.bfloat16, **changes):
     return transformers.AutoModelForCausalLM.from_pretrained(
-        models("llama"), quantization_config=BitpagerConfig(**changes), dtype=torch.bfloat16
+        models(name, **(shape or {})), quantization_config=BitpagerConfig(**changes), dtype=dtype
     )
+
+
+DEEP = {"intermediate_size": 1024}  # most of the model is linear layers, as in a large one
 
 
 def test_a_model_that_is_set_up_well_passes(session, models, capsys):
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(
-        peft.prepare_model_for_kbit_training(load(models)),
+        peft.prepare_model_for_kbit_training(load(models, shape=DEEP)),
         bitpager.peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     optimizer = bitpager.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad])
-    report = audit(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # names that transformers has given up are not read
+        report = audit(model, optimizer)
     assert report.passed, str(report)
     names = [line.name for line in report.lines]
     for name in ("layers", "memory", "type", "double quantization", "training", "adapters", "numbers", "optimizer"):
         assert name in names and report[name].passed, name
     assert report["checkpointing"].passed
+    line = report["compute dtype"]
+    assert line.passed and line.text.startswith("bfloat16; the rest is float32, as prepare_model_for_kbit_training")
     room = bitpager.sizes.print_bytes(session.memory_stats()["resident_bytes"])
     assert room in report["room"].text and "1,024 tokens" in report["room"].text
     printed = capsys.readouterr().out
@@ -67,9 +76,54 @@ def test_mistakes_are_named_with_their_fix(session, models, capsys):
 def test_stock_adapters_are_noticed(session, models):
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(load(models), peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert "adopt" in audit(model, print_lines=False)["adapters"].fix
+    report = audit(model, print_lines=False)
+    line = report["adapters"]
+    assert report.passed and line.passed is None  # they train
+    assert "neither merge nor use DoRA" in line.text and "adopt" in line.fix
     bitpager.peft.adopt(model)
     assert audit(model, print_lines=False)["adapters"].passed
+
+
+def test_memory_is_judged_by_the_whole_model(session, models):
+    """Experts that stay in 16 bits fail; embeddings, and what was left out by name, are noted."""
+    line = audit(load(models, shape=DEEP), print_lines=False)["memory"]
+    assert line.passed and "of quantized weights" in line.text
+    line = audit(load(models, shape={"vocab_size": 2000}), print_lines=False)["memory"]
+    assert line.passed is None and "embeddings and output head" in line.text
+    line = audit(load(models, shape=DEEP, skip_modules=["lm_head", "up_proj"]), print_lines=False)["memory"]
+    assert line.passed is None and "left out by name: model.layers.*.mlp.up_proj.weight (256.0 KiB)" in line.text
+    with pytest.warns(UserWarning, match="no plain linear layers"):
+        model = load(models, "mixtral")
+    line = audit(model, print_lines=False)["memory"]
+    experts = [m for name, m in model.named_modules() if name.endswith("experts")]
+    stacked = {p.numel() for m in experts for p in (m.gate_up_proj,)}
+    assert line.passed is False and stacked == {4 * 2 * 160 * 64}
+    assert f"experts.gate_up_proj ({bitpager.sizes.print_bytes(2 * 2 * stacked.pop())})" in line.text
+    taken = model.get_memory_footprint(return_buffers=False)
+    assert f"{taken / (2 * model.num_parameters()):.0%} of" in line.text
+
+
+def test_adapters_are_not_counted_as_the_models_memory(session, models):
+    peft = pytest.importorskip("peft")
+    model = load(models, shape=DEEP)
+    before = audit(model, print_lines=False)["memory"].text
+    config = bitpager.peft.LoraConfig(r=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    assert audit(peft.get_peft_model(model, config), print_lines=False)["memory"].text == before
+
+
+def test_float32_products_do_not_pass(session, models, monkeypatch):
+    """On a GPU they fail, and loading warns of them; on a CPU they are noted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        line = audit(load(models, dtype=torch.float32), print_lines=False)["compute dtype"]
+    assert line.passed is None and line.text.startswith("float32") and "model_init_kwargs" in line.fix
+    monkeypatch.setattr(sys.modules["bitpager.hf.room"], "on_gpu", lambda layers: True)
+    with pytest.warns(UserWarning, match="compute in float32 on a GPU.*dtype=torch.bfloat16"):
+        model = load(models, dtype=torch.float32)
+    assert audit(model, print_lines=False)["compute dtype"].passed is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert audit(load(models), print_lines=False)["compute dtype"].passed
 
 
 @pytest.mark.parametrize("name", ("llama", "mistral"))

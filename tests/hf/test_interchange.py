@@ -79,6 +79,19 @@ def test_other_checkpoints_pass_or_are_refused(session, models, tmp_path):
         config_for(tmp_path)
 
 
+def test_the_peers_checkpoint_with_our_config_says_how_to_take_it_over(session, models):
+    """transformers alone would ask for the peer's config class."""
+    with pytest.raises(ValueError, match=r"config=bitpager\.hf\.config_for\(path\)\), without quantization_config"):
+        transformers.AutoModelForCausalLM.from_pretrained(RECORDED / "nf4", quantization_config=BitpagerConfig())
+    peers = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    with pytest.raises(ValueError, match="pass the same quantization config class"):
+        transformers.AutoModelForCausalLM.from_pretrained(
+            RECORDED / "nf4", config=config_for(RECORDED / "nf4"), quantization_config=peers
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(models("llama"), quantization_config=BitpagerConfig())
+    assert layers_of(model)
+
+
 def test_saving_for_the_peer_refuses_what_it_does_not_read(session, models, tmp_path):
     with pytest.raises(ValueError, match="no quantized layer"):
         save_for_bitsandbytes(tiny.make("llama"), tmp_path)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 
 import bitpager
 import pytest
@@ -17,6 +18,7 @@ import transformers
 from bitpager import functional
 from bitpager.hf import BitpagerConfig
 from bitpager.nn import Linear4bit
+from bitpager.sizes import print_bytes
 
 ARCHITECTURES = ("llama", "mistral", "bert", "t5", "gpt2")
 
@@ -354,9 +356,35 @@ def test_bad_settings_are_refused_in_words(keywords, kind, words):
         BitpagerConfig(**keywords)
 
 
-def test_other_compute_dtype_is_warned_of(session, models):
-    with pytest.warns(UserWarning, match="compute_dtype is float16, the model's dtype bfloat16"):
-        load(models("llama"), quantization=BitpagerConfig(bnb_4bit_compute_dtype=torch.float16), dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    "computed, own, hint",
+    (
+        ("float16", "bfloat16", "dtype=torch.float16), with TRL model_init_kwargs={'dtype': 'float16'}, or leave"),
+        ("bfloat16", "float32", "dtype=torch.bfloat16), with TRL model_init_kwargs={'dtype': 'bfloat16'}."),
+        ("float32", "bfloat16", "Hint: leave compute_dtype out."),
+    ),
+)
+def test_other_compute_dtype_is_warned_of(session, models, computed, own, hint):
+    """The hint never leads to float32 products."""
+    with pytest.warns(UserWarning, match=f"compute_dtype is {computed}, the model's dtype {own}") as caught:
+        load(models("llama"), quantization=BitpagerConfig(compute_dtype=computed), dtype=own)
+    assert hint in str(caught[0].message)
+
+
+def test_large_weights_that_stay_floats_are_said_once(session, models, tmp_path):
+    """Experts in one parameter of three dimensions; a dense model's embeddings and head are not spoken of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load(models("mixtral"))
+        load(models("llama"))
+    said = [str(w.message) for w in caught if "no plain linear layers" in str(w.message)]
+    size = sum(2 * p.numel() for name, p in model.named_parameters() if ".mlp." in name)
+    assert len(said) == 1 and said[0].startswith(print_bytes(size)) and "mlp.experts.gate_up_proj (" in said[0]
+    assert "embed_tokens" not in said[0] and "lm_head" not in said[0]
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no plain linear layers"):
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    same_bits(model, again)
 
 
 def test_a_missing_head_is_initialised(session, models):

@@ -64,6 +64,8 @@ def test_no_room_for_a_model_is_said_once_and_in_bytes(session, make_daemon, mod
     assert "--host-budget" in said and "All 14 quantized layers" in said
     assert f"take {print_bytes(whole // 2 + 4 * blocks)}" in said
     assert f"double_quant=True would save {print_bytes(3 * blocks - 4 * -(-blocks // 256))} of it" in said
+    on_disk = f"up to {print_bytes(whole // 2 + 4 * blocks)} of it: bitpagerd --disk-folder PATH"
+    assert on_disk in said and 'and "disk" for modules in device_map' in said
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
     del caught
     gc.collect()

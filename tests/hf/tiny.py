@@ -20,6 +20,8 @@ def config(name, **changes):
         return transformers.LlamaConfig(**{**decoder, **changes})
     if name == "mistral":
         return transformers.MistralConfig(**{**decoder, "sliding_window": 64, **changes})
+    if name == "mixtral":
+        return transformers.MixtralConfig(**{**decoder, "num_local_experts": 4, **changes})
     if name == "bert":
         return transformers.BertConfig(**{**size, "vocab_size": BYTES + 2, "max_position_embeddings": 128, **changes})
     if name == "gpt2":
@@ -33,6 +35,7 @@ def config(name, **changes):
 CLASSES = {
     "llama": transformers.AutoModelForCausalLM,
     "mistral": transformers.AutoModelForCausalLM,
+    "mixtral": transformers.AutoModelForCausalLM,
     "gpt2": transformers.AutoModelForCausalLM,
     "bert": transformers.AutoModelForSequenceClassification,
     "t5": transformers.AutoModelForSeq2SeqLM,

@@ -6,10 +6,12 @@ import torch
 
 from .. import dtypes, machine, optim
 from ..nn import Linear4bit
+from ..out_of_memory import is_checkpointing
 from ..sizes import print_bytes
 from . import room
 
 _LARGE = 1_000_000_000  # weights from which double quantization is worth a failure
+_SMALL = 0.5  # of the size in 16 bits; up to here a model counts as quantized
 
 
 class Line:
@@ -86,18 +88,27 @@ def _layers(layers) -> Line:
 
 
 def _memory(model, layers) -> Line:
-    count = room.weights_of(layers)
+    """The whole model, adapters left out, beside what it takes in 16 bits."""
     packed = sum(layer.weight.pages.packed_bytes for layer in layers if layer.is_quantized)
-    rest = sum(
-        p.numel() * p.element_size()
-        for name, p in model.named_parameters()
-        if not getattr(p, "pages", None) and "lora_" not in name
-    )
+    taken = sum(room.bytes_of(parameter) for _, _, parameter in room.base_parameters(model))
+    wide = room.bytes_in_16_bits(model)
+    linear, other = room.left_as_floats(model)
     text = (
-        f"{print_bytes(packed)} of quantized weights, {print_bytes(2 * count)} in 16 bits; "
-        f"{print_bytes(rest)} of other weights"
+        f"{print_bytes(taken)}, {taken / wide:.0%} of {print_bytes(wide)} in 16 bits: {print_bytes(packed)} of "
+        f"quantized weights, {print_bytes(taken - packed)} of others"
     )
-    return Line(packed < 0.3 * 2 * count, "memory", text)
+    if sum(other.values()) > room.LARGE_SHARE * wide:
+        return Line(
+            False,
+            "memory",
+            f"{text}, among them what are no plain linear layers: {room.name_largest(other)}",
+            "only plain linear layers are quantized: take a model without such parameters, or reckon with these bytes",
+        )
+    if taken <= _SMALL * wide:
+        return Line(True, "memory", text)
+    if sum(linear.values()) > room.LARGE_SHARE * wide:
+        return Line(None, "memory", f"{text}, among them linear layers left out by name: {room.name_largest(linear)}")
+    return Line(None, "memory", f"{text}, which are embeddings and output head for the most part")
 
 
 def _type(layers) -> Line:
@@ -135,22 +146,25 @@ def _compute_dtype(model, layers) -> Line:
     # Norms may be kept in float32 on purpose; embeddings say what flows through the model.
     own = {m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     text = ", ".join(sorted(map(dtypes.name_of, computed)))
+    if computed == {torch.float32}:
+        gpu = room.on_gpu(layers)
+        fix = "load with dtype=torch.bfloat16 (in TRL's configs model_init_kwargs={'dtype': 'bfloat16'})"
+        return Line(False if gpu else None, "compute dtype", f"{text}, which is slow", fix)
     if len(computed) == 1 and (not own or own == computed):
         return Line(True, "compute dtype", text)
-    prepared = own == {torch.float32} and getattr(model, "is_gradient_checkpointing", False)
+    if len(computed) == 1 and own == {torch.float32} and (_is_adapted(model) or is_checkpointing(model)):
+        return Line(True, "compute dtype", f"{text}; the rest is float32, as prepare_model_for_kbit_training makes it")
     return Line(
-        None if prepared else False,
+        False,
         "compute dtype",
         f"{text}, the model's is {', '.join(sorted(map(dtypes.name_of, own)))}: every layer casts",
-        "" if prepared else "load with dtype= and compute_dtype= alike",
+        "load with dtype= and compute_dtype= alike",
     )
 
 
 def _training(model) -> Line:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # PEFT's layers of every kind keep what they adapt as `base_layer`.
-    adapted = any(isinstance(getattr(module, "base_layer", None), torch.nn.Module) for module in model.modules())
-    if adapted and trainable:
+    if _is_adapted(model) and trainable:
         return Line(True, "training", f"{trainable:,} parameters train over the frozen base")
     if not model.training:
         return Line(None, "training", "in eval mode, without trainable adapters")
@@ -161,6 +175,11 @@ def _training(model) -> Line:
         "embeddings, norms and biases",
         "peft.get_peft_model(model, bitpager.peft.LoraConfig(...)), or model.eval()",
     )
+
+
+def _is_adapted(model) -> bool:
+    """PEFT's layers of every kind keep what they adapt as `base_layer`."""
+    return any(isinstance(getattr(module, "base_layer", None), torch.nn.Module) for module in model.modules())
 
 
 def _adapters(model):
@@ -177,17 +196,19 @@ def _adapters(model):
     if not stock:
         return Line(True, "adapters", f"LoRA on {len(wrapped)} quantized layers; they can be merged")
     return Line(
-        False,
+        None,
         "adapters",
-        f"LoRA on {len(wrapped)} quantized layers, {stock} of which train but cannot be merged",
+        f"LoRA on {len(wrapped)} quantized layers, {stock} of which are PEFT's own: they train, and can neither merge "
+        "nor use DoRA",
         "bitpager.peft.adopt(model) before merging, or bitpager.peft.LoraConfig in the place of peft's",
     )
 
 
 def _checkpointing(model):
-    if not any(p.requires_grad for p in model.parameters()) or not hasattr(model, "is_gradient_checkpointing"):
+    on = is_checkpointing(model)
+    if on is None or not any(p.requires_grad for p in model.parameters()):
         return None
-    if model.is_gradient_checkpointing:
+    if on:
         return Line(True, "checkpointing", "activations are recomputed in backward")
     return Line(None, "checkpointing", "off: prepare_model_for_kbit_training(model) turns it on and saves activations")
 

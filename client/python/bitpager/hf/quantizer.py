@@ -7,13 +7,14 @@ packed one is taken over bit for bit. Saving exports packed tensors under bitsan
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import warnings
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 
@@ -24,8 +25,9 @@ from ..nn import FourBitParameter, Linear4bit, dequantize_
 from ..nn.swap import release_sources
 from ..quant_state import QuantState
 from ..session import session_for
-from .config import METHOD
-from .room import while_loading
+from ..sizes import print_bytes
+from . import room
+from .config import METHOD, BitpagerConfig
 
 _PACKED_KEYS = [
     "weight.nested_absmax",
@@ -45,7 +47,7 @@ class _Refusal:
     tracebacks and goes on to the next tensor; what reading this raises comes out of from_pretrained as it is."""
 
     def __init__(self, error, model):
-        self.__dict__["_error"] = while_loading(error, model)
+        self.__dict__["_error"] = room.while_loading(error, model)
 
     def __getattr__(self, name):
         _read_ahead_again()
@@ -249,6 +251,7 @@ class BitpagerQuantizer(HfQuantizer):
         model.is_loaded_in_8bit = True
         release_sources(model)
         self._warn_of_dtype(model)
+        _warn_of_floats(model)
         return model
 
     def _keep_plain(self, model, name, layer) -> None:
@@ -259,12 +262,18 @@ class BitpagerQuantizer(HfQuantizer):
         self.quantization_config.skip_modules.append(name)
 
     def _warn_of_dtype(self, model) -> None:
-        wanted = self.quantization_config.compute_dtype
-        if wanted is not None and model.dtype in dtypes.FLOATS and model.dtype != wanted:
+        wanted, own = self.quantization_config.compute_dtype, model.dtype
+        layers = room.layers_of(model)
+        if {layer.compute_dtype for layer in layers} == {torch.float32} and room.on_gpu(layers):
+            room.warn_of_float32(model, "on a GPU")
+        elif wanted is not None and own in dtypes.FLOATS and own != wanted:
+            name = dtypes.name_of(wanted)
+            load = f"from_pretrained(..., dtype={wanted}), with TRL model_init_kwargs={{'dtype': '{name}'}}"
+            leave = "leave compute_dtype out"
+            hint = {torch.float32: leave}.get(wanted, load if own == torch.float32 else f"{load}, or {leave}")
             warnings.warn(
-                f"compute_dtype is {dtypes.name_of(wanted)}, the model's dtype {dtypes.name_of(model.dtype)}: every "
-                f"layer casts its inputs and outputs. Hint: from_pretrained(..., dtype={wanted}), or leave "
-                "compute_dtype out.",
+                f"compute_dtype is {name}, the model's dtype {dtypes.name_of(own)}: every layer casts its inputs and "
+                f"outputs. Hint: {hint}.",
                 stacklevel=2,
             )
 
@@ -280,6 +289,19 @@ def _warn_of_gpu() -> None:
     found = gpu_verdict()
     if found.passed is False:
         warnings.warn(f"{found}. The model is loaded nevertheless.", stacklevel=3)
+
+
+def _warn_of_floats(model) -> None:
+    """Of what is no linear layer, and large: a model of that kind is not much smaller than it was."""
+    _, other = room.left_as_floats(model)
+    size, wide = sum(other.values()), room.bytes_in_16_bits(model)
+    if size > room.LARGE_SHARE * wide:
+        warnings.warn(
+            f"{print_bytes(size)} of this model's {print_bytes(wide)} in 16 bits are no plain linear layers and stay "
+            f"as they are: {room.name_largest(other)}. Only such layers are quantized; transformers keeps experts of "
+            "mixtures as parameters of three dimensions. Hint: reckon with these bytes, or take a model without them.",
+            stacklevel=2,
+        )
 
 
 def keep_pages_home(model, device_map: dict) -> None:
@@ -327,4 +349,26 @@ def _is_ours(conversion) -> bool:
     return any(isinstance(op, TakePacked) for op in getattr(conversion, "operations", ()))
 
 
+def _tell_of_others(merge):
+    """`merge`, which is given a checkpoint's own quantization and ours, and refuses the pair; with what to do about
+    it where bitsandbytes wrote the checkpoint."""
+
+    @functools.wraps(merge)
+    def merged(quantization_config, quantization_config_from_args=None):
+        saved = quantization_config
+        saved = saved if isinstance(saved, dict) else saved.to_dict()
+        if isinstance(quantization_config_from_args, BitpagerConfig) and saved.get("load_in_4bit"):
+            raise ValueError(
+                "this checkpoint is quantized already, by bitsandbytes. Its weights can be taken over as they are. "
+                "Hint: from_pretrained(path, config=bitpager.hf.config_for(path)), without quantization_config."
+            )
+        return merge(quantization_config, quantization_config_from_args)
+
+    merged.of_bitpager = True
+    return merged
+
+
 AUTO_QUANTIZER_MAPPING[METHOD] = BitpagerQuantizer  # see config.py
+_merge = getattr(AutoHfQuantizer, "merge_quantization_configs", None)
+if _merge is not None and not hasattr(_merge, "of_bitpager"):  # a reloaded module wraps it once
+    AutoHfQuantizer.merge_quantization_configs = staticmethod(_tell_of_others(_merge))

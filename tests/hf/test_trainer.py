@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import math
 import pathlib
+import warnings
 
+import guide
 import pytest
 import tiny
 import torch
@@ -327,6 +330,80 @@ def test_distributed_checkpoint_of_a_quantized_model(session, models, tmp_path):
     set_optimizer_state_dict(second, again, state["optimizer"])
     step(second, again)
     same(adapters(first), adapters(second))
+
+
+DATA = {"text": ["one sentence", "and another one"] * 8}
+
+
+def compute_dtypes(trainer):
+    return {m.compute_dtype for m in trainer.model.modules() if isinstance(m, Linear4bit)}
+
+
+def test_the_guides_sft_snippet_computes_in_16_bits(session, models, tmp_path, monkeypatch):
+    """As it is typed there; the stored model may be in float32, which TRL also takes where nothing is said."""
+    pytest.importorskip("trl")
+    page = guide.Page(pathlib.Path(bitpager.__file__).parents[1] / "docs" / "qlora.md")
+    (block,) = (block for block in page.blocks if "hf.SFTTrainer(" in block.code)
+    assert "dtype" not in block.code
+    monkeypatch.chdir(tmp_path)
+    lora = bitpager.peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    for stored in (torch.bfloat16, torch.float32):
+        given = dict(bitpager=bitpager, BitpagerConfig=BitpagerConfig, lora=lora, name=models("llama", dtype=stored))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*compute")
+            exec(page.substituted(block.code, {}), given)
+        assert compute_dtypes(given["sft"]) == {torch.bfloat16}
+        assert given["config"].model_init_kwargs is None  # the user's arguments are as they were
+        line = bitpager.hf.audit(given["sft"].model, print_lines=False)["compute dtype"]
+        assert line.passed and line.text.startswith("bfloat16")
+
+
+@pytest.mark.parametrize(
+    "stored, compute, said, dtype",
+    (
+        ("float32", None, dict(bf16=True), "bfloat16"),
+        ("float32", None, dict(fp16=True, bf16=False), "float16"),
+        ("bfloat16", None, dict(fp16=False, bf16=False), "bfloat16"),
+        ("bfloat16", None, dict(bf16=True, model_init_kwargs={"dtype": "float16"}), "float16"),
+        ("float32", "float16", dict(bf16=True), "float16"),
+        ("bfloat16", None, None, "bfloat16"),
+        ("float32", None, transformers.TrainingArguments, "bfloat16"),
+    ),
+)
+def test_models_by_name_have_the_dtype_of_the_training(
+    session, models, tmp_path, monkeypatch, stored, compute, said, dtype
+):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    if said is transformers.TrainingArguments:
+        args = said("out", bf16=True, use_cpu=True, report_to=[])
+    elif said is None:  # TRL's own arguments, with which it refuses to train where there is no GPU
+        args = None
+        monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, use_cpu=True, report_to=[]))
+    else:
+        args = trl.SFTConfig("out", use_cpu=True, report_to=[], **said)
+    given = dict(args=args, quantization_config=BitpagerConfig(compute_dtype=compute))
+    given["peft_config"] = bitpager.peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    folder = models("llama", dtype=getattr(torch, stored))
+    given["train_dataset"] = datasets.Dataset.from_dict(DATA)
+    if said is transformers.TrainingArguments:  # by place
+        trainer = bitpager.hf.SFTTrainer(folder, given.pop("args"), None, **given)
+    else:
+        trainer = bitpager.hf.SFTTrainer(folder, **given)
+    assert compute_dtypes(trainer) == {getattr(torch, dtype)}
+
+
+def test_float32_products_under_mixed_precision_are_warned_of_once(session, models, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        models("llama"), quantization_config=BitpagerConfig(), dtype=torch.float32
+    )
+    model = peft.get_peft_model(model, bitpager.peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.warns(UserWarning, match="compute in float32 under bf16=True.*model_init_kwargs"):
+        Trainer(model, arguments(tmp_path, bf16=True), train_dataset=tiny.Windows(8))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*compute in float32")
+        Trainer(model, arguments(tmp_path, bf16=True), train_dataset=tiny.Windows(8))
 
 
 def test_sft_trainer_from_a_path(session, models, tmp_path):

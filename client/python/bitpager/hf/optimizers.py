@@ -7,8 +7,9 @@ import functools
 import torch
 
 from .. import errors, optim
+from . import room
+from .by_name import config_of, said_dtype
 from .memory_callback import put_first
-from .room import explained
 
 # Strings of transformers' OptimizerNames that mean bitsandbytes there.
 _CLASSES = {
@@ -59,7 +60,21 @@ def with_optimizers(trainer: type) -> type:
     "paged_adamw_8bit", "adamw_8bit", "lion_8bit" ... make bitpager's optimizers; other strings mean what they did.
 
     As in transformers, embeddings that train keep 32-bit states under an 8-bit optimizer. Errors name parameters as the
-    model does; what torch says when its memory ran out says too what would help, in bytes."""
+    model does; what torch says when its memory ran out says too what would help, in bytes. Trainers of TRL load a
+    model by name, with our quantization and no dtype, in that of the training (bf16, fp16) and not in float32."""
+
+    @functools.wraps(trainer.__init__)
+    def __init__(self, *arguments, **keywords):
+        given = {**keywords, **dict(zip(("model", "args"), arguments))}
+        model, quantization = given.get("model"), given.get("quantization_config")
+        args = config_of(trainer, model, given.get("args"), quantization)
+        if args is not given.get("args") and len(arguments) > 1:
+            arguments = (model, args, *arguments[2:])
+        elif args is not given.get("args"):
+            keywords["args"] = args
+        with said_dtype(model, args, quantization):
+            trainer.__init__(self, *arguments, **keywords)
+        _warn_of_products(self.model, self.args)
 
     def get_optimizer_cls_and_kwargs(args, model=None):
         """(class, keywords) of args.optim."""
@@ -77,7 +92,7 @@ def with_optimizers(trainer: type) -> type:
 
     def training_step(self, model, *arguments, **keywords):
         """As the base's."""
-        with explained(self.model):
+        with room.explained(self.model):
             loss = trainer.training_step(self, model, *arguments, **keywords)
         made = getattr(self.optimizer, "optimizer", self.optimizer)  # as Accelerate wraps it
         if isinstance(made, optim.BlockOptimizer) and self.accelerator.sync_gradients:
@@ -93,6 +108,7 @@ def with_optimizers(trainer: type) -> type:
         trainer.__name__,
         (trainer,),
         {
+            "__init__": __init__,
             "add_callback": add_callback,
             "get_optimizer_cls_and_kwargs": staticmethod(get_optimizer_cls_and_kwargs),
             "create_optimizer": create_optimizer,
@@ -102,6 +118,11 @@ def with_optimizers(trainer: type) -> type:
             "_tag_names": list(getattr(trainer, "_tag_names", [])),
         },
     )
+
+
+def _warn_of_products(model, args) -> None:
+    if (args.bf16 or args.fp16) and {layer.compute_dtype for layer in room.layers_of(model)} == {torch.float32}:
+        room.warn_of_float32(model, f"under {'bf16' if args.bf16 else 'fp16'}=True")
 
 
 def _keep_embeddings_wide(model) -> None:

@@ -190,6 +190,8 @@ struct DeviceOptions {
   bool managed = false;              // CUDA: device frames are managed memory, for machines that like it
   bool managed_beyond_free = false;  // CUDA, managed: more than the device has free may be allocated
   bool bare = false;                 // CUDA: nothing is made ahead of its first use
+  // CUDA, for tests: steps do with so much shared memory of a thread block, as other GPUs' have to; 0: all.
+  int shared_bytes = 0;
 };
 
 // A device that this machine has, or why it cannot be used.

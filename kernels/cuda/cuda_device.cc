@@ -197,7 +197,8 @@ class CudaDevice final : public Device {
   template <typename Args>
   Event Launch(Status (*launch)(LaunchContext&, const Args&), const Args& args) {
     Bind();
-    LaunchContext context(queues_->stream(Queue::kCompute), multiprocessors_, capability_, tables_);
+    LaunchContext context(queues_->stream(Queue::kCompute), multiprocessors_, capability_, tables_,
+                          options_.shared_bytes);
     queues_->Note(launch(context, args));
     const Event event = queues_->Publish(Queue::kCompute);
     tables_.Seal(event);

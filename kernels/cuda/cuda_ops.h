@@ -19,12 +19,20 @@ class TableRing;
 // What a launch has beside its arguments. Made by the device for one call of a launching function.
 class LaunchContext {
  public:
-  LaunchContext(CUstream_st* stream, int multiprocessors, int capability, TableRing& tables)
-      : stream_(stream), multiprocessors_(multiprocessors), capability_(capability), tables_(tables) {}
+  LaunchContext(CUstream_st* stream, int multiprocessors, int capability, TableRing& tables,
+                int shared_bytes = 0)
+      : stream_(stream),
+        multiprocessors_(multiprocessors),
+        capability_(capability),
+        shared_bytes_(shared_bytes),
+        tables_(tables) {}
 
   [[nodiscard]] CUstream_st* stream() const { return stream_; }
   [[nodiscard]] int multiprocessors() const { return multiprocessors_; }
   [[nodiscard]] int capability() const { return capability_; }  // 10 * major + minor: 90 for sm_90
+
+  // Not 0: no thread block is to take more shared memory, whatever the device has.
+  [[nodiscard]] int shared_bytes() const { return shared_bytes_; }
 
   // Copies a table of a launch (spans, hypers) to device memory, enqueued on the stream before whatever the
   // caller enqueues next; `host` may end when this returns. The address stays valid until all that this call
@@ -37,6 +45,7 @@ class LaunchContext {
   CUstream_st* stream_;
   int multiprocessors_;
   int capability_;
+  int shared_bytes_;
   TableRing& tables_;
 };
 

@@ -44,6 +44,7 @@ wire::Status EnqueueRule(LaunchContext& context, StepTypes types, const StepLaun
     error = cudaDeviceGetAttribute(&limits.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
   }
   if (error != cudaSuccess) return StatusOf(error, "ask for the shared memory of a multiprocessor");
+  if (context.shared_bytes() > 0) limits.most = std::min(limits.most, context.shared_bytes());
   using Widest = StepShape<Rule, AnyTypes, true>;
   if (limits.most < static_cast<int>(Widest::kSharedEnd) - limits.reserved) {
     return Enqueue<Rule, AnyTypes, false>(context, limits, launch);

@@ -133,7 +133,10 @@ std::vector<Hyper> SomeHypers(Rule rule) {
           optim8bit::DeriveHyper(rule, {1e-4, 0.95, beta2, 1e-15, 0.1}, 1000)};
 }
 
-using Case = std::tuple<Rule, StateBits>;
+// The shared memory of a thread block on a GPU of compute capability 7.5.
+constexpr int kLittleShared = 64 << 10;
+
+using Case = std::tuple<Rule, StateBits, int>;  // the last: shared bytes, 0: all
 
 class CudaStep : public ::testing::TestWithParam<Case> {
  protected:
@@ -141,7 +144,9 @@ class CudaStep : public ::testing::TestWithParam<Case> {
     std::string why;
     static_cast<void>(ListDevices(&why));
     if (!why.empty()) GTEST_SKIP() << why;
-    auto opened = OpenDevice({"cuda"});
+    kernels::DeviceOptions options{"cuda"};
+    options.shared_bytes = std::get<2>(GetParam());
+    auto opened = OpenDevice(options);
     ASSERT_TRUE(opened.ok()) << opened.status().message();
     device_ = std::move(*opened);
   }
@@ -217,10 +222,12 @@ TEST_P(CudaStep, EqualsTheReferenceOnALongLaunch) {
 
 INSTANTIATE_TEST_SUITE_P(Rules, CudaStep,
                          ::testing::Combine(::testing::Values(Rule::kAdam, Rule::kLion),
-                                            ::testing::Values(StateBits::k8, StateBits::k32)),
+                                            ::testing::Values(StateBits::k8, StateBits::k32),
+                                            ::testing::Values(0, kLittleShared)),
                          [](const ::testing::TestParamInfo<Case>& one) {
                            return std::string(std::get<0>(one.param) == Rule::kAdam ? "Adam" : "Lion") +
-                                  (std::get<1>(one.param) == StateBits::k8 ? "8" : "32");
+                                  (std::get<1>(one.param) == StateBits::k8 ? "8" : "32") +
+                                  (std::get<2>(one.param) == 0 ? "" : "LittleSharedMemory");
                          });
 
 }  // namespace

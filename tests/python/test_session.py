@@ -94,6 +94,20 @@ def test_the_same_optimizer_twice_is_refused(session):
     trained(session, name="mine")
 
 
+def test_what_is_dropped_goes_behind_the_hints_before(session):
+    """None of them makes the daemon refuse the drop, and the memory is back."""
+    for _ in range(20):
+        p = torch.nn.Parameter(torch.ones(100_000))
+        optimizer = bitpager.optim.PagedAdamW8bit([p], session=session).prepare()
+        weight = bitpager.Weight.from_tensor(torch.ones(64, 64), session=session)
+        session.prefetch(optimizer, weight)
+        session.hint_phase("backward")
+        optimizer.drop()
+        session.prefetch(weight)
+        weight.drop()
+        assert session.memory_stats()["pages"] == 0
+
+
 def test_a_daemon_that_dies_is_an_error_within_seconds(make_daemon):
     daemon = make_daemon("--device-budget", "64MiB", "--host-budget", "64MiB")
     session = bitpager.connect(socket=daemon.socket, job="lost", default=False)

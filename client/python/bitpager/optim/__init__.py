@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..not_there import refuse
 from .adam import (
     Adam,
     Adam8bit,
@@ -48,5 +49,5 @@ _NOT_YET = ("AdEMAMix", "PagedAdEMAMix", "Adagrad", "LAMB", "LARS", "RMSprop", "
 
 def __getattr__(name):
     if name.removesuffix("8bit").removesuffix("32bit") in _NOT_YET:
-        raise AttributeError(f"bitpager.optim has no {name} yet. It has: {', '.join(sorted(__all__))}.")
+        refuse(__name__, name, f"bitpager.optim has no {name} yet. It has: {', '.join(sorted(__all__))}.")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

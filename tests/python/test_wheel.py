@@ -35,7 +35,7 @@ def test_tag_and_contents(wheel):
         metadata = next(archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for native in ("bitpagerd", "bitpager", "libbitpager.so"):
         assert f"bitpager/_native/{native}" in names
-    assert "Provides-Extra: hf\n" in metadata and 'Requires-Dist: peft>=0.18; extra == "hf"\n' in metadata
+    assert "Provides-Extra: hf\n" in metadata and 'Requires-Dist: peft>=0.19; extra == "hf"\n' in metadata
     assert modes["bitpager/_native/bitpagerd"] & 0o111
     assert {"bitpager/py.typed", "bitpager/allocator_guard.cc", "bitpager/optim/gradient_gather.cc"} <= names
 

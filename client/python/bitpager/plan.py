@@ -2,8 +2,9 @@
 
     python -m bitpager.plan CONFIG [--vram 24G] [--batch 1] [--context 2048] [--rank 16]     (also: bitpager plan ...)
 
-CONFIG: a folder with config.json, or such a file. Decoders of the Llama family are counted from the config alone; any
-other architecture is counted by transformers, where that is installed.
+CONFIG: a folder with config.json, such a file, or a model's name on the Hugging Face hub, whose config transformers
+fetches. Decoders of the Llama family are counted from the config alone; any other architecture is counted by
+transformers, where that is installed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 
 from .sizes import parse_bytes, print_bytes
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "gemma", "phi3")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # org/name
 _RESERVE = 0.08  # of the GPU's memory, for its context and for fragments
 _CODES = 0.5  # bytes of a 4-bit weight
 _SCALES = {False: 4 / 64, True: 1 / 64 + 4 / 64 / 256}  # bytes of its share of the scales, by double quantization
+_NAMES = {False: "NF4 + LoRA", True: "NF4, double quantization + LoRA"}  # by double quantization
 _STATES_8BIT = 2 * (1 + 4 / 256)  # bytes of two Adam states of an element, with their scales
 
 
@@ -92,7 +96,7 @@ class Plan:
         return None if self.vram is None else int(self.vram * (1 - _RESERVE))
 
     def verdict(self, scheme: Scheme) -> str:
-        """"fits", "pages out" (fits while pages are on the host, slower), "too large", or "" without vram."""
+        """One of "fits", "pages out" (fits while pages are on the host, slower), "too large", or "" without vram."""
         if self.room is None:
             return ""
         if scheme.total <= self.room:
@@ -104,7 +108,7 @@ class Plan:
         if self.room is None:
             return "Say --vram to learn what fits."
         for wanted in ("fits", "pages out"):
-            for scheme in self.schemes:
+            for scheme in sorted(self.schemes, key=_order):
                 if scheme.trains == "adapters" and self.verdict(scheme) == wanted:
                     full = next((s for s in self.schemes if s.trains == "all" and self.verdict(s) == "fits"), None)
                     more = f" Training all parameters fits too, as {full.name}." if full else ""
@@ -137,9 +141,7 @@ class Plan:
 
     def __str__(self):
         head = ["scheme", *Scheme.FIELDS, ""]
-        rows = [
-            [s.name, *(print_bytes(getattr(s, f)) for f in Scheme.FIELDS), self.verdict(s)] for s in self.schemes
-        ]
+        rows = [[s.name, *(print_bytes(getattr(s, f)) for f in Scheme.FIELDS), self.verdict(s)] for s in self.schemes]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         lines = [
             "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
@@ -153,12 +155,18 @@ class Plan:
         return "\n".join([said, "", *(line.rstrip() for line in lines), "", note, self.recommend()])
 
 
+def _order(scheme: Scheme) -> bool:
+    """Sorts NF4 with double quantization before NF4 without, as audit() wants it; the rest keeps its order."""
+    return scheme.name == _NAMES[False]
+
+
 def plan(config, vram=None, batch=1, context=2048, rank=16, checkpointing=True) -> Plan:
     """A Plan for a model config.
 
-    config: a folder with config.json, such a file, a dict of its contents, or a transformers config. vram: bytes of the
+    config: a folder with config.json, such a file, a model's name on the Hugging Face hub, a dict of a config's
+    contents, or a transformers config. vram: bytes of the
     GPU, or "24G". batch, context: sequences and tokens of one pass. rank: of LoRA on all linear layers. checkpointing:
-    of activations. Raises ValueError, with a hint, when the architecture cannot be counted."""
+    of activations. Raises ValueError, with a hint, when there is no config or the architecture cannot be counted."""
     for name, value in (("batch", batch), ("context", context), ("rank", rank)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number; got {value!r}")
@@ -191,12 +199,10 @@ def _schemes(shape: Shape, tokens: int, rank: int, checkpointing: bool):
         ),
         Scheme("16-bit + LoRA", "adapters", 2 * total, states=states, pages=states, working=0, **lora),
     ]
-    for double, name in ((False, "NF4 + LoRA"), (True, "NF4, double quantization + LoRA")):
+    for double, name in _NAMES.items():
         packed = quantized * (_CODES + _SCALES[double])
         weights = packed + 2 * others
-        rows.append(
-            Scheme(name, "adapters", weights, states=states, pages=packed + states, working=largest, **lora)
-        )
+        rows.append(Scheme(name, "adapters", weights, states=states, pages=packed + states, working=largest, **lora))
     return rows
 
 
@@ -205,13 +211,38 @@ def _contents(config) -> dict:
         return config
     if hasattr(config, "to_dict"):
         return config.to_dict()
+    if not os.path.exists(config) and _HUB_NAME.fullmatch(str(config)):
+        return _from_hub(str(config))
     path = os.path.join(config, "config.json") if os.path.isdir(config) else config
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        hint = "Hint: a folder with config.json."
+        hint = "Hint: a folder with config.json, or a model's name on the hub, like org/name."
         raise ValueError(f"cannot read a model config from {path}: {error}. {hint}") from error
+
+
+def _from_hub(name: str) -> dict:
+    """The config of a model on the Hugging Face hub, or of its copy in the cache."""
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is no folder here, and a config on the hub is fetched by transformers, which is not installed. "
+            'Hint: pip install "bitpager[hf]", or a folder with config.json.'
+        ) from error
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read a model config: {name} is no folder here, and transformers cannot fetch it from the hub: "
+            f"{_first_line(error)}. Hint: a folder with config.json, a network, or hf auth login "
+            "for a model that asks for it."
+        ) from error
+
+
+def _first_line(error) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def shape_of(config: dict) -> Shape:
@@ -279,7 +310,15 @@ def _by_transformers(config: dict) -> Shape:
 
 
 def _make_model(transformers, config):
-    for kind in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"):
+    """The model that the config's `architectures` names; without them, one with a language head."""
+    for name in getattr(config, "architectures", None) or ():
+        kind = getattr(transformers, name, None)
+        if type(config) is getattr(kind, "config_class", None):
+            return kind._from_config(config)
+    kinds = ["AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel"]
+    if getattr(config, "is_encoder_decoder", False):  # BART has a decoder for CausalLM too, which is half of it
+        kinds.insert(0, kinds.pop(1))
+    for kind in kinds:
         try:
             return getattr(transformers, kind).from_config(config)
         except ValueError:
@@ -290,7 +329,7 @@ def _make_model(transformers, config):
 def main(arguments=None) -> int:
     """The command. Exit code 0, or 2 when the config or an argument does not do."""
     parser = argparse.ArgumentParser(prog="bitpager plan", description="What a model takes in memory, by scheme.")
-    parser.add_argument("config", help="folder with config.json, or the file")
+    parser.add_argument("config", help="folder with config.json, the file, or a name on the hub")
     parser.add_argument("--vram", help='memory of the GPU, like "24G"')
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=2048, help="tokens of a sequence")

@@ -9,6 +9,8 @@ parameters a model has), nelement() * element_size() are the bytes that it takes
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
 
 import torch
@@ -180,7 +182,48 @@ class FourBitParameter(torch.nn.Parameter):
                     f"{name}() would write into a quantized weight. Hint: quantize new values with "
                     "layer.quantize_(tensor), or load a state dict."
                 )
-            return func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
+            with _clashes_explained(name):
+                made = func(*(_materialised(a) for a in args), **{k: _materialised(v) for k, v in kwargs.items()})
+            # What PEFT's own layers read of a base before they calculate with it.
+            is_read = name in ("to", "clone") or getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+            return made.as_subclass(PackedBytes) if is_read else made
+
+
+class PackedBytes(torch.Tensor):
+    """Packed bytes that were read of a weight in pages (`weight.data`, `weight.to(...)`, `weight.clone()`): an ordinary
+    tensor, but that whoever takes it for the matrix, whose shape it does not have, is told so. Results are plain."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        with torch._C.DisableTorchFunctionSubclass():
+            with _clashes_explained(name):
+                made = func(*args, **(kwargs or {}))
+            return made.as_subclass(cls) if name in ("to", "clone", "detach") else made
+
+    def __reduce_ex__(self, protocol):
+        return _plain(self).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo):
+        return memo.setdefault(id(self), _plain(self).clone())
+
+
+@contextlib.contextmanager
+def _clashes_explained(name: str):
+    """Turns torch's RuntimeError about shapes that do not go together into UnsupportedError with a hint."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or not re.search("shape|size|dimension", str(error)):
+            raise  # ours, out of memory, a device's
+        raise errors.UnsupportedError(
+            f"{name.strip('_')}() of a 4-bit weight works on its packed bytes, which have not the matrix's shape: "
+            f"{error}. Hint: merging and DoRA over pages take bitpager.peft.LoraConfig in the place of peft's, "
+            "bitpager.peft.load_adapter in the place of PeftModel.from_pretrained, or, before merging, "
+            "bitpager.peft.adopt(model); layer.dequantize() gives the matrix.",
+            45,
+            "UNSUPPORTED",
+        ) from error
 
 
 def warn_of_frozen(parameters, stacklevel) -> None:

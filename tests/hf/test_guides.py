@@ -31,6 +31,12 @@ RUN_HERE = {
     "optimizers-8bit.md",
     "qlora.md",
     "several-jobs.md",
+    "sharing.md",
+    "telemetry.md",
+}
+TESTED_ELSEWHERE = {
+    "libtorch.md": "tests/torch/consumer",  # builds and runs the program that the page's blocks are taken from
+    "out-of-memory.md": "tests/python/test_out_of_memory_guide.py",
 }
 FLAGS_OF_OTHERS = {"--gpus", "--shm-size"}  # of container engines
 
@@ -124,6 +130,11 @@ def test_pages_are_well_made(page):
         assert set(said.split(",")) <= extras, said
 
 
+def test_every_page_is_tested_somewhere():
+    assert {path.name for path in PAGES} == RUN_HERE | TESTED_ELSEWHERE.keys()
+    assert all((ROOT / test).is_file() for test in TESTED_ELSEWHERE.values())
+
+
 def test_index_links_every_page():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
     there = {path.name for path in PAGES} - {"index.md"}
@@ -158,8 +169,8 @@ def test_names_in_the_prose_exist(name):
     for command in set(re.findall(r"`bitpager ([a-z]+)", prose)):
         assert re.search(rf"^  {command}\b", helps, re.MULTILINE), f"bitpager {command}"
     flags = set(re.findall(r"`(?:bitpagerd )?(--[a-z-]+)", prose)) - FLAGS_OF_OTHERS
-    known = help_of("bitpagerd") + help_of("bitpager", "limit") if flags else ""
-    assert all(re.search(rf"^ *{flag}\b", known, re.MULTILINE) for flag in flags), flags
+    known = help_of("bitpagerd") + help_of("bitpager", "limit") + help_of("bitpager", "events") if flags else ""
+    assert all(re.search(rf"^ *(-\w,)?{flag}\b", known, re.MULTILINE) for flag in flags), flags
 
 
 def help_of(program, *arguments):

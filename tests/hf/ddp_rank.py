@@ -35,12 +35,17 @@ for step in range(4):
     parallel(input_ids=mine, labels=mine).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-stats = bitpager.memory_stats()
+if world > 1:
+    dist.barrier()  # all have opened their sessions, and none has closed it
+job = bitpager.default_session().info()["job_name"]
+status = bitpager.telemetry.status()
 torch.save(
     {
         "adapters": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
-        "sessions": stats.get("sessions"),
-        "job": bitpager.default_session().info()["job_name"],
+        "sessions": {s["rank"]: s["pid"] for s in status["sessions"] if s["job"] == job},
+        "sessions_of_job": [j["sessions"] for j in status["jobs"] if j["name"] == job],
+        "pid": os.getpid(),
+        "job": job,
         "packed": model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.packed(),
     },
     out,

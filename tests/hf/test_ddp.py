@@ -49,6 +49,8 @@ def test_ranks_of_one_job_agree_and_learn_what_one_process_learns(shared_daemon,
     first, second = run(shared_daemon, folder, tmp_path, 2)
     (alone,) = run(shared_daemon, folder, tmp_path, 1)
     assert first["job"] == second["job"] == "ddp-2"
+    for rank in (first, second):  # each is a session of the one job
+        assert rank["sessions"] == {0: first["pid"], 1: second["pid"]} and rank["sessions_of_job"] == [2]
     assert torch.equal(first["packed"], second["packed"])
     for name, value in first["adapters"].items():
         assert torch.equal(value, second["adapters"][name]), name

@@ -21,11 +21,14 @@ LLAMA_70B = dict(
 )
 
 
-@pytest.mark.parametrize("vram, wanted", (
-    ("48G", "NF4, double quantization + LoRA"),  # plain NF4 fits as well
-    ("20G", "NF4, double quantization + LoRA"),  # both do with pages on the host
-    ("192G", "16-bit + LoRA"),
-))
+@pytest.mark.parametrize(
+    "vram, wanted",
+    (
+        ("48G", "NF4, double quantization + LoRA"),  # plain NF4 fits as well
+        ("20G", "NF4, double quantization + LoRA"),  # both do with pages on the host
+        ("192G", "16-bit + LoRA"),
+    ),
+)
 def test_double_quantization_is_recommended_before_plain_nf4(vram, wanted):
     made = plan(LLAMA_70B, vram=vram)
     by_name = {scheme.name: made.verdict(scheme) for scheme in made.schemes}
@@ -39,12 +42,15 @@ def bart(**changes):
     return transformers.BartConfig(**sizes, **changes)
 
 
-@pytest.mark.parametrize("architectures, kind", (
-    (None, transformers.BartForConditionalGeneration),
-    (["BartForConditionalGeneration"], transformers.BartForConditionalGeneration),
-    (["BartForCausalLM"], transformers.BartForCausalLM),  # said is said
-    (["NobodysModel"], transformers.BartForConditionalGeneration),
-))
+@pytest.mark.parametrize(
+    "architectures, kind",
+    (
+        (None, transformers.BartForConditionalGeneration),
+        (["BartForConditionalGeneration"], transformers.BartForConditionalGeneration),
+        (["BartForCausalLM"], transformers.BartForCausalLM),  # said is said
+        (["NobodysModel"], transformers.BartForConditionalGeneration),
+    ),
+)
 def test_encoder_and_decoder_are_counted(architectures, kind):
     config = bart(architectures=architectures)
     model = kind(config)

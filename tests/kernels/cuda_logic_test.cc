@@ -238,6 +238,10 @@ class MadeUpDriver : public ::testing::Test {
       *bytes = 1 << 30;
       return CUDA_SUCCESS;
     };
+    driver_.MemAdvise = [](CUdeviceptr, std::size_t, CUmem_advise, CUmemLocation) { return CUDA_SUCCESS; };
+    driver_.MemPrefetchAsync = [](CUdeviceptr, std::size_t, CUmemLocation, unsigned, CUstream) {
+      return CUDA_SUCCESS;
+    };
   }
 
   static inline std::map<CUdevice_attribute, int> attributes;  // others are 1
@@ -308,6 +312,17 @@ TEST_F(Listed, SaysWhereManagedFramesCannotBe) {
   EXPECT_NE(refused.message().find("--frames explicit"), std::string::npos) << refused.message();
   attributes.clear();
   EXPECT_EQ(Describe(driver_, 0).problem, listed.problem) << "explicit frames are as good as ever";
+}
+
+TEST_F(Listed, ADriverThatLacksWhatManagedFramesNeedHasTheOthers) {
+  driver_.MemPrefetchAsync = nullptr;
+  driver_.version = 12010;
+  const DeviceListing listed = Describe(driver_, 0);
+  EXPECT_TRUE(CheckManaged(false, listed).ok());
+  const wire::Status refused = CheckManaged(true, listed);
+  EXPECT_EQ(refused.code(), wire::Code::kUnsupported);
+  EXPECT_NE(refused.message().find("the driver speaks CUDA 12.1"), std::string::npos) << refused.message();
+  EXPECT_NE(refused.message().find("535"), std::string::npos) << refused.message();
 }
 
 }  // namespace

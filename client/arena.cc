@@ -1,6 +1,7 @@
 #include "client/arena.h"
 
 #include <cstring>
+#include <utility>
 
 #include "client/wire/messages.h"
 #include "client/wire/text.h"
@@ -50,6 +51,7 @@ Result<std::unique_ptr<Arena>> Arena::Create(const Session& session, const Arena
   const std::shared_ptr<Connection>& connection = session.connection();
   const Result<Connection::Lock> lock = connection->Enter();
   if (!lock.ok()) return lock.status();
+  if (Status room = connection->DropForgotten(); !room.ok()) return room;
   const std::uint64_t table_bytes = options.elements.size_bytes();
   if (Status room = connection->ReserveSlab(table_bytes); !room.ok()) return room;
   const SlabPiece table = connection->slab().Take(table_bytes);
@@ -317,13 +319,20 @@ Status Arena::MoveStates(std::uint32_t tensor, bool into_pages, std::uint64_t st
   return outcome;
 }
 
+void Arena::DropLater() {
+  static_cast<void>(connection_->Locked([this] {
+    if (extent_ != 0) connection_->DropLater(std::exchange(extent_, 0));
+  }));
+}
+
 Status Arena::Drop() {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
+  if (extent_ == 0) return {};
   // What was asked for before is applied first.
   if (Status idle = connection_->timeline().AwaitAll(Patience::kUntilSignal); !idle.ok()) return idle;
   wire::DropExtentBody body;
-  body.extent = extent_;
+  body.extent = std::exchange(extent_, 0);
   return connection_->Ask(wire::MessageType::kDropExtent, body).status();
 }
 

@@ -86,7 +86,7 @@ class Arena {
   [[nodiscard]] static wire::Result<std::unique_ptr<Arena>> Create(const Session& session,
                                                                    const ArenaOptions& options);
   // Leaves the states to the session: they follow the job's linger setting, so that a run may come back to
-  // them. Drop gives their memory back at once.
+  // them. Drop gives their memory back.
   ~Arena() = default;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -110,7 +110,10 @@ class Arena {
   [[nodiscard]] wire::Status ReadStates(std::uint32_t tensor, const StatePlanes& into);
   // Writes them into its pages; the arena is at `step` then.
   [[nodiscard]] wire::Status WriteStates(std::uint32_t tensor, std::uint64_t step, const StatePlanes& from);
+  // Behind what the session asked for before, on streams too, which it waits for. kInterrupted: call again.
   [[nodiscard]] wire::Status Drop();
+  // The same without a wait: at a later call. For those who must not wait, as collectors.
+  void DropLater();
 
   [[nodiscard]] std::uint64_t id() const { return extent_; }
   [[nodiscard]] const ArenaInfo& info() const { return info_; }

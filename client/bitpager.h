@@ -162,6 +162,9 @@ BP_API int bp_arena_create(bp_session* session, const bp_arena_options* options,
 /* Gives the pages back, behind what was asked of the session before, on streams too, which it waits for.
  * BP_INTERRUPTED: a signal came meanwhile; nothing was dropped, call again. The same for weights. */
 BP_API int bp_arena_drop(bp_session* session, uint64_t arena);
+/* The same without a wait: the handle is gone at once, the pages at a later call of the session that finds
+ * nothing of it under way. For finalizers. The same for weights. */
+BP_API int bp_arena_drop_later(bp_session* session, uint64_t arena);
 
 typedef struct bp_group {
   double lr, beta1, beta2, eps, weight_decay;
@@ -286,6 +289,7 @@ typedef struct bp_weight_options {
 /* BP_UNSUPPORTED: on_disk, and the daemon keeps no pages on disk. */
 BP_API int bp_weight_create(bp_session* session, const bp_weight_options* options, uint64_t* weight);
 BP_API int bp_weight_drop(bp_session* session, uint64_t weight);
+BP_API int bp_weight_drop_later(bp_session* session, uint64_t weight);
 /* From `src` (any memory of this process), or from a buffer when src is NULL. */
 BP_API int bp_weight_quantize(bp_session* session, uint64_t weight, int dtype, const void* src,
                               uint64_t buffer, uint64_t offset);

@@ -79,6 +79,15 @@ int bp_arena_drop(bp_session* session, uint64_t arena) {
   return DropHandle(session, &bp_session::arenas, arena, "arena");
 }
 
+int bp_arena_drop_later(bp_session* session, uint64_t arena) {
+  return WithSession(session, [&](client::Session&) -> Status {
+    const std::shared_ptr<client::Arena> handle = Take(session, &bp_session::arenas, arena);
+    if (handle == nullptr) return NoSuch("arena", arena);
+    handle->DropLater();
+    return {};
+  });
+}
+
 int bp_step(bp_session* session, uint64_t arena, const bp_step_tensor* tensors, uint64_t n,
             const bp_group* groups, uint64_t n_groups, const bp_step_options* options,
             bp_step_result* result) {

@@ -120,7 +120,11 @@ template <typename Map>
 int DropHandle(bp_session* session, Map bp_session::*map, std::uint64_t id, const char* what) {
   return WithHandle(session, map, id, what, [&](auto& handle) -> wire::Status {
     const wire::Status dropped = handle.Drop();
-    if (dropped.code() != wire::Code::kInterrupted) Take(session, map, id);
+    if (dropped.code() == wire::Code::kInterrupted) return dropped;
+    const std::lock_guard lock(session->mutex);
+    // Another thread may have disconnected, and a new session have the number.
+    const auto at = (session->*map).find(id);
+    if (at != (session->*map).end() && at->second.get() == &handle) (session->*map).erase(at);
     return dropped;
   });
 }

@@ -35,6 +35,13 @@ int bp_weight_drop(bp_session* session, uint64_t weight) {
   return DropHandle(session, &bp_session::weights, weight, "weight");
 }
 
+int bp_weight_drop_later(bp_session* session, uint64_t weight) {
+  return WithSession(session, [&](client::Session&) -> Status {
+    // Its end has it dropped.
+    return Take(session, &bp_session::weights, weight) == nullptr ? NoSuch("weight", weight) : Status();
+  });
+}
+
 int bp_weight_quantize(bp_session* session, uint64_t weight, int dtype, const void* src, uint64_t buffer,
                        uint64_t offset) {
   return WithWeight(session, weight, [&](client::Weight& handle) -> Status {

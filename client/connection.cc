@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <system_error>
+#include <utility>
 
 #include "client/weight.h"
 
@@ -132,7 +133,24 @@ Result<Connection::Lock> Connection::Enter() {
   Lock lock(mutex_);
   if (detached_) return Status(Code::kUnreachable, "this session was disconnected");
   if (Status drained = parts_->timeline.Drain(); !drained.ok()) return drained;
+  if (!parts_->forgotten.empty() && parts_->timeline.IsIdle()) AskForDrops();
   return lock;
+}
+
+Status Connection::DropForgotten() {
+  if (parts_->forgotten.empty()) return {};
+  if (Status idle = parts_->timeline.AwaitAll(Patience::kUntilSignal); !idle.ok()) return idle;
+  AskForDrops();
+  return {};
+}
+
+// What is refused goes with the session.
+void Connection::AskForDrops() {
+  for (const std::uint64_t extent : std::exchange(parts_->forgotten, {})) {
+    wire::DropExtentBody body;
+    body.extent = extent;
+    [[maybe_unused]] const Result<Reply> dropped = Ask(wire::MessageType::kDropExtent, body);
+  }
 }
 
 Result<wire::Mapping> Connection::MakeBuffer(std::uint64_t bytes, std::uint64_t& id) {
@@ -159,6 +177,7 @@ void Connection::Detach() {
   if (detached_) return;
   detached_ = true;
   if (parts_->device != nullptr) parts_->device->Close();
+  if (parts_->timeline.failure().ok() && parts_->timeline.IsIdle()) AskForDrops();
   parts_->heartbeat.reset();
   // A child that kept the socket would keep the session from ending where pids are hidden.
   const ForkGuard::Pause pause(parts_->guard, parts_->calls.fd());

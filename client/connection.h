@@ -87,6 +87,11 @@ class Connection {
   void Remember(Weight* weight) { parts_->leased.insert(weight); }
   void Forget(Weight* weight) { parts_->leased.erase(weight); }
   void LetGoOfRevoked();
+  // Drops an extent behind what was asked for before, at a later call that finds nothing of it under way.
+  void DropLater(std::uint64_t extent) { parts_->forgotten.push_back(extent); }
+  // Waits until those can be dropped, and does it: before memory for others is asked for. kInterrupted:
+  // again.
+  [[nodiscard]] wire::Status DropForgotten();
   // Under the lock, whatever became of the session; false, and nothing was done, in a forked child.
   template <typename Work>
   bool Locked(const Work& work) {
@@ -113,6 +118,8 @@ class Connection {
   [[nodiscard]] bool forked() const { return parts_->guard.forked(); }
 
  private:
+  void AskForDrops();
+
   struct Parts {
     Parts(SocketCalls attached, wire::Mapping segment_map, Reply& hello, int threads);
     ForkGuard guard;
@@ -125,6 +132,7 @@ class Connection {
     std::map<std::uint64_t, wire::Mapping> buffers;
     std::set<Weight*> leased;
     std::vector<CopyRange> ranges;
+    std::vector<std::uint64_t> forgotten;  // extents to be dropped
     std::unique_ptr<BufferSource> source;
     std::unique_ptr<DeviceSession> device;
     std::unique_ptr<Heartbeat> heartbeat;  // last: its thread ends before what it writes to

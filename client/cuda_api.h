@@ -11,8 +11,11 @@
 namespace bitpager::client::cuda {
 
 // By value, with their names in the API.
-inline constexpr int kSuccess = 0;                // CUDA_SUCCESS
-inline constexpr int kOtherCaptures = 906;        // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+inline constexpr int kSuccess = 0;          // CUDA_SUCCESS
+inline constexpr int kOtherCaptures = 906;  // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+// Errors that stay: ECC and NVLink faults, illegal address, launch timeout, context destroyed, assert, stack,
+// instruction, alignment, address space, program counter, launch failed, and the driver's own end.
+inline constexpr int kStickyFaults[] = {214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 4};
 inline constexpr int kOutOfMemory = 2;            // CUDA_ERROR_OUT_OF_MEMORY
 inline constexpr int kHas64BitStreamWords = 122;  // CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS
 inline constexpr int kMemoryType = 2;             // CU_POINTER_ATTRIBUTE_MEMORY_TYPE

@@ -1,6 +1,8 @@
 #include "client/cuda_driver.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -53,18 +55,24 @@ class SystemDriver final : public CudaDriver {
   }
 
   // Every call in a context that has failed says so; this one looks at nothing but the device.
-  Status ContextFault(int ordinal) override {
-    const Result<Context> context = PrimaryContext(ordinal);
-    if (!context.ok()) return context.status();
-    Context popped = nullptr;
-    int code = call_.context_push(*context);
+  Status ContextFault(const void* host) override {
+    Context context = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      for (const Registered& one : registered_) {
+        if (one.at == host) context = one.context;
+      }
+    }
+    if (context == nullptr) return {};
+    int code = call_.context_push(context);
     if (code == kSuccess) {
       std::size_t free_bytes = 0;
       std::size_t total_bytes = 0;
       code = call_.memory_info(&free_bytes, &total_bytes);
-      call_.context_pop(&popped);
+      call_.context_pop(&context);
     }
-    if (code == kSuccess) return {};
+    if (std::find(std::begin(kStickyFaults), std::end(kStickyFaults), code) == std::end(kStickyFaults))
+      return {};
     return {Code::kDeviceFault, "this process's CUDA context has failed (" + Name(code) +
                                     "): what its streams hold never runs, and the session is closed. Hint: "
                                     "CUDA_LAUNCH_BLOCKING=1 shows which kernel it was"};

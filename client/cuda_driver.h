@@ -88,9 +88,9 @@ class CudaDriver {
   [[nodiscard]] virtual wire::Result<bool> IsCapturing(StreamHandle stream) = 0;
   // Whether all that the stream was given is done; false when it cannot be told.
   [[nodiscard]] virtual bool IsIdle(StreamHandle stream) = 0;
-  // kDeviceFault: the device's primary context has failed, and nothing that its streams hold runs any more.
-  // Waits for nothing.
-  [[nodiscard]] virtual wire::Status ContextFault(int ordinal) = 0;
+  // kDeviceFault: the context that registered `host` has failed, and nothing that its streams hold runs any
+  // more. Ok too where it cannot be told. Waits for nothing.
+  [[nodiscard]] virtual wire::Status ContextFault(const void* host) = 0;
   // For machines whose streams cannot wait for words.
   [[nodiscard]] virtual wire::Status Synchronize(StreamHandle stream) = 0;
 

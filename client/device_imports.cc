@@ -39,7 +39,9 @@ Status DeviceImports::BeginRequest(std::uint64_t oldest_open, std::uint64_t newe
   if (now >= next_look_) {
     next_look_ = now + kUnseen / 4;
     for (std::size_t i = entries_.size(); i-- > 0;) {
-      if (entries_[i].last_used + kUnseen < now) Retire(i, newest);
+      const Entry& entry = entries_[i];
+      const bool unseen = entry.last_used + kUnseen < now && entry.last_request + kUnseenRequests < request_;
+      if (unseen || !IsAlive(entry)) Retire(i, newest);
     }
   }
   return GiveBack(oldest_open);
@@ -81,6 +83,11 @@ std::ptrdiff_t DeviceImports::Find(DeviceAddress at, std::uint64_t bytes) {
   return -1;
 }
 
+// Whether its first piece is what was registered: what was given back to the system is to go soon.
+bool DeviceImports::IsAlive(const Entry& entry) const {
+  return driver_.AllocationId(entry.begin, entry.ipc_capable) == entry.pieces.front().id;
+}
+
 bool DeviceImports::StillThere(Entry& entry, DeviceAddress at, std::uint64_t bytes) {
   const std::uint64_t first = (at - entry.begin) / entry.piece_bytes;
   const std::uint64_t last = (at - entry.begin + bytes - 1) / entry.piece_bytes;
@@ -106,6 +113,7 @@ Status DeviceImports::Resolve(DeviceAddress at, std::uint64_t bytes, Use use, wi
   }
   Entry& entry = entries_[index];
   entry.last_used = now_;
+  entry.last_request = request_;
   if (use != Use::kGradient) entry.only_gradients = false;
   out = {entry.buffer, at - entry.begin};
   return {};
@@ -137,6 +145,7 @@ Status DeviceImports::Import(DeviceAddress at, std::uint64_t bytes, std::size_t&
   entry.end = found->base + found->bytes;
   entry.ipc_capable = found->ipc_capable;
   entry.last_used = now_;
+  entry.last_request = request_;
   if (found->ipc_capable && bytes > entry.end - at) {
     return {Code::kOutOfRange, std::to_string(bytes) + " bytes at " + Hex(at) +
                                    " pass the end of their allocation, which has " +

@@ -16,8 +16,9 @@
 
 namespace bitpager::client {
 
-// An allocation that no request used for so long is given back. Not counted in requests: a step may be
-// hundreds of them, and an allocation may be in one of them alone.
+// An allocation that none of so many requests used, and none for so long, is given back: a step may be
+// hundreds of requests, and an allocation in one of them alone; steps may be minutes apart.
+inline constexpr std::uint32_t kUnseenRequests = 32;
 inline constexpr std::chrono::seconds kUnseen{20};
 
 // What a request does with a place. Gradients come and go; what else a request names stays.
@@ -59,6 +60,7 @@ class DeviceImports {
     std::uint64_t buffer = 0;
     std::uint64_t piece_bytes = 0;
     TimePoint last_used;
+    std::uint64_t last_request = 0;
     bool ipc_capable = true;
     bool only_gradients = true;
     std::vector<Piece> pieces;
@@ -70,6 +72,7 @@ class DeviceImports {
 
   // Index of the entry that holds the range; -1: none.
   [[nodiscard]] std::ptrdiff_t Find(DeviceAddress at, std::uint64_t bytes);
+  [[nodiscard]] bool IsAlive(const Entry& entry) const;
   // All pieces under the range are what was registered.
   [[nodiscard]] bool StillThere(Entry& entry, DeviceAddress at, std::uint64_t bytes);
   void Retire(std::size_t index, std::uint64_t after);

@@ -24,7 +24,7 @@ Result<std::unique_ptr<DeviceSession>> DeviceSession::Make(const Options& option
   std::unique_ptr<DeviceSession> made(
       new DeviceSession(*options.driver, *ordinal, options.uuid, synchronous, view, timeline, source));
   if (synchronous) return made;
-  timeline.UseStreams([driver = options.driver, device = *ordinal] { return driver->ContextFault(device); });
+  timeline.UseStreams([driver = options.driver, host = view.base] { return driver->ContextFault(host); });
   if (Status started = made->watcher_.Start(view.header(), socket); !started.ok()) return started;
   return made;
 }

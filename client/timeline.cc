@@ -296,14 +296,20 @@ Status Timeline::SleepUnlessDone(std::uint64_t ticket, int limit_ms) {
   return out;
 }
 
-Status Timeline::StreamsAlive() {
-  if (open_streams_ == 0 || !stream_fault_) return {};
+Result<bool> Timeline::LookAtStreams(std::uint64_t ticket, Clock::time_point& next_look) {
+  const Clock::time_point now = Clock::now();
+  if (open_streams_ == 0 || !stream_fault_ || now < next_look) return false;
+  next_look = now + std::chrono::milliseconds(kLookMs);
+  // What is done is done, whatever became of the streams since.
+  Result<bool> taken = Collect(ticket);
+  if (!taken.ok() || *taken || open_streams_ == 0) return taken;
   Status fault = stream_fault_();
-  return fault.ok() ? fault : Fail(std::move(fault));
+  return fault.ok() ? Result<bool>(false) : Result<bool>(Fail(std::move(fault)));
 }
 
 Status Timeline::WaitFor(std::uint64_t ticket, Patience patience) {
   std::optional<Clock::time_point> grace_end;
+  Clock::time_point next_look = Clock::now() + std::chrono::milliseconds(kLookMs);
   bool lost = false;
   for (;;) {
     const Result<bool> taken = Spin(ticket);
@@ -324,7 +330,9 @@ Status Timeline::WaitFor(std::uint64_t ticket, Patience patience) {
     if (open_streams_ > 0) limit_ms = std::min(limit_ms, kLookMs);
     const Status slept = SleepUnlessDone(ticket, limit_ms);
     if (slept.code() == Code::kPending) return {};
-    if (Status alive = StreamsAlive(); !alive.ok()) return alive;
+    const Result<bool> came = LookAtStreams(ticket, next_look);
+    if (!came.ok()) return came.status();
+    if (*came) return {};
     if (slept.code() == Code::kInterrupted) {
       if (patience == Patience::kUntilSignal && !grace_end) grace_end = Clock::now() + kGrace;
     } else if (slept.code() == Code::kDaemonLost && failure_.ok()) {

@@ -5,6 +5,7 @@
 // waits for; their completions are taken by later calls. Tickets are applied and completed in order.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -104,6 +105,8 @@ class Timeline {
   // Takes the completions that are there, and waits for every stream ticket up to `last`. kInterrupted: some
   // go on.
   wire::Status AwaitStreams(std::uint64_t last, Patience patience);
+  // Takes the completions that are there. True: no ticket is open.
+  [[nodiscard]] bool IsIdle() { return Collect(0).ok() && open_.empty(); }
   // Takes the completions that are there, and waits for every ticket, hints too. kInterrupted: some go on.
   wire::Status AwaitAll(Patience patience);
   // The least stream ticket that is not complete as far as was seen; ~0: none is open.
@@ -144,8 +147,9 @@ class Timeline {
     return record;
   }
 
-  // When a stream is waited for: whether it may still go on.
-  [[nodiscard]] wire::Status StreamsAlive();
+  // While a stream is waited for, each time that `next_look` has come: takes completions until `ticket`, and
+  // asks whether streams may still go on. True: it came.
+  wire::Result<bool> LookAtStreams(std::uint64_t ticket, std::chrono::steady_clock::time_point& next_look);
   wire::Result<wire::CompletionRecord> Finish(wire::RequestRecord& record, Patience patience);
   wire::Status PushHint(wire::RequestRecord& record);
   // Numbers the record, marks it ready unless streams do, pushes it, rings.

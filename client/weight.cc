@@ -66,6 +66,7 @@ Result<std::unique_ptr<Weight>> Weight::Create(const Session& session, const Wei
   body.elements = options.elements;
   const Result<Connection::Lock> lock = connection->Enter();
   if (!lock.ok()) return lock.status();
+  if (Status room = connection->DropForgotten(); !room.ok()) return room;
   Result<Reply> reply = connection->Ask(wire::MessageType::kCreateWeight, body);
   if (!reply.ok()) return reply.status();
   std::unique_ptr<Weight> weight(new Weight(connection, options, *layout));
@@ -80,25 +81,21 @@ Result<std::unique_ptr<Weight>> Weight::Create(const Session& session, const Wei
 }
 
 Weight::~Weight() {
-  // A session that is over has dropped everything; there is nobody to tell.
-  if (extent_ != 0) [[maybe_unused]]
-    const Status dropped = Drop(Patience::kUntilDone);
-  if (uses_ == nullptr) return;
-  if (connection_->Locked([this] { LetGo(); })) return;
+  const bool done = connection_->Locked([this] {
+    LetGo();
+    if (extent_ != 0) connection_->DropLater(extent_);
+  });
+  if (done || uses_ == nullptr) return;
   // A forked child must not touch the GPU.
   [[maybe_unused]] const auto* const leaked = new Lease(std::move(*lease_));
 }
 
 Status Weight::Drop() {
-  return Drop(Patience::kUntilSignal);
-}
-
-Status Weight::Drop(Patience patience) {
   const Result<Connection::Lock> lock = connection_->Enter();
   if (!lock.ok()) return lock.status();
   if (extent_ == 0) return {};
   // What was asked for before is done first.
-  if (Status idle = connection_->timeline().AwaitAll(patience); !idle.ok()) return idle;
+  if (Status idle = connection_->timeline().AwaitAll(Patience::kUntilSignal); !idle.ok()) return idle;
   LetGo();
   wire::DropExtentBody body;
   body.extent = extent_;

@@ -66,7 +66,7 @@ class Weight {
  public:
   [[nodiscard]] static wire::Result<std::unique_ptr<Weight>> Create(const Session& session,
                                                                     const WeightOptions& options);
-  // Drops its pages.
+  // Has its pages dropped behind what the session asked for before, without a wait (Connection::DropLater).
   ~Weight();
   Weight(const Weight&) = delete;
   Weight& operator=(const Weight&) = delete;
@@ -104,7 +104,6 @@ class Weight {
   Weight(std::shared_ptr<Connection> connection, WeightOptions options, quant::WeightLayout layout)
       : connection_(std::move(connection)), options_(std::move(options)), layout_(layout) {}
 
-  wire::Status Drop(Patience patience);
   wire::Status ByRequest(wire::DType dtype, const Place& into);
   wire::Status ByRequestThroughSlab(wire::DType dtype, void* into);
   wire::Status RequestRange(wire::DType dtype, wire::Slice out, std::uint64_t first, std::uint64_t count);

@@ -179,7 +179,10 @@ Status MakeSocketFolder(const Config& config) {
   const std::string folder = config.socket_path.substr(0, config.socket_path.rfind('/'));
   const bool is_root = ::geteuid() == 0;
   if (::mkdir(folder.c_str(), is_root ? 0755 : 0700) == 0) return {};
-  if (errno == EEXIST) return is_root ? Status() : wire::CheckOwnFolder(folder);
+  if (errno == EEXIST) {
+    // Nobody else comes into root's /run, nor into a user's runtime folder.
+    return is_root || wire::FindUserFolder().in_runtime_folder ? Status() : wire::CheckOwnFolder(folder);
+  }
   return {Code::kPermissionDenied, "cannot make the folder " + folder + " of the socket: " +
                                        std::strerror(errno) + ". Hint: --socket names another place"};
 }

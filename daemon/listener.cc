@@ -38,8 +38,9 @@ constexpr int kMostWaiting = 4;
 // Strangers are looked for so often.
 constexpr std::uint64_t kLookNs = 250'000'000;
 
-// A daemon that ends gives its place up in two moves; its successor waits for the second.
-constexpr int kLockTries = 50;
+// A daemon that ends gives its place up in two moves, the second when its telemetry and HTTP have ended; its
+// successor waits for that.
+constexpr int kLockTries = 300;
 constexpr useconds_t kLockTryUs = 10'000;
 
 std::uint64_t NowNs() {
@@ -134,6 +135,8 @@ Status Listener::LockPath() {
   for (int tries = 0; ::flock(file.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
     if (errno != EWOULDBLOCK && errno != EINTR) return Errno(Code::kUnsupported, "cannot lock " + path, "");
     if (tries == kLockTries) return AlreadyServed(options_.path);
+    // Whoever has it may be one that has begun, not one that ends.
+    if (Status clear = ClearStale(); !clear.ok()) return clear;
     ::usleep(kLockTryUs);
   }
   lock_ = std::move(file);

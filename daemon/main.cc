@@ -123,7 +123,9 @@ class Daemon {
   Status TakePlace() {
     wire::Result<std::optional<int>> activated = TakeActivatedSocket();
     if (!activated.ok()) return activated.status();
-    if (Status folder = MakeSocketFolder(config_); !folder.ok()) return folder;
+    if (!activated->has_value()) {
+      if (Status folder = MakeSocketFolder(config_); !folder.ok()) return folder;
+    }
     Node* node = node_.get();
     ListenerEvents events;
     events.message = [node](const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {

@@ -51,7 +51,8 @@ Pressure::Room Pressure::Ask(std::uint64_t bytes, std::uint64_t now_ns) {
     room.final = true;
     return room;
   }
-  asked_bytes_ = now_ns < asked_until_ns_ ? std::max(asked_bytes_, bytes) : bytes;
+  asked_bytes_ = std::max(Wish(room.free_bytes, now_ns), bytes);
+  asked_of_bytes_ = room.free_bytes + core_.pager.allocated_frames() * core_.page_bytes();
   asked_until_ns_ = now_ns + kKeepNs;
   Adjust(room.free_bytes, now_ns);
   const std::uint64_t page = core_.page_bytes();
@@ -60,10 +61,17 @@ Pressure::Room Pressure::Ask(std::uint64_t bytes, std::uint64_t now_ns) {
   return room;
 }
 
+// Memory that is neither free nor pages' any more has been taken, by whoever asked for it as far as is known.
+std::uint64_t Pressure::Wish(std::uint64_t free_bytes, std::uint64_t now_ns) const {
+  if (now_ns >= asked_until_ns_) return 0;
+  const std::uint64_t left = free_bytes + core_.pager.allocated_frames() * core_.page_bytes();
+  const std::uint64_t taken = asked_of_bytes_ - std::min(asked_of_bytes_, left);
+  return asked_bytes_ - std::min(asked_bytes_, taken);
+}
+
 bool Pressure::Adjust(std::uint64_t free_bytes, std::uint64_t now_ns) {
   const std::uint64_t page = core_.page_bytes();
-  const std::uint64_t asked = now_ns < asked_until_ns_ ? asked_bytes_ : 0;
-  const std::uint64_t wanted = std::max(core_.settings.free_watermark_bytes, asked);
+  const std::uint64_t wanted = std::max(core_.settings.free_watermark_bytes, Wish(free_bytes, now_ns));
   const std::uint64_t staying = core_.pager.staying_frames();
   const std::uint64_t leaving = core_.pager.allocated_frames() - staying;
   const std::uint64_t coming_free = free_bytes + leaving * page;

@@ -35,13 +35,16 @@ class Pressure {
  private:
   [[nodiscard]] bool idle() const;
   [[nodiscard]] bool applies() const { return !core_.device_info.in_host_memory; }
+  // What is to be free for those who asked, beside what they have taken.
+  [[nodiscard]] std::uint64_t Wish(std::uint64_t free_bytes, std::uint64_t now_ns) const;
   // Lowers or raises the budget as `free_bytes` demands. True when it changed.
   bool Adjust(std::uint64_t free_bytes, std::uint64_t now_ns);
   bool SetBudget(std::uint64_t frames);
 
   Core& core_;
   std::uint64_t next_look_ns_ = 0;
-  std::uint64_t asked_bytes_ = 0;  // to be kept free until asked_until_ns_
+  std::uint64_t asked_bytes_ = 0;     // to be kept free until asked_until_ns_, less what was taken of it
+  std::uint64_t asked_of_bytes_ = 0;  // free memory and pages' when it was asked for
   std::uint64_t asked_until_ns_ = 0;
   std::uint64_t calm_since_ns_ = 0;  // there has been room to grow since then; 0: there is none
 };

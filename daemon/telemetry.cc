@@ -262,6 +262,10 @@ void Telemetry::Impl::Run() {
     } catch (const std::exception&) {                               // no memory for this reply: it is dropped
     }
   }
+  try {
+    PublishAll();  // the daemon's last words
+  } catch (const std::exception&) {
+  }
 }
 
 void Telemetry::Impl::Serve() {
@@ -271,7 +275,7 @@ void Telemetry::Impl::Serve() {
     std::uint64_t rings = 0;
     [[maybe_unused]] const ssize_t bytes = ::read(wake.get(), &rings, sizeof(rings));
   }
-  PublishAll();  // the last ones too, when it stops
+  PublishAll();
   if (stop.load(std::memory_order_acquire)) return;
   if ((items[0].revents & ZMQ_POLLIN) != 0) AnswerAll();
 }

@@ -86,7 +86,7 @@ void StateArenas::Admit(const std::vector<Wanted>& wanted, const Describe& descr
       }
     }
   } catch (...) {
-    for (const auto& home : made) (void)home->arena->Drop();
+    for (const auto& home : made) (void)ThroughSignals([&] { return home->arena->Drop(); });
     throw;
   }
   for (auto& home : made) {
@@ -162,7 +162,7 @@ const Slot* StateArenas::Find(const at::Tensor& parameter) const {
 }
 
 void StateArenas::Drop() {
-  for (const auto& home : homes_) (void)home->arena->Drop();
+  for (const auto& home : homes_) (void)ThroughSignals([&] { return home->arena->Drop(); });
   slots_.clear();
   homes_.clear();
   storages_.clear();

@@ -222,7 +222,9 @@ bool FakeCuda::IsIdle(StreamHandle stream) {
   return NeedContext().ok() && Drained(stream, 0);
 }
 
-Status FakeCuda::ContextFault(int) {
+Status FakeCuda::ContextFault(const void* host) {
+  ++fault_looks;
+  if (host != host_) return {};
   return faulted ? Status(Code::kDeviceFault, "the context has failed") : Status();
 }
 

@@ -76,7 +76,8 @@ class FakeCuda final : public client::CudaDriver {
   }
   wire::Result<bool> IsCapturing(client::StreamHandle) override;
   bool IsIdle(client::StreamHandle stream) override;
-  wire::Status ContextFault(int ordinal) override;
+  wire::Status ContextFault(const void* host) override;
+  std::atomic<int> fault_looks{0};
   wire::Status Synchronize(client::StreamHandle stream) override;
 
  private:

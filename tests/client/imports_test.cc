@@ -213,11 +213,39 @@ TEST_F(Imports, GivesBackWhatRequestsStoppedUsing) {
   }
   EXPECT_EQ(source_.live.count(unused.buffer), 1U) << "a step may be many requests";
   for (int i = 0; i < 4; ++i) {
-    now_ += kUnseen / 2;
+    now_ += 2 * kUnseen;
     Begin();
     Place(kBase + 4 * kMiB, 64);
   }
   EXPECT_EQ(source_.live.count(unused.buffer), 0U);
+  EXPECT_EQ(imports_.size(), 1U);
+}
+
+TEST_F(Imports, KeepsWhatStepsUseThatAreFarApart) {
+  cuda_.Allocate(kBase, 2 * kMiB);
+  cuda_.Allocate(kBase + 4 * kMiB, 2 * kMiB);
+  Begin();
+  const wire::Slice one = Place(kBase, 64);
+  const wire::Slice other = Place(kBase + 4 * kMiB, 64);
+  for (int step = 0; step < 10; ++step) {
+    now_ += 3 * kUnseen;
+    Begin();
+    EXPECT_EQ(Place(kBase, 64).buffer, one.buffer);
+    EXPECT_EQ(Place(kBase + 4 * kMiB, 64).buffer, other.buffer);
+  }
+}
+
+TEST_F(Imports, GivesBackSoonWhatWasFreed) {
+  cuda_.Allocate(kBase, 2 * kMiB);
+  cuda_.Allocate(kBase + 4 * kMiB, 2 * kMiB);
+  Begin();
+  const wire::Slice freed = Place(kBase, 64);
+  Place(kBase + 4 * kMiB, 64);
+  cuda_.Free(kBase);
+  now_ += kUnseen / 2;
+  Begin();
+  Begin();
+  EXPECT_EQ(source_.live.count(freed.buffer), 0U);
   EXPECT_EQ(imports_.size(), 1U);
 }
 

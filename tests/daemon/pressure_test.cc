@@ -125,5 +125,22 @@ TEST_F(Pressured, RoomThatIsThereIsKeptForWhoeverAsked) {
   trainer_.ExpectParams(shadow);
 }
 
+TEST_F(Pressured, RoomThatWasTakenIsNotMadeAgain) {
+  ASSERT_TRUE(trainer_.Create().ok());
+  trainer_.StepOk(1);
+  trainer_.StepOk(2);
+  daemon_.Settle();
+  ASSERT_EQ(OwnPages(), kStatePages);
+  for (const std::uint64_t others : {kCardPages - kStatePages - 200, kCardPages - kStatePages - 100}) {
+    OthersHold(others);
+    const std::uint64_t room = FreePages() - 50;
+    EXPECT_GE(AskForRoom(room).first, room);
+    OthersHold(others + room);
+    Pass(200);
+    EXPECT_EQ(OwnPages(), kStatePages) << "it was asked for once";
+  }
+  EXPECT_FALSE(daemon_.Noticed("pressure"));
+}
+
 }  // namespace
 }  // namespace bitpager::testing

@@ -46,6 +46,9 @@ class Library:
     def bp_arena_drop(self, *_):
         return 0
 
+    def bp_arena_drop_later(self, *_):
+        return 0
+
     def bp_disconnect(self, *_):
         return 0
 

@@ -194,7 +194,8 @@ void CheckBudgets(const MachineFacts& facts, const std::vector<kernels::DeviceLi
                                             : config.config_path,
                  ""});
   daemon::DeviceMemory device;
-  if (!gpus.empty()) {
+  const bool on_gpu = !gpus.empty() && config.device_kind != "cpu";
+  if (on_gpu) {
     // What others hold of it is known once it is opened.
     device.in_host_memory = false;
     device.total_bytes = device.free_bytes = gpus.front().total_bytes;
@@ -206,7 +207,7 @@ void CheckBudgets(const MachineFacts& facts, const std::vector<kernels::DeviceLi
     return;
   }
   out.push_back({"budgets", Level::kOk,
-                 (gpus.empty() ? "device " : "each GPU, were all of it free, ") +
+                 (on_gpu ? "a GPU like the first, were all of it free, " : "device ") +
                      FormatBytes(budgets->device_bytes) + ", host " + FormatBytes(budgets->host_bytes) +
                      " of " + FormatBytes(budgets->room_bytes) + " (" + budgets->room_source + ")",
                  ""});

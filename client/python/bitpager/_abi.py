@@ -241,6 +241,7 @@ SIGNATURES = {
     "bp_buffer_release": (c_int, (_SESSION, c_uint64)),
     "bp_arena_create": (c_int, (_SESSION, POINTER(ArenaOptions), _U64_OUT, POINTER(ArenaInfo))),
     "bp_arena_drop": (c_int, (_SESSION, c_uint64)),
+    "bp_arena_drop_later": (c_int, (_SESSION, c_uint64)),
     "bp_step": (
         c_int,
         (_SESSION, c_uint64, c_void_p, c_uint64, c_void_p, c_uint64, POINTER(StepOptions), POINTER(StepResult)),
@@ -275,6 +276,7 @@ SIGNATURES = {
     ),
     "bp_weight_create": (c_int, (_SESSION, POINTER(WeightOptions), _U64_OUT)),
     "bp_weight_drop": (c_int, (_SESSION, c_uint64)),
+    "bp_weight_drop_later": (c_int, (_SESSION, c_uint64)),
     "bp_weight_quantize": (c_int, (_SESSION, c_uint64, c_int, c_void_p, c_uint64, c_uint64)),
     "bp_weight_dequantize": (
         c_int,

@@ -55,7 +55,7 @@ class Arena:
             )
         )
         self.handle = handle.value
-        self._finalizer = drop_later(self, session, "bp_arena_drop", self.handle)
+        self._finalizer = drop_later(self, session, "bp_arena_drop_later", self.handle)
         session._arenas[self.handle] = self
         self.on_nonfinite = None  # called with a _lib.Finished when a step on a stream left blocks out
         self.submitted = False  # the step that was asked for last has reached the library
@@ -72,8 +72,12 @@ class Arena:
 
     def drop(self) -> None:
         """Gives the pages back, behind what was asked of the session before, which it waits for."""
-        if self._finalizer.alive and not self.session.closed:
-            _lib.check_idempotent(_lib.lib().bp_arena_drop, self.session.handle, self.handle)
+        try:
+            if self._finalizer.alive and not self.session.closed:
+                _lib.check_idempotent(_lib.lib().bp_arena_drop, self.session.handle, self.handle)
+        except errors.Error:
+            self._finalizer.detach()  # it is gone, or goes with its session
+            raise
         self._finalizer.detach()
 
     def step(self, entries, groups, step: int, propagate: bool, continues: bool = False):

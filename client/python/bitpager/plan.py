@@ -211,7 +211,8 @@ def _contents(config) -> dict:
         return config
     if hasattr(config, "to_dict"):
         return config.to_dict()
-    if not os.path.exists(config) and _HUB_NAME.fullmatch(str(config)):
+    is_name = _HUB_NAME.fullmatch(str(config)) and not str(config).endswith(".json")
+    if is_name and not os.path.exists(config) and not os.path.isdir(os.path.dirname(str(config))):
         return _from_hub(str(config))
     path = os.path.join(config, "config.json") if os.path.isdir(config) else config
     try:

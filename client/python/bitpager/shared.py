@@ -135,5 +135,4 @@ def drop_later(owner, session, function: str, handle: int):
 def _drop(session_reference, function, handle):
     session = session_reference()
     if session is not None and not session.closed:
-        while getattr(_lib.lib(), function)(session.handle, handle) == _lib.INTERRUPTED:
-            pass  # any other failure leaves it to the session's end
+        getattr(_lib.lib(), function)(session.handle, handle)  # a failure leaves it to the session's end

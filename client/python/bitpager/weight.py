@@ -8,7 +8,7 @@ import itertools
 
 import torch
 
-from . import _lib, cuda_local, dtypes
+from . import _lib, cuda_local, dtypes, errors
 from .functional import BLOCKSIZES_4BIT, NESTED_BLOCKSIZE, create_dynamic_map, get_4bit_type, packed_bytes, whole_bytes
 from .quant_state import QUANT_TYPES, QuantState
 from .session import cuda_index, default_session, session_for
@@ -73,7 +73,7 @@ class Weight:
         self.device = torch.device("cpu")
         if self.session.device_kind == "cuda":
             self.device = torch.device("cuda", cuda_index(self.session.device_uuid))
-        self._finalizer = drop_later(self, self.session, "bp_weight_drop", self.handle)
+        self._finalizer = drop_later(self, self.session, "bp_weight_drop_later", self.handle)
 
     @classmethod
     def from_tensor(cls, tensor: torch.Tensor, **options) -> Weight:
@@ -282,8 +282,12 @@ class Weight:
 
     def drop(self) -> None:
         """Gives the pages back, behind what was asked of the session before, which it waits for."""
-        if self._finalizer.alive and not self.session.closed:
-            _lib.check_idempotent(_lib.lib().bp_weight_drop, self.session.handle, self.handle)
+        try:
+            if self._finalizer.alive and not self.session.closed:
+                _lib.check_idempotent(_lib.lib().bp_weight_drop, self.session.handle, self.handle)
+        except errors.Error:
+            self._finalizer.detach()  # it is gone, or goes with its session
+            raise
         self._finalizer.detach()
 
     def __repr__(self):

@@ -162,8 +162,8 @@ BP_API int bp_arena_create(bp_session* session, const bp_arena_options* options,
 /* Gives the pages back, behind what was asked of the session before, on streams too, which it waits for.
  * BP_INTERRUPTED: a signal came meanwhile; nothing was dropped, call again. The same for weights. */
 BP_API int bp_arena_drop(bp_session* session, uint64_t arena);
-/* The same without a wait: the handle is gone at once, the pages at a later call of the session that finds
- * nothing of it under way. For finalizers. The same for weights. */
+/* The same without a wait: the handle is gone at once, and so are the pages where nothing is under way, else
+ * at a later call of the session that finds it so. For finalizers. The same for weights. */
 BP_API int bp_arena_drop_later(bp_session* session, uint64_t arena);
 
 typedef struct bp_group {

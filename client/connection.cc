@@ -137,6 +137,12 @@ Result<Connection::Lock> Connection::Enter() {
   return lock;
 }
 
+void Connection::DropLater(std::uint64_t extent) {
+  if (detached_) return;
+  parts_->forgotten.push_back(extent);
+  if (parts_->timeline.failure().ok() && parts_->timeline.IsIdle()) AskForDrops();
+}
+
 Status Connection::DropForgotten() {
   if (parts_->forgotten.empty()) return {};
   if (Status idle = parts_->timeline.AwaitAll(Patience::kUntilSignal); !idle.ok()) return idle;

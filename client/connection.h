@@ -87,8 +87,8 @@ class Connection {
   void Remember(Weight* weight) { parts_->leased.insert(weight); }
   void Forget(Weight* weight) { parts_->leased.erase(weight); }
   void LetGoOfRevoked();
-  // Drops an extent behind what was asked for before, at a later call that finds nothing of it under way.
-  void DropLater(std::uint64_t extent) { parts_->forgotten.push_back(extent); }
+  // Drops an extent: at once where nothing is under way, else at a later call that finds it so.
+  void DropLater(std::uint64_t extent);
   // Waits until those can be dropped, and does it: before memory for others is asked for. kInterrupted:
   // again.
   [[nodiscard]] wire::Status DropForgotten();

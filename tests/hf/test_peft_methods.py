@@ -139,4 +139,4 @@ def test_methods_that_are_not_there_raise(session, models, name):
     with pytest.raises(Exception) as raised:  # noqa: B017 - PEFT's own, of many kinds
         peft.get_peft_model(model, NOT_THERE[name]())(**inputs)
     # Of the method: a name that PEFT does not have would tell nothing.
-    assert not isinstance(raised.value, NameError) and "has no attribute" not in str(raised.value), raised.value
+    assert "module 'peft' has no attribute" not in str(raised.value), raised.value

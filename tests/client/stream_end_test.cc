@@ -219,6 +219,7 @@ TEST_F(Streams, ADropThatIsInterruptedMayBeAskedAgain) {
   backward = true;
   EXPECT_TRUE(arena_->Drop().ok());
   EXPECT_EQ(drops, 1);
+  EXPECT_TRUE(cuda_.Drained(Stream(1), 5000)) << "nobody looks at `backward` any more";
   ::sigaction(SIGUSR1, &before, nullptr);
 }
 

@@ -48,10 +48,21 @@ class SystemDriver final : public CudaDriver {
     return ordinal;
   }
 
+  // Retained once for each device and never released: the runtime keeps it for the process's life too.
   Status UsePrimaryContext(int ordinal) override {
-    const Result<Context> context = PrimaryContext(ordinal);
-    if (!context.ok()) return context.status();
-    return StatusOf("cuCtxSetCurrent", call_.context_set(*context));
+    Context context = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      Context& kept = primary_[ordinal];
+      if (kept == nullptr) {
+        if (const int code = call_.primary_retain(&kept, ordinal); code != kSuccess) {
+          kept = nullptr;
+          return Error("cuDevicePrimaryCtxRetain", code);
+        }
+      }
+      context = kept;
+    }
+    return StatusOf("cuCtxSetCurrent", call_.context_set(context));
   }
 
   // Every call in a context that has failed says so; this one looks at nothing but the device.
@@ -240,18 +251,6 @@ class SystemDriver final : public CudaDriver {
     void* at;
     Context context;
   };
-
-  // Retained once for each device and never released: the runtime keeps it for the process's life too.
-  Result<Context> PrimaryContext(int ordinal) {
-    const std::lock_guard lock(mutex_);
-    Context& kept = primary_[ordinal];
-    if (kept != nullptr) return kept;
-    if (const int code = call_.primary_retain(&kept, ordinal); code != kSuccess) {
-      kept = nullptr;
-      return Error("cuDevicePrimaryCtxRetain", code);
-    }
-    return kept;
-  }
 
   // A piece of a reserved range that one physical handle backs.
   bool DescribeMapping(DeviceAddress at, DeviceAllocation& found) {

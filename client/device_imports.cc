@@ -144,8 +144,6 @@ Status DeviceImports::Import(DeviceAddress at, std::uint64_t bytes, std::size_t&
   entry.begin = found->base;
   entry.end = found->base + found->bytes;
   entry.ipc_capable = found->ipc_capable;
-  entry.last_used = now_;
-  entry.last_request = request_;
   if (found->ipc_capable && bytes > entry.end - at) {
     return {Code::kOutOfRange, std::to_string(bytes) + " bytes at " + Hex(at) +
                                    " pass the end of their allocation, which has " +

@@ -118,16 +118,17 @@ TEST_F(Streams, SessionThatTheDaemonEndedReleasesTheStream) {
   EXPECT_EQ(Step(2).status().code(), Code::kDeviceFault);
 }
 
+// Counts what is applied, each request after a while.
+Script SlowCounting(std::atomic<int>& applied) {
+  return GpuScript([&applied](FakeDaemon&, const wire::RequestRecord&) {
+    std::this_thread::sleep_for(5ms);
+    ++applied;
+  });
+}
+
 TEST_F(Streams, DisconnectWaitsForWhatStreamsHold) {
   std::atomic<int> applied{0};
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(5ms);
-    Apply(daemon, record);
-    ++applied;
-    return Then::kComplete;
-  };
-  Connect(std::move(script));
+  Connect(SlowCounting(applied));
   for (std::uint64_t step = 1; step <= 5; ++step) MustStep(step);
   EXPECT_TRUE(cuda_.registered());
   session_->Disconnect();
@@ -139,13 +140,7 @@ TEST_F(Streams, DisconnectWaitsForWhatStreamsHold) {
 TEST_F(Streams, WhatIsDroppedIsDroppedBehindWhatWasAskedForBefore) {
   std::atomic<int> applied{0};
   std::vector<int> applied_before;  // a drop
-  Script script = GpuScript();
-  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record, wire::CompletionRecord&) {
-    std::this_thread::sleep_for(5ms);
-    Apply(daemon, record);
-    ++applied;
-    return Then::kComplete;
-  };
+  Script script = SlowCounting(applied);
   script.on_message = [&](FakeDaemon&, const wire::Packet& packet) {
     if (packet.header().type == wire::MessageType::kDropExtent) applied_before.push_back(applied);
     return false;

@@ -16,6 +16,7 @@ import bitpager
 import quality
 import settings
 import text
+from full import optimizer_of
 from model import ByteModel, Shape
 from trainer import settle, train
 
@@ -23,15 +24,7 @@ socket, steps, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 settle(settings.SEED)
 session = bitpager.connect(socket=socket, job="decoder", spawn=False)
 model = ByteModel(Shape(context=settings.CONTEXT))
-blocks = list(model.blocks.parameters())
-inside = {id(p) for p in blocks}
-ends = [p for p in model.parameters() if id(p) not in inside]
-optimizer = bitpager.optim.PagedAdamW8bit(
-    [{"params": blocks, "lr": settings.FULL_LR_BLOCKS}, {"params": ends, "lr": settings.FULL_LR_ENDS}],
-    betas=(0.9, 0.95),
-    weight_decay=0.01,
-    session=session,
-)
+optimizer = optimizer_of(model, session)
 words = text.code()
 outcome = train(model, optimizer, words, steps, lambda step: None)
 settings.QUALITY_BATCHES = 2  # of four: products in bfloat16 take long on a processor

@@ -24,20 +24,25 @@ def save_base(model: ByteModel, path: str) -> None:
     tell("base")
 
 
+def optimizer_of(model: ByteModel, session):
+    """Of all parameters; the ends (embeddings, norm, head) have a learning rate of their own."""
+    blocks = list(model.blocks.parameters())
+    inside = {id(p) for p in blocks}
+    ends = [p for p in model.parameters() if id(p) not in inside]
+    return bitpager.optim.PagedAdamW8bit(
+        [{"params": blocks, "lr": settings.FULL_LR_BLOCKS}, {"params": ends, "lr": settings.FULL_LR_ENDS}],
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        session=session,
+    )
+
+
 def main(socket: str, job: str, base_file: str | None) -> None:
     settle(settings.SEED)
     session = bitpager.connect(socket=socket, job=job, spawn=False)
     page_bytes = session.info()["page_bytes"]
     model = ByteModel(Shape(context=settings.CONTEXT))
-    blocks = list(model.blocks.parameters())
-    inside = {id(p) for p in blocks}
-    ends = [p for p in model.parameters() if id(p) not in inside]
-    optimizer = bitpager.optim.PagedAdamW8bit(
-        [{"params": blocks, "lr": settings.FULL_LR_BLOCKS}, {"params": ends, "lr": settings.FULL_LR_ENDS}],
-        betas=(0.9, 0.95),
-        weight_decay=0.01,
-        session=session,
-    ).prepare()
+    optimizer = optimizer_of(model, session).prepare()
 
     # A step visits every page once; those that stayed since the last step need no move.
     counter = PageCounter(session, lambda usage: usage["pages"] - usage["resident_bytes"] / page_bytes)

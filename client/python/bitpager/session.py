@@ -46,6 +46,7 @@ class Session:
         self.device_kind = info["device_kind"]
         self.device_uuid = info["device_uuid"]
         self.synchronous = info["synchronous"]
+        self.leases = info["leases"]
 
     @property
     def handle(self) -> int:
@@ -287,7 +288,7 @@ def connect(
             RuntimeWarning,
             stacklevel=2,
         )
-    if not session.info()["leases"]:
+    if not session.leases:
         _log.info(
             "the daemon's frames on %s are managed memory: weights are read by request, not by lease. Hint: "
             'memory.frames = "explicit" has leases, and is faster',

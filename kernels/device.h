@@ -77,7 +77,6 @@ struct DeviceSegment {
 struct HostRegion {
   std::byte* base = nullptr;
   std::uint64_t bytes = 0;
-  int fd = -1;
 };
 
 // A client's memory, mapped here.

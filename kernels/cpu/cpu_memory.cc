@@ -170,7 +170,7 @@ wire::Result<HostRegion> CpuMemory::ReserveHost(std::uint64_t bytes) {
   std::byte* const base = MapAnonymous(bytes, MAP_NORESERVE);
   if (base == nullptr) return OutOfMemory(bytes, "host frames");
   regions_.push_back({base, bytes});
-  return HostRegion{base, bytes, -1};
+  return HostRegion{base, bytes};
 }
 
 void CpuMemory::DecommitHost(std::byte* at, std::uint64_t bytes) {

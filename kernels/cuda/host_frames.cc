@@ -1,11 +1,9 @@
 #include "kernels/cuda/host_frames.h"
 
 #include <cuda_runtime_api.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -23,10 +21,15 @@ using wire::Result;
 using wire::Status;
 
 constexpr std::uint64_t kGrainBytes = 4096;
+constexpr std::uint64_t kHugePageBytes = 2U << 20;
 
-Status NoMemory(std::uint64_t bytes, const char* what) {
-  return {Code::kOutOfMemory, "no " + std::string(what) + " for " + std::to_string(bytes) +
-                                  " bytes of host frames: " + std::strerror(errno)};
+// Has the system give [at, at + bytes) its memory, on this thread alone: the driver takes memory that is
+// there far sooner, and one thread at a time. On failure, or on Linux before 5.14, pinning does it.
+void Populate(std::byte* at, std::uint64_t bytes) {
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+  static_cast<void>(madvise(at, bytes, MADV_POPULATE_WRITE));
 }
 
 // Process signals belong to the program's own threads; faults stay deliverable.
@@ -49,7 +52,7 @@ HostFrames::~HostFrames() {
     for (Piece& piece : region->pieces) {
       if (piece.registered) static_cast<void>(driver_.MemHostUnregister(piece.base));
     }
-    munmap(region->base, region->bytes);
+    munmap(region->mapped, region->mapped_bytes);
   }
 }
 
@@ -66,20 +69,25 @@ Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
   if (bytes == 0) return Status(Code::kInvalidArgument, "a host region of zero bytes");
   auto region = std::make_unique<Region>();
   region->bytes = bytes;
-  region->file.Reset(memfd_create("bitpager-host", MFD_CLOEXEC));
-  if (!region->file || ftruncate(region->file.get(), static_cast<off_t>(bytes)) != 0) {
-    return NoMemory(bytes, "memory file");
+  region->mapped_bytes = bytes + kHugePageBytes;  // a mapping need not begin where a huge page does
+  region->mapped = mmap(nullptr, region->mapped_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (region->mapped == MAP_FAILED) {
+    return Status(Code::kOutOfMemory,
+                  "no addresses for " + std::to_string(bytes) +
+                      " bytes of host frames: " + std::strerror(errno) +
+                      ". Hint: a smaller host budget; with vm.overcommit_memory = 2 all of "
+                      "it counts as committed at once");
   }
-  void* const raw =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region->file.get(), 0);
-  if (raw == MAP_FAILED) return NoMemory(bytes, "addresses");
-  region->base = static_cast<std::byte*>(raw);
-  madvise(raw, bytes, MADV_HUGEPAGE);  // a hint: fewer address translations, faster pinning
-  madvise(raw, bytes, MADV_DONTFORK);
+  const auto mapped = reinterpret_cast<std::uintptr_t>(region->mapped);
+  region->base =
+      reinterpret_cast<std::byte*>((mapped + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+  // A hint. With huge pages, pinning takes a fraction of the time.
+  madvise(region->mapped, region->mapped_bytes, MADV_HUGEPAGE);
+  madvise(region->mapped, region->mapped_bytes, MADV_DONTFORK);
   region->pieces = std::vector<Piece>((bytes + options_.piece_bytes - 1) / options_.piece_bytes);
   std::uint64_t at = 0;
   for (Piece& piece : region->pieces) {
-    piece.region = region.get();
     piece.base = region->base + at;
     piece.bytes = std::min(options_.piece_bytes, bytes - at);
     piece.used.resize((piece.bytes / kGrainBytes + 64) / 64);
@@ -87,7 +95,7 @@ Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
   }
   while (threads_.size() < options_.threads) threads_.emplace_back([this] { Run(); });
   AskAhead(*region);
-  const HostRegion out{region->base, bytes, region->file.get()};
+  const HostRegion out{region->base, bytes};
   regions_.push_back(std::move(region));
   return out;
 }
@@ -207,6 +215,7 @@ void HostFrames::Decommit(const std::byte* at, std::uint64_t bytes) {
 }
 
 void HostFrames::Pin(Piece& piece) {
+  Populate(piece.base, piece.bytes);
   const CUresult result = driver_.MemHostRegister(piece.base, piece.bytes,
                                                   CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
   const std::lock_guard lock(mutex_);
@@ -221,9 +230,7 @@ void HostFrames::Pin(Piece& piece) {
 
 void HostFrames::Unpin(Piece& piece) {
   if (piece.registered) static_cast<void>(driver_.MemHostUnregister(piece.base));
-  const Region& region = *piece.region;
-  static_cast<void>(fallocate(region.file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                              static_cast<off_t>(piece.base - region.base), static_cast<off_t>(piece.bytes)));
+  madvise(piece.base, piece.bytes, MADV_DONTNEED);
   const std::lock_guard lock(mutex_);
   if (piece.registered) pinned_bytes_ -= piece.bytes;
   work_.Unpinned(piece);

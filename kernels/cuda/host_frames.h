@@ -1,4 +1,4 @@
-// Host frames: one region of shared memory each, pinned in pieces by threads of its own that make only that
+// Host frames: one region of memory each, pinned in pieces by threads of its own that make only that
 // call, ahead of their first use. A copy that touches a piece which is not pinned yet waits for that piece;
 // one whose piece cannot be pinned goes unpinned, and is counted. A piece all of whose frames were given back
 // is unpinned and its memory returned to the system, behind all queued work; a piece that holds anything
@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "client/wire/status.h"
-#include "client/wire/unique_fd.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/pin_queue.h"
 #include "kernels/cuda/queues.h"
@@ -64,7 +63,6 @@ class HostFrames {
   using State = PinQueue::State;
   struct Region;
   struct Piece : PinQueue::Piece {
-    Region* region = nullptr;
     std::byte* base = nullptr;
     std::uint64_t bytes = 0;
     std::vector<std::uint64_t> used;  // a bit for each 4 KiB; device thread
@@ -73,7 +71,8 @@ class HostFrames {
   struct Region {
     std::byte* base = nullptr;
     std::uint64_t bytes = 0;
-    wire::UniqueFd file;
+    void* mapped = nullptr;  // what `base` lies in
+    std::uint64_t mapped_bytes = 0;
     std::vector<Piece> pieces;
     std::uint64_t asked = 0;    // pieces [0, asked) were asked for ahead; device thread
     std::uint64_t touched = 0;  // pieces [0, touched) were used; device thread

@@ -1,7 +1,7 @@
 // The parts of the CUDA device, each alone: queues in every way of telling and waiting, launch tables, host
 // frames in small pieces and with failing pins, scratch. Skipped where no GPU is usable.
 #include <gtest/gtest.h>
-#include <sys/stat.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -214,10 +214,11 @@ TEST_P(CudaParts, HostFramesArePinnedAheadAndGivenBackByPieces) {
   ASSERT_TRUE(region.ok());
   host.Settle();
   EXPECT_EQ(host.counts().pinned_bytes, kPiece);
-  const auto blocks = [&] {
-    struct stat file {};
-    EXPECT_EQ(fstat(region->fd, &file), 0);
-    return static_cast<std::uint64_t>(file.st_blocks) * 512;
+  const auto resident_bytes = [&] {
+    std::vector<unsigned char> grains(16 * kPiece / 4096);
+    EXPECT_EQ(mincore(region->base, 16 * kPiece, grains.data()), 0);
+    const auto is_there = [](unsigned char grain) { return (grain & 1U) != 0; };
+    return static_cast<std::uint64_t>(std::count_if(grains.begin(), grains.end(), is_there)) * 4096;
   };
   EXPECT_EQ(host.Prepare(region->base + kPiece - 4096, 8192), 4096U);  // up to the end of its piece
   EXPECT_EQ(host.counts().waits, 0U);
@@ -228,7 +229,7 @@ TEST_P(CudaParts, HostFramesArePinnedAheadAndGivenBackByPieces) {
   EXPECT_EQ(host.counts().waits, 1U);
   host.Settle();
   EXPECT_EQ(host.counts().pinned_bytes, 16 * kPiece);
-  EXPECT_EQ(blocks(), 16 * kPiece);
+  EXPECT_EQ(resident_bytes(), 16 * kPiece);
   // A piece goes when its last frame does, and not before.
   host.Decommit(region->base + kPiece - 4096, 2048);
   host.Settle();
@@ -237,7 +238,7 @@ TEST_P(CudaParts, HostFramesArePinnedAheadAndGivenBackByPieces) {
   host.Decommit(region->base + 10 * kPiece, 2 * kPiece);
   host.Settle();
   EXPECT_EQ(host.counts().pinned_bytes, 14 * kPiece);
-  EXPECT_EQ(blocks(), 14 * kPiece);
+  EXPECT_EQ(resident_bytes(), 14 * kPiece);
   // And comes again.
   EXPECT_EQ(host.Prepare(region->base, 64), 64U);
   region->base[5] = std::byte{7};

@@ -220,7 +220,12 @@ def private_daemon(bench: Bench, name: str, *flags: str):
 def attached(bench: Bench, path: Path, job: str, device_quota_bytes: int | None = None):
     """Attached to a running daemon."""
     import bitpager
+    from bitpager.optim import gather
 
+    # Steps read their gradients by code that is compiled for the installed torch meanwhile, the first time: what is
+    # measured is what a training has a moment after its first step.
+    if gather.wait() is None:
+        print(f"  (gradients are read in Python: {gather.report()})", flush=True)
     quota = {} if device_quota_bytes is None else {"device_quota": device_quota_bytes}
     with bitpager.connect(
         socket=str(path), job=job, linger=0, spawn=False, default=False, device=DEVICE, **quota

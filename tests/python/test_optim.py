@@ -13,6 +13,7 @@ import pytest
 import torch
 from bitpager import optim
 from optim_steps import WRAPPED, tensors_of
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 ALL = [
     getattr(optim, paged + name + width)
@@ -83,6 +84,49 @@ def test_schedulers_hooks_and_closures_work(session):
     scheduler.step()
     second = optimizer.step(closure)
     assert second < first and calls == ["pre", "post"] * 2
+
+
+def test_a_class_that_overrides_step_has_its_hooks_once(session):
+    class Counted(optim.AdamW32bit):
+        def step(self, closure=None):
+            calls.append("step")
+            return super().step(closure)
+
+    calls = []
+    p = torch.nn.Parameter(torch.ones(300))
+    p.grad = torch.ones_like(p)
+    optimizer = Counted([p], lr=0.1, session=session)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    optimizer.step()
+    assert calls == ["pre", "step", "post"]
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_hooks_see_steps_from_when_they_are_there(session, of_all):
+    p = torch.nn.Parameter(torch.ones(300))
+    p.grad = torch.ones_like(p)
+    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    calls = []
+    optimizer.step()
+    register = (register_optimizer_step_pre_hook, register_optimizer_step_post_hook)
+    if not of_all:
+        register = (optimizer.register_step_pre_hook, optimizer.register_step_post_hook)
+    handles = [add(lambda *_, name=name: calls.append(name)) for add, name in zip(register, ("pre", "post"))]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert calls == ["pre", "post"]
+
+
+def test_profilers_see_steps_by_their_class(session):
+    p = torch.nn.Parameter(torch.ones(300))
+    p.grad = torch.ones_like(p)
+    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#AdamW32bit.step" in {event.key for event in profile.key_averages()}
 
 
 def test_groups_added_after_steps_get_their_own_arena(session):

@@ -18,6 +18,7 @@ from .overrides import GlobalOptimManager
 from .packed import StreamSteps
 from .registry import Registry, gradient_of, refuse_gradient
 from .request import GRAD_CODES, Request, settings_of
+from .step_hooks import hooked as _hooked
 
 try:  # torch.compile must not trace into ctypes
     from torch._compile import _disable_dynamo as _eager
@@ -81,6 +82,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._streams.forget()
         super().add_param_group(param_group)
 
+    @_hooked
     @_eager
     @torch.no_grad()
     def step(self, closure=None):

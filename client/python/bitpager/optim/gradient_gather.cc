@@ -133,8 +133,9 @@ class Gather {
     for (const Row& row : rows_) {
       if (ImplOf(row.object, offset_) != row.parameter) return;
       FetchStorage(*row.parameter);
-      FetchTensor(row.parameter->grad().unsafeGetTensorImpl());
+      __builtin_prefetch(row.parameter->autograd_meta());  // .grad lies in it
     }
+    for (const Row& row : rows_) FetchTensor(row.parameter->grad().unsafeGetTensorImpl());
     for (const Row& row : rows_) {
       const at::Tensor& gradient = row.parameter->grad();
       if (gradient.defined()) FetchStorage(*gradient.unsafeGetTensorImpl());

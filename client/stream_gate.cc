@@ -53,8 +53,16 @@ Status StreamGate::MarkReady(StreamHandle stream, std::uint64_t ticket) {
   if (!open()) {
     if (Status opened = Open(); !opened.ok()) return opened;
   }
-  const wire::SegmentHeader& header = view_.header();
+  wire::SegmentHeader& header = view_.header();
   const std::uint64_t id = driver_.StreamId(stream);
+  // Acquire: whatever was marked so far, streams hold no mark any more that would come behind this one.
+  if (header.ready.word.load(std::memory_order_acquire) >= last_mark_ && driver_.IsIdle(stream)) {
+    // Pairs with the daemon's acquire: what the stream did is done.
+    header.ready.word.store(ticket, std::memory_order_release);
+    last_stream_ = id;
+    last_ticket_ = last_mark_ = ticket;
+    return {};
+  }
   // Acquire: a ticket that is done was ready before, so nothing is left to wait for.
   const bool idle = header.done.word.load(std::memory_order_acquire) >= last_ticket_;
   if (id != last_stream_ && !idle) {

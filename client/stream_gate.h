@@ -22,8 +22,10 @@ class StreamGate {
   // PyTorch's autograd can be, gets the device's. kInvalidArgument: another device is current; kUnsupported:
   // the stream captures a graph. Nothing was enqueued.
   [[nodiscard]] wire::Status Check(StreamHandle stream);
-  // Enqueues: `ready` becomes `ticket` behind what the stream holds, and behind the last ticket when that
-  // was another stream's, so that `ready` only grows. Makes the words known to CUDA the first time.
+  // `ready` becomes `ticket` behind what the stream holds, and behind the last ticket when that was another
+  // stream's, so that `ready` only grows: at once where the stream holds nothing, for a GPU that has turned
+  // to the daemon's context turns back for a write; else enqueued. Makes the words known to CUDA the first
+  // time.
   [[nodiscard]] wire::Status MarkReady(StreamHandle stream, std::uint64_t ticket);
   // For a caller who enqueued nothing since its last request on `stream`: the mark of the ticket before
   // serves `ticket` too when that was the same stream's, and is returned; nothing is enqueued. 0: mark it.

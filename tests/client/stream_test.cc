@@ -90,6 +90,19 @@ TEST_F(Streams, AStepIsExpectedWhenItsStreamIsIdle) {
   EXPECT_EQ(hints, 1);
 }
 
+// A GPU that has turned to the daemon need not turn back for the mark.
+TEST_F(Streams, TheMarkOfAnIdleStreamIsMadeAtOnce) {
+  Connect(GpuScript());
+  MustStep(1);
+  ASSERT_TRUE(Synchronized());
+  ASSERT_TRUE(cuda_.Drained(Stream(1), 5000));
+  const int before = cuda_.enqueued;
+  MustStep(2);
+  EXPECT_EQ(daemon_->header().ready.word.load(), 2U);
+  EXPECT_EQ(cuda_.enqueued, before + 1) << "the wait for the step alone";
+  EXPECT_TRUE(Synchronized());
+}
+
 TEST_F(Streams, AStepFollowsNoOtherStream) {
   std::vector<std::uint64_t> ready;
   Connect(GpuScript([&](FakeDaemon&, const wire::RequestRecord& record) { ready.push_back(record.ready); }));

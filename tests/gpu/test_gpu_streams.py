@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 
 import bitpager
@@ -101,6 +102,32 @@ def test_steps_on_a_side_stream(session, trained, expected):
             optimizer.step()
         torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
+    assert_same(params, expected)
+
+
+def blocking_stream():
+    """A stream that the default one waits for without being told, as cudaStreamCreate makes them and torch does not."""
+    made = ctypes.c_void_p()
+    assert ctypes.CDLL("libcuda.so.1").cuStreamCreate(ctypes.byref(made), 0) == 0
+    return torch.cuda.ExternalStream(made.value)
+
+
+def test_steps_come_behind_what_the_default_stream_waits_for(session, trained, expected):
+    """The default stream itself is idle; a stream that blocks it still writes the gradients."""
+    params, optimizer = trained
+    side = blocking_stream()
+    for step in range(1, STEPS + 1):
+        gpu_training.set_gradients(params, step)
+        values = [p.grad.clone() for p in params]
+        for p in params:
+            p.grad.fill_(float("inf"))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(SLEEP_CYCLES // 10)
+            for p, value in zip(params, values):
+                p.grad.copy_(value)
+        optimizer.step()
+    session.synchronize()
     assert_same(params, expected)
 
 

@@ -8,7 +8,7 @@
 namespace bitpager::kernels::cuda {
 namespace {
 
-constexpr std::uint32_t kThreads = 256;
+constexpr std::uint32_t kThreads = 128;  // few: they are to find room beside a step's
 
 // One granule a thread. Not cached: the place may have held another launch's table.
 __global__ void __launch_bounds__(kThreads)

@@ -16,6 +16,8 @@ using wire::Status;
 constexpr std::size_t kFirstBytes = std::size_t{4} << 20;
 // From here on a full ring waits for the oldest launch instead of growing.
 constexpr std::size_t kEnoughBytes = std::size_t{64} << 20;
+// Smaller tables are copied sooner than two streams are put in order.
+constexpr std::size_t kLargeBytes = std::size_t{16} << 10;
 
 std::size_t AlignUp(std::size_t at, std::size_t align) {
   return (at + align - 1) & ~(align - 1);
@@ -26,6 +28,8 @@ std::size_t AlignUp(std::size_t at, std::size_t align) {
 TableRing::~TableRing() {
   for (const Ring& ring : retired_) Free(ring);
   Free(ring_);
+  if (copied_ != nullptr) static_cast<void>(cudaEventDestroy(copied_));
+  if (beside_ != nullptr) static_cast<void>(cudaStreamDestroy(beside_));
 }
 
 void TableRing::Free(const Ring& ring) {
@@ -86,6 +90,31 @@ Status TableRing::MakeRoom(std::size_t bytes) {
   return {};
 }
 
+// The place's readers before are done, so the copy need not come behind any launch.
+Status TableRing::Copy(std::size_t at, std::size_t bytes) {
+  const cudaStream_t compute = queues_.stream(Queue::kCompute);
+  const bool waits = !marks_.empty();  // for launches that are not done
+  if (!waits || bytes < kLargeBytes) return CopyTable(ring_.device + at, ring_.host + at, bytes, compute);
+  if (copied_ == nullptr) {
+    int least = 0;
+    int greatest = 0;
+    Status s = StatusOf(cudaDeviceGetStreamPriorityRange(&least, &greatest), "ask for stream priorities");
+    if (s.ok() && beside_ == nullptr) {
+      s = StatusOf(cudaStreamCreateWithPriority(&beside_, cudaStreamNonBlocking, greatest),
+                   "make a stream for launch tables");
+    }
+    if (s.ok()) {
+      s = StatusOf(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming),
+                   "make an event of launch tables");
+    }
+    if (!s.ok()) return s;
+  }
+  Status s = CopyTable(ring_.device + at, ring_.host + at, bytes, beside_);
+  if (s.ok()) s = StatusOf(cudaEventRecord(copied_, beside_), "record the copy of a launch table");
+  if (s.ok()) s = StatusOf(cudaStreamWaitEvent(compute, copied_), "wait for the copy of a launch table");
+  return s;
+}
+
 wire::Result<const void*> TableRing::Put(const void* host, std::size_t bytes, std::size_t align) {
   Reclaim();
   align = std::max(align, kTableGranule);
@@ -96,7 +125,7 @@ wire::Result<const void*> TableRing::Put(const void* host, std::size_t bytes, st
     at = Place(whole, align);
   }
   std::memcpy(ring_.host + at, host, bytes);
-  Status copied = CopyTable(ring_.device + at, ring_.host + at, whole, queues_.stream(Queue::kCompute));
+  Status copied = Copy(at, whole);
   if (!copied.ok()) return copied;
   head_ = at + whole;
   open_ = true;

@@ -16,8 +16,10 @@ using wire::Status;
 
 // Staged results come in pieces, so that the slab stays small; a multiple of every block size.
 constexpr std::uint64_t kPieceElements = 8ULL << 20;
-// After a refused lease the automatic path asks again only so much later.
+// After a refused lease the automatic path asks again only so many reads later, and twice as many each time
+// up to the greatest: whoever asks waits for what was asked for before.
 constexpr std::uint32_t kLeasePause = 16;
+constexpr std::uint32_t kLongestLeasePause = 128;
 // Kernels on a lease that is to end may take so long.
 constexpr int kLetGoMs = 10'000;
 
@@ -146,10 +148,14 @@ Status Weight::Dequantize(wire::DType dtype, const Place& into, Path path, Path*
     const Status leased = ByLease(dtype, into);
     if (used != nullptr) *used = Path::kLease;
     if (path == Path::kLease || !LeaseRefused(leased)) return leased;
-    lease_pause_ = kLeasePause;
+    PauseLeases();
   }
   if (used != nullptr) *used = Path::kRequest;
   return ByRequest(dtype, into);
+}
+
+void Weight::PauseLeases() {
+  lease_pause_ = std::min(kLeasePause << std::min(refusals_++, 16U), kLongestLeasePause);
 }
 
 bool Weight::MayTryLease() {
@@ -211,6 +217,7 @@ Status Weight::AskLease() {
     return {Code::kNotResident, "the lease could not be mapped: " + lease.status().message()};
   }
   lease_ = std::move(*lease);
+  refusals_ = 0;
   // Of a quantization on a stream nobody has waited for the offset.
   if (options_.nested) offset_ = std::bit_cast<float>(static_cast<std::uint32_t>(done->values[2]));
   return {};
@@ -241,7 +248,7 @@ Status Weight::ReadOnStream(StreamHandle stream, const LeasedLaunch& launch) {
   }
   if (!MayTryLease()) return {Code::kFull, "a lease was refused a moment ago"};
   const Status read = ReadLeased(*device, stream, launch);
-  if (!lease_ && LeaseRefused(read)) lease_pause_ = kLeasePause;
+  if (!lease_ && LeaseRefused(read)) PauseLeases();
   return read;
 }
 

@@ -113,6 +113,7 @@ class Weight {
   wire::Status ReadLeased(DeviceSession& device, StreamHandle stream, const LeasedLaunch& launch);
   // Unmaps what a revoked lease kept, when no kernel reads it any more.
   void LetGo();
+  void PauseLeases();
   [[nodiscard]] bool MayTryLease();
   wire::Status MovePacked(WeightPlanes& planes, bool into_pages);
 
@@ -125,6 +126,7 @@ class Weight {
   std::optional<Lease> lease_;        // kept until revoked, so that the hot path asks nobody
   std::unique_ptr<StreamUses> uses_;  // of lease_, on a GPU
   std::uint32_t lease_pause_ = 0;     // automatic tries to leave out after a refusal
+  std::uint32_t refusals_ = 0;        // of leases, running
 };
 
 }  // namespace bitpager::client

@@ -124,6 +124,7 @@ class Session final : public SessionScope {
 
   // ---- work, driven by the dispatcher
   std::deque<wire::RequestRecord> pending;
+  std::uint64_t looked_ahead = 0;  // ticket at the head of `pending` whose pages were made to come
   Peaks peaks;  // of its job, since it came or asked for them to begin anew; see Job::peaks
   std::optional<ActiveTask> active;
   bool closing = false;        // its client is gone: finish what is ready, then tear down

@@ -29,7 +29,26 @@ int Tasks::Advance(Session& session) {
     taken_ns_ = core_.clock.NowNs();
     Start(session, record);
   }
+  if (!session.active) LookAhead(session);
   return taken;
+}
+
+// The client is ahead of its stream, so what it reads next is known while the stream still works.
+void Tasks::LookAhead(Session& session) {
+  if (session.closing || session.pending.empty()) return;
+  const wire::RequestRecord& next = session.pending.front();
+  if (next.op != Op::kDequantize || next.ticket == session.looked_ahead) return;
+  session.looked_ahead = next.ticket;
+  const auto body = BodyOf<wire::DequantizeBody>(next);
+  // What is wrong with it is told when its turn comes.
+  const wire::Result<Extent*> weight = FindWeight(session, body.extent, true);
+  if (next.version != wire::kWireVersion || !weight.ok()) return;
+  const Extent& extent = **weight;
+  if (body.first_element != 0 || body.elements != extent.weight()->elements) return;
+  paging::RequestSpec spec{extent.job, paging::Access::kRead, {{extent.paged, 0, extent.pages}}, true};
+  spec.sure = true;
+  static_cast<void>(core_.pager.Submit(spec).ok());
+  touched_ = true;
 }
 
 void Tasks::Start(Session& session, const wire::RequestRecord& record) {

@@ -52,6 +52,8 @@ class Tasks {
 
   void Start(Session& session, const wire::RequestRecord& record);
   void ExpectStep();
+  // Of a session that works on nothing: the pages of the weight that it asks for next come meanwhile.
+  void LookAhead(Session& session);
   void StartWork(Session& session, const wire::RequestRecord& record);
   void StartLease(Session& session, const wire::RequestRecord& record);
   void Submit(Session& session, const paging::RequestSpec& spec);

@@ -156,22 +156,23 @@ Status Pager::Impl::Lease(wire::ExtentId id) {
     return {Code::kFull, "the extent's lease is being revoked; ask for a request instead"};
   if (extent->leased) return {};
   Job& job = *extent->job;
+  // First: what there is no room for need not be brought in.
+  if (extent->spec.evictable) {
+    if (shares_stale) RecomputeShares();
+    const std::uint64_t leased = job.leased + extent->spec.pages;
+    const std::uint64_t wanted = leased + LeaseReserve(job, leased);
+    if (wanted > job.share) {
+      return {Code::kFull, "the lease exceeds the job's reserve, its share less what other pages need, by " +
+                               Bytes(wanted - job.share) + "; ask for a request instead"};
+    }
+  }
   for (const Page& page : extent->pages) {
     if (page.state != PageState::kResident || page.zero || page.undefined) {
       return {Code::kNotResident, "page " + std::to_string(page.index) + " of the extent is " +
                                       (page.zero ? "not written yet" : "not on the device")};
     }
   }
-  if (extent->spec.evictable) {
-    if (shares_stale) RecomputeShares();
-    const std::uint64_t leased = job.leased + extent->spec.pages;
-    const std::uint64_t wanted = leased + std::min<std::uint64_t>(config.window_pages, job.pages - leased);
-    if (wanted > job.share) {
-      return {Code::kFull, "the lease exceeds the job's reserve, its share less one window, by " +
-                               Bytes(wanted - job.share) + "; ask for a request instead"};
-    }
-    job.leased += extent->spec.pages;
-  }
+  if (extent->spec.evictable) job.leased += extent->spec.pages;
   extent->leased = true;
   extent->leased_at = ++leases;
   for (Page& page : extent->pages) {

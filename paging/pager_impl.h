@@ -128,7 +128,7 @@ struct Pager::Impl {
 
   // ---- pager_loads.cc
   void Prefetch(Job& job, Request& request);
-  bool PrefetchPage(Job& job, Page& page);
+  bool PrefetchPage(Job& job, Page& page, bool sure);
   void Claim(Page& page);
   void Unclaim(Page& page);
   void FillClaims(PoolId pool);
@@ -165,6 +165,7 @@ struct Pager::Impl {
   void TrimBudget();
   void TrimJob(Job& job);
   void ShrinkLeases(Job& job);
+  [[nodiscard]] std::uint64_t LeaseReserve(const Job& job, std::uint64_t leased) const;
   [[nodiscard]] Extent* OldestLease(const Job& job) const;  // not yet revoked
   void Revoke(Extent& extent);
 

@@ -98,7 +98,7 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
   while (!request.at_end() && request.coming.size() < most) {
     Page& page = *PageAt(request);
     if (page.state == PageState::kHostOnly && !page.claimed) {
-      if (!PrefetchPage(job, page)) {
+      if (!PrefetchPage(job, page, request.spec.sure)) {
         request.cursor = {request.spec.ranges.size(), 0};
         return;
       }
@@ -109,14 +109,17 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
 }
 
 // Into a free frame up to the job's share; beyond it, or where no frame can be had, only in place of an own
-// page of the same pool that is expected later.
-bool Pager::Impl::PrefetchPage(Job& job, Page& page) {
+// page of the same pool that is expected later; `sure`: of another extent.
+bool Pager::Impl::PrefetchPage(Job& job, Page& page, bool sure) {
   const PoolId pool = page.extent->pool;
   const auto room = [&] { return frames.Available(pool) > 0 || frames.Grow(pool, pending); };
   if ((page.extent->spec.evictable && job.Settled() >= job.Limit()) || !room()) {
     Page* victim = job.victims[pool].Next(job.clock, job.Mixed());
-    if (victim == nullptr || page.history.empty()) return false;
-    if (ExpectedUse(*victim, job.clock) <= ExpectedUse(page, job.clock)) return false;
+    if (victim == nullptr) return false;
+    const bool gives_way =
+        sure ? victim->extent != page.extent
+             : !page.history.empty() && ExpectedUse(*victim, job.clock) > ExpectedUse(page, job.clock);
+    if (!gives_way) return false;
     StartEvict(*victim, Reason::kPrefetch);
   }
   if (!room()) return false;

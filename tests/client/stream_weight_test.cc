@@ -1,6 +1,7 @@
 // Weights on a GPU's stream, against a scripted daemon and a fake driver: quantized, read, leased, and let go
 // of where room is short.
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -126,6 +127,30 @@ TEST_F(Streams, NobodyAsksForALeaseWhereThereAreNone) {
 }
 
 // PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.
+// Whoever asks for a lease waits for what was asked for before.
+TEST_F(Streams, ARefusedLeaseIsAskedForLessAndLessOften) {
+  Script script = GpuScript();
+  std::vector<int> asked_at;
+  int reads = 0;
+  script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record,
+                          wire::CompletionRecord& done) {
+    Apply(daemon, record);
+    if (record.op != wire::Op::kLease) return Then::kComplete;
+    asked_at.push_back(reads);
+    done.code = static_cast<std::uint32_t>(Code::kFull);
+    return Then::kComplete;
+  };
+  Connect(std::move(script));
+  WeightOptions options;
+  options.elements = 4096;
+  const Result<std::unique_ptr<Weight>> weight = Weight::Create(*session_, options);
+  ASSERT_TRUE(weight.ok()) << weight.status().message();
+  for (; reads < 600; ++reads) {
+    EXPECT_EQ((*weight)->ReadOnStream(Stream(1), [](const auto&) { return Status(); }).code(), Code::kFull);
+  }
+  EXPECT_THAT(asked_at, ::testing::ElementsAre(0, 17, 50, 115, 244, 373, 502));
+}
+
 TEST_F(Streams, ThreadWithoutAContextGetsTheDevices) {
   Connect(GpuScript());
   WeightOptions options;

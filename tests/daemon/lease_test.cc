@@ -44,6 +44,18 @@ class LeaseTest : public ::testing::Test {
     EXPECT_TRUE(client_->Ask(MessageType::kEvict, body).ok());
     daemon_.Turn();
   }
+  // A read of the whole weight, as a stream that still works asks for it. The client's last request.
+  wire::RequestRecord AskNotReady(std::uint64_t weight) {
+    wire::DequantizeBody body;
+    body.extent = weight;
+    body.out = memory_.Place();
+    body.elements = kElements;
+    wire::RequestRecord record = RawClient::RecordOf(Op::kDequantize, body);
+    record.ticket = client_->last_ticket() + 1;
+    record.ready = record.ticket + 100;
+    client_->PushRaw(record);
+    return record;
+  }
   std::uint64_t Leased() { return daemon_.core().pager.Usage({1})->leased_frames; }
 
   InProcessDaemon daemon_;
@@ -82,6 +94,33 @@ TEST_F(LeaseTest, GivesFramesThatHoldTheWeight) {
   request.elements = kElements;
   ASSERT_EQ(RawClient::CodeOf(client_->Run(Op::kDequantize, request)), Code::kOk);
   EXPECT_EQ(std::memcmp(in_place.data(), memory_.map.base(), kElements * 4), 0);
+}
+
+// A stream that is not there yet: what it asked for comes meanwhile.
+TEST_F(LeaseTest, PagesOfAReadComeBeforeItsStreamIsReady) {
+  Evict();
+  daemon_.Settle();
+  const auto usage = [&] { return *daemon_.core().pager.Usage({1}); };
+  ASSERT_EQ(usage().resident_frames, 0U);
+  const wire::RequestRecord record = AskNotReady(extent_);
+  daemon_.Settle();
+  EXPECT_EQ(usage().resident_frames, usage().pages) << "they wait for the stream";
+  const std::uint64_t loaded = usage().loaded_pages;
+  client_->view().header().ready.word.store(record.ready);
+  const auto done = client_->Wait();
+  ASSERT_TRUE(done);
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kOk);
+  EXPECT_EQ(usage().loaded_pages, loaded);
+}
+
+TEST_F(LeaseTest, AReadThatWillBeRefusedIsToldWhenItsStreamIsReady) {
+  const wire::RequestRecord record = AskNotReady(extent_ + 1000);
+  daemon_.Settle();
+  EXPECT_FALSE(client_->Pop());
+  client_->view().header().ready.word.store(record.ready);
+  const auto done = client_->Wait();
+  ASSERT_TRUE(done);
+  EXPECT_EQ(RawClient::CodeOf(*done), Code::kNotFound);
 }
 
 TEST_F(LeaseTest, IsKeptWhileItIsReadThoughRevoked) {

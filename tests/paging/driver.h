@@ -53,8 +53,8 @@ class Driver {
     return *id;
   }
   wire::RequestId Ask(wire::JobId job, std::vector<PageRange> ranges, Access access = Access::kUpdate,
-                      bool prefetch = false) {
-    auto id = pager.Submit({job, access, std::move(ranges), prefetch});
+                      bool prefetch = false, bool sure = false) {
+    auto id = pager.Submit({job, access, std::move(ranges), prefetch, sure});
     EXPECT_TRUE(id.ok()) << id.status().message();
     if (!id.ok()) return {};
     access_[id->value] = access;

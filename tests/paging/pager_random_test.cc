@@ -82,7 +82,8 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
       const std::uint64_t first = Below(one.pages);
       const Access access = one.users.size() > 1 ? Access::kRead : static_cast<Access>(Below(3));
       requests.push_back(d.Ask({one.users[Below(one.users.size())]},
-                               {{one.id, first, Below(one.pages - first + 1)}}, access, Below(5) == 0));
+                               {{one.id, first, Below(one.pages - first + 1)}}, access, Below(5) == 0,
+                               Below(2) == 0));
       return;
     }
     const std::uint64_t job = one.job;
@@ -95,7 +96,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     }
     const auto access = static_cast<Access>(Below(3));
     const bool prefetch = Below(5) == 0;
-    requests.push_back(d.Ask({job}, ranges, access, prefetch));
+    requests.push_back(d.Ask({job}, ranges, access, prefetch, Below(2) == 0));
   }
   void ChangeSomething() {
     const std::uint64_t job = 1 + Below(kJobs);

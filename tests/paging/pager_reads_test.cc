@@ -180,6 +180,67 @@ TEST(Reads, AWeightMayGoWhileItComes) {
   }
 }
 
+// It is known, not guessed, what is read next: what would leave for it then leaves now.
+TEST(Reads, WhatIsAskedForNextComesInPlaceOfWhateverThereIs) {
+  for (const bool sure : {false, true}) {
+    Driver driver(Overlapping(24));
+    Reader reader(driver, false);
+    // Written once and never read: nothing is known of when it is.
+    const wire::ExtentId fresh =
+        driver.Extent(reader.job(), kPages, true, 0, wire::ExtentKind::kQuantizedWeight);
+    driver.Run(reader.job(), {{fresh, 0, kPages}}, Access::kOverwrite);
+    for (int i = 0; i < 3; ++i) reader.Iterate();
+    ASSERT_EQ(driver.pager.FramesOf(fresh), 0U) << "it has to be away";
+    (void)driver.Ask(reader.job(), {{fresh, 0, kPages}}, Access::kRead, true, sure);
+    driver.Settle();
+    EXPECT_EQ(driver.pager.FramesOf(fresh), sure ? kPages : 0);
+    const std::uint64_t before = reader.usage().traffic.to_device[kByDemand];
+    driver.Run(reader.job(), {{fresh, 0, kPages}}, Access::kRead);
+    EXPECT_EQ(reader.usage().traffic.to_device[kByDemand] - before, sure ? 0 : kPages);
+    driver.pager.CheckInvariants();
+  }
+}
+
+// Of a weight that is larger than all the frames, no page leaves for another of its own.
+TEST(Reads, WhatIsAskedForNextDoesNotComeInPlaceOfItself) {
+  Driver driver(Overlapping(24));
+  const wire::JobId job = driver.Job(1);
+  const wire::ExtentId weight = driver.Extent(job, 40, true, 0, wire::ExtentKind::kQuantizedWeight);
+  driver.Run(job, {{weight, 0, 40}}, Access::kOverwrite);
+  driver.Run(job, {{weight, 0, 40}}, Access::kRead);
+  const std::uint64_t loaded = driver.pager.Usage(job)->loaded_pages;
+  (void)driver.Ask(job, {{weight, 0, 40}}, Access::kRead, true, true);
+  driver.Settle();
+  EXPECT_LE(driver.pager.Usage(job)->loaded_pages, loaded + 24);
+  driver.pager.CheckInvariants();
+}
+
+// One weight is read while the next one comes.
+TEST(Reads, LeasesLeaveRoomForTwoWeightsByTurns) {
+  Driver driver(Overlapping(80));
+  const Reader reader(driver);
+  std::uint64_t leased = 0;
+  for (const wire::ExtentId id : reader.weights()) {
+    driver.Run(reader.job(), {{id, 0, kPages}}, Access::kRead);
+    const wire::Status lease = driver.pager.Lease(id);
+    EXPECT_TRUE(lease.ok() || lease.code() == wire::Code::kFull) << lease.message();
+    leased += lease.ok() ? kPages : 0;
+  }
+  EXPECT_EQ(leased, 80 - 2 * kPages);
+  driver.pager.CheckInvariants();
+}
+
+TEST(Reads, ALeaseThatThereIsNoRoomForIsRefusedWithoutALoad) {
+  Driver driver(Overlapping(24));
+  const Reader reader(driver);
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    driver.Run(reader.job(), {{reader.weights()[i], 0, kPages}}, Access::kRead);
+    (void)driver.pager.Lease(reader.weights()[i]);
+  }
+  ASSERT_LT(driver.pager.FramesOf(reader.weights()[9]), kPages);
+  EXPECT_EQ(driver.pager.Lease(reader.weights()[9]).code(), wire::Code::kFull) << "not: it is not resident";
+}
+
 // What an operator sends away does not come right back.
 TEST(Reads, AnEvictionIsNotUndone) {
   Driver driver(Overlapping(48));

@@ -19,6 +19,7 @@ struct Timing {
   double page_step_us = 0.85;
   double launch_us = 6;
   double look_us = 10;  // between two looks of the caller
+  double turn_us = 0;   // from a step's beginning to the first launch that the device begins
 };
 
 class OverlapSim {
@@ -59,6 +60,7 @@ class OverlapSim {
   Step RunStep(bool pause = true) {
     Step step;
     const double begun = now_;
+    step_free_ = std::max(step_free_, begun + timing_.turn_us);
     if (small_pages_ > 0) RunRequest({small_, 0, small_pages_}, step);
     RunRequest({extent_, 0, pages_}, step);
     step.us = step_done_ - begun;

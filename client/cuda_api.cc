@@ -55,6 +55,8 @@ constexpr Symbol kNames[] = {
     {"cuStreamIsCapturing", "cuStreamIsCapturing"},
     {"cuMemGetInfo", "cuMemGetInfo_v2"},
     {"cuStreamQuery", "cuStreamQuery"},
+    {"cuStreamGetFlags", "cuStreamGetFlags"},
+    {"cuThreadExchangeStreamCaptureMode", "cuThreadExchangeStreamCaptureMode"},
     {"cuStreamSynchronize", "cuStreamSynchronize"},
     {"cuStreamGetId", "cuStreamGetId"},
 };

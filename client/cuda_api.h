@@ -31,6 +31,8 @@ inline constexpr unsigned kRegisterPortable = 1;  // CU_MEMHOSTREGISTER_PORTABLE
 inline constexpr unsigned kRegisterMapped = 2;    // CU_MEMHOSTREGISTER_DEVICEMAP
 inline constexpr unsigned kWaitReached = 0;       // CU_STREAM_WAIT_VALUE_GEQ
 inline constexpr unsigned kWriteDefault = 0;      // CU_STREAM_WRITE_VALUE_DEFAULT
+inline constexpr int kCaptureRelaxed = 2;         // CU_STREAM_CAPTURE_MODE_RELAXED
+inline constexpr unsigned kNonBlocking = 1;       // CU_STREAM_NON_BLOCKING
 inline constexpr int kNotCapturing = 0;           // CU_STREAM_CAPTURE_STATUS_NONE
 inline constexpr int kPosixFd = 1;                // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 inline constexpr int kTypePinned = 1;             // CU_MEM_ALLOCATION_TYPE_PINNED
@@ -95,6 +97,8 @@ struct Functions {
   int (*is_capturing)(StreamHandle, int*);
   int (*memory_info)(std::size_t*, std::size_t*);
   int (*query)(StreamHandle);
+  int (*stream_flags)(StreamHandle, unsigned*);
+  int (*exchange_capture_mode)(int*);
   int (*synchronize)(StreamHandle);
   int (*stream_id)(StreamHandle, unsigned long long*);  // CUDA 12.0
 };

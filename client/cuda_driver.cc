@@ -241,7 +241,20 @@ class SystemDriver final : public CudaDriver {
     if (code != kSuccess) return Error("cuStreamIsCapturing", code);
     return status != kNotCapturing;
   }
-  bool IsIdle(StreamHandle stream) override { return call_.query(stream) == kSuccess; }
+  bool IsIdle(StreamHandle stream) override {
+    // A stream that the legacy one blocks waits for its work too, of which a query says nothing; the legacy
+    // one's query speaks of all that block it. PyTorch makes only such as wait for nobody.
+    unsigned flags = 0;
+    const bool alone =
+        stream == nullptr || (call_.stream_flags(stream, &flags) == kSuccess && (flags & kNonBlocking) != 0);
+    if (!alone) return false;
+    // While some other thread captures a graph, asking could break that capture.
+    int mode = kCaptureRelaxed;
+    if (call_.exchange_capture_mode(&mode) != kSuccess) return false;
+    const bool idle = call_.query(stream) == kSuccess;
+    static_cast<void>(call_.exchange_capture_mode(&mode));
+    return idle;
+  }
   Status Synchronize(StreamHandle stream) override {
     return StatusOf("cuStreamSynchronize", call_.synchronize(stream));
   }

@@ -86,7 +86,8 @@ class CudaDriver {
   // Unique among all streams that ever were.
   [[nodiscard]] virtual std::uint64_t StreamId(StreamHandle stream) = 0;
   [[nodiscard]] virtual wire::Result<bool> IsCapturing(StreamHandle stream) = 0;
-  // Whether all that the stream was given is done; false when it cannot be told.
+  // Whether all that the stream was given, and all that work given to it now would wait for, is done; false
+  // when it cannot be told.
   [[nodiscard]] virtual bool IsIdle(StreamHandle stream) = 0;
   // kDeviceFault: the context that registered `host` has failed, and nothing that its streams hold runs any
   // more. Ok too where it cannot be told. Waits for nothing.

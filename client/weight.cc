@@ -148,13 +148,14 @@ Status Weight::Dequantize(wire::DType dtype, const Place& into, Path path, Path*
     const Status leased = ByLease(dtype, into);
     if (used != nullptr) *used = Path::kLease;
     if (path == Path::kLease || !LeaseRefused(leased)) return leased;
-    PauseLeases();
+    PauseLeases(leased);
   }
   if (used != nullptr) *used = Path::kRequest;
   return ByRequest(dtype, into);
 }
 
-void Weight::PauseLeases() {
+void Weight::PauseLeases(const Status& refused) {
+  if (refused.code() != Code::kFull) refusals_ = 0;  // it comes and goes; want of room lasts
   lease_pause_ = std::min(kLeasePause << std::min(refusals_++, 16U), kLongestLeasePause);
 }
 
@@ -248,7 +249,7 @@ Status Weight::ReadOnStream(StreamHandle stream, const LeasedLaunch& launch) {
   }
   if (!MayTryLease()) return {Code::kFull, "a lease was refused a moment ago"};
   const Status read = ReadLeased(*device, stream, launch);
-  if (!lease_ && LeaseRefused(read)) PauseLeases();
+  if (!lease_ && LeaseRefused(read)) PauseLeases(read);
   return read;
 }
 

@@ -113,7 +113,7 @@ class Weight {
   wire::Status ReadLeased(DeviceSession& device, StreamHandle stream, const LeasedLaunch& launch);
   // Unmaps what a revoked lease kept, when no kernel reads it any more.
   void LetGo();
-  void PauseLeases();
+  void PauseLeases(const wire::Status& refused);
   [[nodiscard]] bool MayTryLease();
   wire::Status MovePacked(WeightPlanes& planes, bool into_pages);
 

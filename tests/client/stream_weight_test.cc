@@ -126,7 +126,6 @@ TEST_F(Streams, NobodyAsksForALeaseWhereThereAreNone) {
   EXPECT_EQ(leases_asked, 0);
 }
 
-// PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.
 // Whoever asks for a lease waits for what was asked for before.
 TEST_F(Streams, ARefusedLeaseIsAskedForLessAndLessOften) {
   Script script = GpuScript();
@@ -151,6 +150,7 @@ TEST_F(Streams, ARefusedLeaseIsAskedForLessAndLessOften) {
   EXPECT_THAT(asked_at, ::testing::ElementsAre(0, 17, 50, 115, 244, 373, 502));
 }
 
+// PyTorch's autograd calls from threads of its own, in which nothing has used CUDA yet.
 TEST_F(Streams, ThreadWithoutAContextGetsTheDevices) {
   Connect(GpuScript());
   WeightOptions options;

@@ -131,6 +131,26 @@ def test_steps_come_behind_what_the_default_stream_waits_for(session, trained, e
     assert_same(params, expected)
 
 
+def test_steps_on_a_stream_that_the_default_one_blocks_come_behind_that(session, trained, expected):
+    """The other way round: the step's own stream is idle, and waits for the default one without being told."""
+    params, optimizer = trained
+    side = blocking_stream()
+    for step in range(1, STEPS + 1):
+        gpu_training.set_gradients(params, step)
+        values = [p.grad.clone() for p in params]
+        for p in params:
+            p.grad.fill_(float("inf"))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(SLEEP_CYCLES // 10)
+        for p, value in zip(params, values):
+            p.grad.copy_(value)
+        with torch.cuda.stream(side):
+            optimizer.step()
+        torch.cuda.synchronize()
+    session.synchronize()
+    assert_same(params, expected)
+
+
 def test_gradients_freed_behind_a_side_streams_step_are_not_reused_too_early(session, trained, expected):
     params, optimizer = trained
     side = torch.cuda.Stream()

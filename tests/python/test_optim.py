@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import warnings
 import weakref
@@ -100,6 +101,45 @@ def test_a_class_that_overrides_step_has_its_hooks_once(session):
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     optimizer.step()
     assert calls == ["pre", "step", "post"]
+
+
+def _as_subclass(optimizer, record, monkeypatch):
+    class Recorded(optim.AdamW32bit):
+        def step(self, closure=None):
+            record()
+            return super().step(closure)
+
+    optimizer.__class__ = Recorded
+
+
+def _patched(plainly):
+    """Its class gets a step() that calls the one that it had."""
+
+    def patch(optimizer, record, monkeypatch):
+        inner = type(optimizer).step
+
+        def outer(self, *args, **kwargs):
+            record()
+            return inner(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(optimizer), "step", outer if plainly else functools.wraps(inner)(outer))
+
+    return patch
+
+
+@pytest.mark.parametrize("change", [_as_subclass, _patched(True), _patched(False)])
+@pytest.mark.parametrize("anew", [False, True])
+def test_hooks_are_called_once_whoever_puts_something_around_step(session, monkeypatch, change, anew):
+    p = torch.nn.Parameter(torch.ones(300))
+    p.grad = torch.ones_like(p)
+    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    calls = []
+    change(optimizer, lambda: calls.append("outer"), monkeypatch)
+    if anew:
+        optimizer = type(optimizer)([p], lr=0.1, session=session)
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    optimizer.step()
+    assert sorted(calls) == ["outer", "post"]
 
 
 @pytest.mark.parametrize("of_all", [True, False])

@@ -73,9 +73,10 @@ Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
   region->mapped = mmap(nullptr, region->mapped_bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (region->mapped == MAP_FAILED) {
+    const int why = errno;
     return Status(Code::kOutOfMemory,
                   "no addresses for " + std::to_string(bytes) +
-                      " bytes of host frames: " + std::strerror(errno) +
+                      " bytes of host frames: " + std::strerror(why) +
                       ". Hint: a smaller host budget; with vm.overcommit_memory = 2 all of "
                       "it counts as committed at once");
   }

@@ -90,25 +90,28 @@ Status TableRing::MakeRoom(std::size_t bytes) {
   return {};
 }
 
+Status TableRing::Prepare() {
+  if (Status s = Grow(0); !s.ok()) return s;
+  int least = 0;
+  int greatest = 0;
+  Status s = StatusOf(cudaDeviceGetStreamPriorityRange(&least, &greatest), "ask for stream priorities");
+  if (s.ok()) {
+    s = StatusOf(cudaStreamCreateWithPriority(&beside_, cudaStreamNonBlocking, greatest),
+                 "make a stream for launch tables");
+  }
+  if (s.ok()) {
+    s = StatusOf(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming),
+                 "make an event of launch tables");
+  }
+  return s;
+}
+
 // The place's readers before are done, so the copy need not come behind any launch.
 Status TableRing::Copy(std::size_t at, std::size_t bytes) {
   const cudaStream_t compute = queues_.stream(Queue::kCompute);
   const bool waits = !marks_.empty();  // for launches that are not done
-  if (!waits || bytes < kLargeBytes) return CopyTable(ring_.device + at, ring_.host + at, bytes, compute);
-  if (copied_ == nullptr) {
-    int least = 0;
-    int greatest = 0;
-    Status s = StatusOf(cudaDeviceGetStreamPriorityRange(&least, &greatest), "ask for stream priorities");
-    if (s.ok() && beside_ == nullptr) {
-      s = StatusOf(cudaStreamCreateWithPriority(&beside_, cudaStreamNonBlocking, greatest),
-                   "make a stream for launch tables");
-    }
-    if (s.ok()) {
-      s = StatusOf(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming),
-                   "make an event of launch tables");
-    }
-    if (!s.ok()) return s;
-  }
+  if (!waits || bytes < kLargeBytes || copied_ == nullptr)
+    return CopyTable(ring_.device + at, ring_.host + at, bytes, compute);
   Status s = CopyTable(ring_.device + at, ring_.host + at, bytes, beside_);
   if (s.ok()) s = StatusOf(cudaEventRecord(copied_, beside_), "record the copy of a launch table");
   if (s.ok()) s = StatusOf(cudaStreamWaitEvent(compute, copied_), "wait for the copy of a launch table");

@@ -24,8 +24,9 @@ class TableRing {
   TableRing(const TableRing&) = delete;
   TableRing& operator=(const TableRing&) = delete;
 
-  // Makes the first ring, which Put does otherwise.
-  [[nodiscard]] wire::Status Prepare() { return Grow(0); }
+  // Makes the first ring, which Put does otherwise, and what large tables are copied by beside launches;
+  // without it they are copied behind those.
+  [[nodiscard]] wire::Status Prepare();
   // Copies `host` to device memory before what the compute stream is given next. kOutOfMemory: it would not
   // fit an empty ring, and there is no memory for a larger one.
   [[nodiscard]] wire::Result<const void*> Put(const void* host, std::size_t bytes, std::size_t align);
@@ -55,7 +56,7 @@ class TableRing {
   static void Free(const Ring& ring);
 
   Queues& queues_;
-  cudaStream_t beside_ = nullptr;  // for large tables while launches run; made when it is wanted first
+  cudaStream_t beside_ = nullptr;  // for large tables while launches run
   cudaEvent_t copied_ = nullptr;
   Ring ring_;
   std::size_t head_ = 0;  // next byte to give

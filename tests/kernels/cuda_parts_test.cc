@@ -171,6 +171,7 @@ TEST_P(CudaParts, WordsHave64Bits) {
 
 TEST_P(CudaParts, LaunchTablesArriveWholeAndAreNotOverwritten) {
   TableRing tables(*queues_);
+  ASSERT_TRUE(tables.Prepare().ok());
   ScratchPool scratch;
   std::mt19937 random(7);
   struct Check {

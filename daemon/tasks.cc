@@ -38,17 +38,21 @@ void Tasks::LookAhead(Session& session) {
   if (session.closing || session.pending.empty()) return;
   const wire::RequestRecord& next = session.pending.front();
   if (next.op != Op::kDequantize || next.ticket == session.looked_ahead) return;
-  session.looked_ahead = next.ticket;
   const auto body = BodyOf<wire::DequantizeBody>(next);
   // What is wrong with it is told when its turn comes.
   const wire::Result<Extent*> weight = FindWeight(session, body.extent, true);
-  if (next.version != wire::kWireVersion || !weight.ok()) return;
-  const Extent& extent = **weight;
-  if (body.first_element != 0 || body.elements != extent.weight()->elements) return;
-  paging::RequestSpec spec{extent.job, paging::Access::kRead, {{extent.paged, 0, extent.pages}}, true};
-  spec.sure = true;
-  static_cast<void>(core_.pager.Submit(spec).ok());
-  touched_ = true;
+  const bool whole = next.version == wire::kWireVersion && weight.ok() && body.first_element == 0 &&
+                     body.elements == (*weight)->weight()->elements;
+  if (whole) {
+    const Extent& extent = **weight;
+    paging::RequestSpec spec{extent.job, paging::Access::kRead, {{extent.paged, 0, extent.pages}}, true};
+    spec.sure = true;
+    // Others of the job are at work, or another hint is: at the next look, unless it is its turn by then.
+    const wire::Result<wire::RequestId> hint = core_.pager.Submit(spec);
+    if (hint.status().code() == Code::kFull) return;
+    touched_ = true;
+  }
+  session.looked_ahead = next.ticket;
 }
 
 void Tasks::Start(Session& session, const wire::RequestRecord& record) {

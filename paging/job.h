@@ -56,6 +56,7 @@ struct Request {
   bool cancelled = false;
   bool alone = false;  // what a command sent away while it ran does not come back behind it
 
+  [[nodiscard]] bool is_sure_hint() const { return spec.prefetch && spec.sure; }
   [[nodiscard]] bool at_end() const { return cursor.range >= spec.ranges.size(); }
   void SkipEmptyRanges() {
     while (!at_end() && cursor.offset >= spec.ranges[cursor.range].count) cursor = {cursor.range + 1, 0};

@@ -95,8 +95,9 @@ struct RequestSpec {
   Access access = Access::kUpdate;
   std::vector<PageRange> ranges;  // visited in this order
   bool prefetch = false;          // only makes resident what fits the job's share; no runs
-  bool sure = false;  // of a prefetch: it is asked for next, so it comes in place of whatever would
-                      // leave for it then
+  // Of a prefetch: it is asked for next, so it comes in place of what would leave for it then. kFull: the job
+  // is at work, or another hint is.
+  bool sure = false;
 };
 
 struct PageRef {

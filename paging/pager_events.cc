@@ -160,7 +160,7 @@ Status Pager::Impl::Lease(wire::ExtentId id) {
   if (extent->spec.evictable) {
     if (shares_stale) RecomputeShares();
     const std::uint64_t leased = job.leased + extent->spec.pages;
-    const std::uint64_t wanted = leased + LeaseReserve(job, leased);
+    const std::uint64_t wanted = leased + LeaseReserve(job, leased, extent, config.window_pages);
     if (wanted > job.share) {
       return {Code::kFull, "the lease exceeds the job's reserve, its share less what other pages need, by " +
                                Bytes(wanted - job.share) + "; ask for a request instead"};
@@ -219,7 +219,7 @@ std::uint64_t Pager::Impl::Evict(wire::JobId id, std::uint64_t count, Reason rea
 void Pager::Impl::ExpectNothing(Job& job) {
   for (Request* request : job.queue) {
     request->alone = true;
-    if (request->born != 0 && !request->cancelled) EndRequest(*request);
+    if ((request->born != 0 || request->is_sure_hint()) && !request->cancelled) EndRequest(*request);
   }
 }
 

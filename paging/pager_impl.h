@@ -129,6 +129,7 @@ struct Pager::Impl {
   // ---- pager_loads.cc
   void Prefetch(Job& job, Request& request);
   bool PrefetchPage(Job& job, Page& page, bool sure);
+  [[nodiscard]] Page* SureVictim(Job& job, const Page& page);  // null: nobody, or not soon found
   void Claim(Page& page);
   void Unclaim(Page& page);
   void FillClaims(PoolId pool);
@@ -165,7 +166,8 @@ struct Pager::Impl {
   void TrimBudget();
   void TrimJob(Job& job);
   void ShrinkLeases(Job& job);
-  [[nodiscard]] std::uint64_t LeaseReserve(const Job& job, std::uint64_t leased) const;
+  [[nodiscard]] static std::uint64_t LeaseReserve(const Job& job, std::uint64_t leased, const Extent* but,
+                                                  std::uint64_t window);
   [[nodiscard]] Extent* OldestLease(const Job& job) const;  // not yet revoked
   void Revoke(Extent& extent);
 

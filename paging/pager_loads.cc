@@ -1,5 +1,7 @@
 // Claims become frames, frames get loads; prefetches. Dispatcher thread.
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "paging/pager_impl.h"
 
@@ -98,7 +100,7 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
   while (!request.at_end() && request.coming.size() < most) {
     Page& page = *PageAt(request);
     if (page.state == PageState::kHostOnly && !page.claimed) {
-      if (!PrefetchPage(job, page, request.spec.sure)) {
+      if (!PrefetchPage(job, page, request.is_sure_hint())) {
         request.cursor = {request.spec.ranges.size(), 0};
         return;
       }
@@ -108,17 +110,36 @@ void Pager::Impl::Prefetch(Job& job, Request& request) {
   }
 }
 
+// Who leaves for a page that is asked for next: nobody of the same extent, and nobody who came by a hint and
+// was not looked at since. Of those that leave first, a few are looked at.
+Page* Pager::Impl::SureVictim(Job& job, const Page& page) {
+  constexpr std::size_t kMostSpared = 64;
+  const auto spared = [&](const Page& other) {
+    return other.extent == page.extent ||
+           (other.reason == Reason::kPrefetch && other.last_use <= other.arrived);
+  };
+  std::vector<Page*> set_aside;
+  Page* victim = nullptr;
+  while (set_aside.size() < kMostSpared) {
+    victim = job.victims[page.extent->pool].Next(job.clock, job.Mixed());
+    if (victim == nullptr || !spared(*victim)) break;
+    Unlist(*victim);
+    set_aside.push_back(std::exchange(victim, nullptr));
+  }
+  for (Page* other : set_aside) List(*other);
+  return victim;
+}
+
 // Into a free frame up to the job's share; beyond it, or where no frame can be had, only in place of an own
-// page of the same pool that is expected later; `sure`: of another extent.
+// page of the same pool that is expected later; `sure`: of any that SureVictim finds.
 bool Pager::Impl::PrefetchPage(Job& job, Page& page, bool sure) {
   const PoolId pool = page.extent->pool;
   const auto room = [&] { return frames.Available(pool) > 0 || frames.Grow(pool, pending); };
   if ((page.extent->spec.evictable && job.Settled() >= job.Limit()) || !room()) {
-    Page* victim = job.victims[pool].Next(job.clock, job.Mixed());
+    Page* victim = sure ? SureVictim(job, page) : job.victims[pool].Next(job.clock, job.Mixed());
     if (victim == nullptr) return false;
     const bool gives_way =
-        sure ? victim->extent != page.extent
-             : !page.history.empty() && ExpectedUse(*victim, job.clock) > ExpectedUse(page, job.clock);
+        sure || (!page.history.empty() && ExpectedUse(*victim, job.clock) > ExpectedUse(page, job.clock));
     if (!gives_way) return false;
     StartEvict(*victim, Reason::kPrefetch);
   }

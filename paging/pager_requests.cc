@@ -46,6 +46,10 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
     }
     request->extents.push_back(extent);
   }
+  const auto gives_way = [](const Request* other) { return other->of_weight || other->is_sure_hint(); };
+  if (spec.prefetch && spec.sure && !std::all_of(queue->queue.begin(), queue->queue.end(), gives_way)) {
+    return Status(Code::kFull, "the job's queue is not empty");
+  }
   request->id = {++last_request};
   request->job = queue;
   request->by = job;

@@ -75,15 +75,17 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
       extents.push_back({*id, job, small.pages, {job}});
     }
   }
+  void Note(wire::RequestId id) {
+    if (id) requests.push_back(id);
+  }
   void SubmitSomething() {
     if (extents.empty()) return;
     const Known& one = extents[Below(extents.size())];
     if (one.shared) {
       const std::uint64_t first = Below(one.pages);
       const Access access = one.users.size() > 1 ? Access::kRead : static_cast<Access>(Below(3));
-      requests.push_back(d.Ask({one.users[Below(one.users.size())]},
-                               {{one.id, first, Below(one.pages - first + 1)}}, access, Below(5) == 0,
-                               Below(2) == 0));
+      Note(d.Ask({one.users[Below(one.users.size())]}, {{one.id, first, Below(one.pages - first + 1)}},
+                 access, Below(5) == 0, Below(2) == 0));
       return;
     }
     const std::uint64_t job = one.job;
@@ -96,7 +98,7 @@ class RandomOperations : public testing::TestWithParam<std::tuple<Machine, int>>
     }
     const auto access = static_cast<Access>(Below(3));
     const bool prefetch = Below(5) == 0;
-    requests.push_back(d.Ask({job}, ranges, access, prefetch, Below(2) == 0));
+    Note(d.Ask({job}, ranges, access, prefetch, Below(2) == 0));
   }
   void ChangeSomething() {
     const std::uint64_t job = 1 + Below(kJobs);

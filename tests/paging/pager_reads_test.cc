@@ -230,6 +230,49 @@ TEST(Reads, LeasesLeaveRoomForTwoWeightsByTurns) {
   driver.pager.CheckInvariants();
 }
 
+TEST(Reads, AWeightThatIsLeasedItselfNeedsNoRoomByTurns) {
+  Driver driver(Overlapping(120));
+  const Reader reader(driver);
+  const wire::ExtentId large = driver.Extent(reader.job(), 40, true, 0, wire::ExtentKind::kQuantizedWeight);
+  driver.Run(reader.job(), {{large, 0, 40}}, Access::kOverwrite);
+  driver.Run(reader.job(), {{large, 0, 40}}, Access::kRead);
+  ASSERT_TRUE(driver.pager.Lease(large).ok());
+  std::uint64_t leased = 40;
+  for (const wire::ExtentId id : reader.weights()) {
+    driver.Run(reader.job(), {{id, 0, kPages}}, Access::kRead);
+    leased += driver.pager.Lease(id).ok() ? kPages : 0;
+  }
+  EXPECT_EQ(leased, 120 - 2 * kPages);
+  driver.pager.CheckInvariants();
+}
+
+TEST(Reads, WhatIsAskedForNextWaitsForWhatIsUnderWay) {
+  Driver driver(Overlapping(24));
+  Reader reader(driver, false);
+  reader.Iterate();
+  const wire::RequestId read = driver.Ask(reader.job(), {{reader.weights()[3], 0, kPages}}, Access::kRead);
+  driver.Pump();
+  RequestSpec next{reader.job(), Access::kRead, {{reader.weights()[4], 0, kPages}}, true, true};
+  EXPECT_EQ(driver.pager.Submit(next).status().code(), wire::Code::kFull);
+  driver.Settle();
+  EXPECT_EQ(driver.finished.count(read.value), 1U);
+  EXPECT_TRUE(driver.Ask(reader.job(), next.ranges, Access::kRead, true, true));
+  driver.Settle();
+  EXPECT_EQ(driver.pager.FramesOf(reader.weights()[4]), kPages);
+}
+
+TEST(Reads, AnEvictionEndsWhatWasAskedForNext) {
+  Driver driver(Overlapping(24));
+  Reader reader(driver, false);
+  for (int i = 0; i < 3; ++i) reader.Iterate();
+  const wire::ExtentId away = reader.weights()[7];
+  (void)driver.Ask(reader.job(), {{away, 0, kPages}}, Access::kRead, true, true);
+  driver.pager.Evict(reader.job(), 0, Reason::kCommand);
+  driver.Settle();
+  EXPECT_EQ(reader.usage().resident_frames, 0U);
+  EXPECT_TRUE(driver.idle(reader.job()));
+}
+
 TEST(Reads, ALeaseThatThereIsNoRoomForIsRefusedWithoutALoad) {
   Driver driver(Overlapping(24));
   const Reader reader(driver);

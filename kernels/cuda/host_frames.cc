@@ -80,9 +80,8 @@ Result<HostRegion> HostFrames::Reserve(std::uint64_t bytes) {
                       ". Hint: a smaller host budget; with vm.overcommit_memory = 2 all of "
                       "it counts as committed at once");
   }
-  const auto mapped = reinterpret_cast<std::uintptr_t>(region->mapped);
-  region->base =
-      reinterpret_cast<std::byte*>((mapped + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+  const auto beyond = reinterpret_cast<std::uintptr_t>(region->mapped) % kHugePageBytes;
+  region->base = static_cast<std::byte*>(region->mapped) + (kHugePageBytes - beyond) % kHugePageBytes;
   // A hint. With huge pages, pinning takes a fraction of the time.
   madvise(region->mapped, region->mapped_bytes, MADV_HUGEPAGE);
   madvise(region->mapped, region->mapped_bytes, MADV_DONTFORK);

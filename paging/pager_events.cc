@@ -160,7 +160,7 @@ Status Pager::Impl::Lease(wire::ExtentId id) {
   if (extent->spec.evictable) {
     if (shares_stale) RecomputeShares();
     const std::uint64_t leased = job.leased + extent->spec.pages;
-    const std::uint64_t wanted = leased + LeaseReserve(job, leased, extent, config.window_pages);
+    const std::uint64_t wanted = leased + LeaseReserve(job, leased, extent);
     if (wanted > job.share) {
       return {Code::kFull, "the lease exceeds the job's reserve, its share less what other pages need, by " +
                                Bytes(wanted - job.share) + "; ask for a request instead"};

@@ -243,8 +243,7 @@ void Pager::Impl::TrimJob(Job& job) {
 // Frames that leases of `leased` pages leave a job for its other pages: a window, and where weights have to
 // be read by turns, one that is read and one that comes meanwhile, as far as that takes no more than a
 // quarter of what it has. `but`: about to be leased; may be null.
-std::uint64_t Pager::Impl::LeaseReserve(const Job& job, std::uint64_t leased, const Extent* but,
-                                        std::uint64_t window) {
+std::uint64_t Pager::Impl::LeaseReserve(const Job& job, std::uint64_t leased, const Extent* but) const {
   const std::uint64_t others = job.pages - std::min(job.pages, leased);
   std::uint64_t largest = 0;
   for (const Extent* extent : job.extents) {
@@ -253,7 +252,7 @@ std::uint64_t Pager::Impl::LeaseReserve(const Job& job, std::uint64_t leased, co
     if (by_turns && !stays) largest = std::max(largest, extent->spec.pages);
   }
   const std::uint64_t turns = std::min(2 * largest, (job.share - std::min(job.share, job.overdue)) / 4);
-  return std::min(others, std::max(window, turns));
+  return std::min(others, std::max<std::uint64_t>(config.window_pages, turns));
 }
 
 // A job's leases never keep it from having room for its other pages besides.
@@ -264,7 +263,7 @@ void Pager::Impl::ShrinkLeases(Job& job) {
     if (extent->leased && !extent->revoking && extent->spec.evictable) kept += extent->spec.pages;
   }
   // `kept` leaves out what is being revoked, and so does the share that it is measured by.
-  while (kept + LeaseReserve(job, kept, nullptr, config.window_pages) > job.share - job.overdue) {
+  while (kept + LeaseReserve(job, kept) > job.share - job.overdue) {
     Extent* extent = OldestLease(job);
     if (extent == nullptr) return;
     kept -= extent->spec.pages;

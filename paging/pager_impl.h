@@ -166,8 +166,8 @@ struct Pager::Impl {
   void TrimBudget();
   void TrimJob(Job& job);
   void ShrinkLeases(Job& job);
-  [[nodiscard]] static std::uint64_t LeaseReserve(const Job& job, std::uint64_t leased, const Extent* but,
-                                                  std::uint64_t window);
+  [[nodiscard]] std::uint64_t LeaseReserve(const Job& job, std::uint64_t leased,
+                                           const Extent* but = nullptr) const;
   [[nodiscard]] Extent* OldestLease(const Job& job) const;  // not yet revoked
   void Revoke(Extent& extent);
 

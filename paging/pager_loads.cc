@@ -138,9 +138,9 @@ bool Pager::Impl::PrefetchPage(Job& job, Page& page, bool sure) {
   if ((page.extent->spec.evictable && job.Settled() >= job.Limit()) || !room()) {
     Page* victim = sure ? SureVictim(job, page) : job.victims[pool].Next(job.clock, job.Mixed());
     if (victim == nullptr) return false;
-    const bool gives_way =
-        sure || (!page.history.empty() && ExpectedUse(*victim, job.clock) > ExpectedUse(page, job.clock));
-    if (!gives_way) return false;
+    const bool is_later =
+        !page.history.empty() && ExpectedUse(*victim, job.clock) > ExpectedUse(page, job.clock);
+    if (!sure && !is_later) return false;
     StartEvict(*victim, Reason::kPrefetch);
   }
   if (!room()) return false;

@@ -46,14 +46,14 @@ wire::Result<wire::RequestId> Pager::Impl::Submit(const RequestSpec& spec) {
     }
     request->extents.push_back(extent);
   }
+  request->spec = spec;
   const auto gives_way = [](const Request* other) { return other->of_weight || other->is_sure_hint(); };
-  if (spec.prefetch && spec.sure && !std::all_of(queue->queue.begin(), queue->queue.end(), gives_way)) {
+  if (request->is_sure_hint() && !std::all_of(queue->queue.begin(), queue->queue.end(), gives_way)) {
     return Status(Code::kFull, "the job's queue is not empty");
   }
   request->id = {++last_request};
   request->job = queue;
   request->by = job;
-  request->spec = spec;
   request->SkipEmptyRanges();
   DropWaitingHints(*queue);
   queue->queue.push_back(request.get());

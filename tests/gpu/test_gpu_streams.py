@@ -74,18 +74,25 @@ def test_later_work_on_the_stream_sees_the_step(session, trained, expected):
     assert_same(copies, expected)
 
 
+def write_gradients_late(params, step, stream):
+    """They are infinite until the work that `stream` is given here has come to its end."""
+    gpu_training.set_gradients(params, step)
+    values = [p.grad.clone() for p in params]
+    for p in params:
+        p.grad.fill_(float("inf"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(SLEEP_CYCLES // 10)
+        for p, value in zip(params, values):
+            p.grad.copy_(value)
+            value.record_stream(stream)  # it is let go of here, and read later
+
+
 def test_late_gradients_are_waited_for(session, trained, expected):
     """The gradients' values come long after step() has returned."""
     params, optimizer = trained
     for step in range(1, STEPS + 1):
-        gpu_training.set_gradients(params, step)
-        values = [p.grad.clone() for p in params]
-        for p in params:
-            p.grad.fill_(float("inf"))
-        torch.cuda.synchronize()
-        torch.cuda._sleep(SLEEP_CYCLES // 10)
-        for p, value in zip(params, values):
-            p.grad.copy_(value)
+        write_gradients_late(params, step, torch.cuda.current_stream())
         optimizer.step()
     session.synchronize()
     assert_same(params, expected)
@@ -117,15 +124,7 @@ def test_steps_come_behind_what_the_default_stream_waits_for(session, trained, e
     params, optimizer = trained
     side = blocking_stream()
     for step in range(1, STEPS + 1):
-        gpu_training.set_gradients(params, step)
-        values = [p.grad.clone() for p in params]
-        for p in params:
-            p.grad.fill_(float("inf"))
-        torch.cuda.synchronize()
-        with torch.cuda.stream(side):
-            torch.cuda._sleep(SLEEP_CYCLES // 10)
-            for p, value in zip(params, values):
-                p.grad.copy_(value)
+        write_gradients_late(params, step, side)
         optimizer.step()
     session.synchronize()
     assert_same(params, expected)
@@ -136,14 +135,7 @@ def test_steps_on_a_stream_that_the_default_one_blocks_come_behind_that(session,
     params, optimizer = trained
     side = blocking_stream()
     for step in range(1, STEPS + 1):
-        gpu_training.set_gradients(params, step)
-        values = [p.grad.clone() for p in params]
-        for p in params:
-            p.grad.fill_(float("inf"))
-        torch.cuda.synchronize()
-        torch.cuda._sleep(SLEEP_CYCLES // 10)
-        for p, value in zip(params, values):
-            p.grad.copy_(value)
+        write_gradients_late(params, step, torch.cuda.current_stream())
         with torch.cuda.stream(side):
             optimizer.step()
         torch.cuda.synchronize()

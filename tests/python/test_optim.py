@@ -87,6 +87,13 @@ def test_schedulers_hooks_and_closures_work(session):
     assert second < first and calls == ["pre", "post"] * 2
 
 
+def _with_a_gradient(kind, session):
+    """An optimizer of this class, whose one parameter has a gradient."""
+    p = torch.nn.Parameter(torch.ones(300))
+    p.grad = torch.ones_like(p)
+    return kind([p], lr=0.1, session=session)
+
+
 def test_a_class_that_overrides_step_has_its_hooks_once(session):
     class Counted(optim.AdamW32bit):
         def step(self, closure=None):
@@ -94,9 +101,7 @@ def test_a_class_that_overrides_step_has_its_hooks_once(session):
             return super().step(closure)
 
     calls = []
-    p = torch.nn.Parameter(torch.ones(300))
-    p.grad = torch.ones_like(p)
-    optimizer = Counted([p], lr=0.1, session=session)
+    optimizer = _with_a_gradient(Counted, session)
     optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     optimizer.step()
@@ -130,13 +135,11 @@ def _patched(plainly):
 @pytest.mark.parametrize("change", [_as_subclass, _patched(True), _patched(False)])
 @pytest.mark.parametrize("anew", [False, True])
 def test_hooks_are_called_once_whoever_puts_something_around_step(session, monkeypatch, change, anew):
-    p = torch.nn.Parameter(torch.ones(300))
-    p.grad = torch.ones_like(p)
-    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    optimizer = _with_a_gradient(optim.AdamW32bit, session)
     calls = []
     change(optimizer, lambda: calls.append("outer"), monkeypatch)
     if anew:
-        optimizer = type(optimizer)([p], lr=0.1, session=session)
+        optimizer = _with_a_gradient(type(optimizer), session)
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     optimizer.step()
     assert sorted(calls) == ["outer", "post"]
@@ -144,9 +147,7 @@ def test_hooks_are_called_once_whoever_puts_something_around_step(session, monke
 
 @pytest.mark.parametrize("of_all", [True, False])
 def test_hooks_see_steps_from_when_they_are_there(session, of_all):
-    p = torch.nn.Parameter(torch.ones(300))
-    p.grad = torch.ones_like(p)
-    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    optimizer = _with_a_gradient(optim.AdamW32bit, session)
     calls = []
     optimizer.step()
     register = (register_optimizer_step_pre_hook, register_optimizer_step_post_hook)
@@ -161,9 +162,7 @@ def test_hooks_see_steps_from_when_they_are_there(session, of_all):
 
 
 def test_profilers_see_steps_by_their_class(session):
-    p = torch.nn.Parameter(torch.ones(300))
-    p.grad = torch.ones_like(p)
-    optimizer = optim.AdamW32bit([p], lr=0.1, session=session)
+    optimizer = _with_a_gradient(optim.AdamW32bit, session)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         optimizer.step()
     assert "Optimizer.step#AdamW32bit.step" in {event.key for event in profile.key_averages()}

@@ -44,7 +44,8 @@ inline void Apply(FakeDaemon& daemon, const wire::RequestRecord& record) {
 // see: is shown each request before it is applied.
 inline Script GpuScript(std::function<void(FakeDaemon&, const wire::RequestRecord&)> see = {}) {
   Script script;
-  script.device = std::string("cuda ") + testing::kFakeUuid;
+  script.device = "cuda ";
+  script.device += testing::kFakeUuid;
   script.synchronous = false;
   script.on_request = [see = std::move(see)](FakeDaemon& daemon, const wire::RequestRecord& record,
                                              wire::CompletionRecord&) {

@@ -130,7 +130,7 @@ TEST_F(Streams, NobodyAsksForALeaseWhereThereAreNone) {
 TEST_F(Streams, ARefusedLeaseIsAskedForLessAndLessOften) {
   Script script = GpuScript();
   std::vector<int> asked_at;
-  int reads = 0;
+  std::atomic<int> reads{0};
   script.on_request = [&](FakeDaemon& daemon, const wire::RequestRecord& record,
                           wire::CompletionRecord& done) {
     Apply(daemon, record);
@@ -147,6 +147,7 @@ TEST_F(Streams, ARefusedLeaseIsAskedForLessAndLessOften) {
   for (; reads < 600; ++reads) {
     EXPECT_EQ((*weight)->ReadOnStream(Stream(1), [](const auto&) { return Status(); }).code(), Code::kFull);
   }
+  EXPECT_TRUE(Synchronized());
   EXPECT_THAT(asked_at, ::testing::ElementsAre(0, 17, 50, 115, 244, 373, 502));
 }
 

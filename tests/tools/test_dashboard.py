@@ -340,7 +340,7 @@ def test_many_pages_and_jobs_cost_little(page):
     browser.wait("sixteen jobs", lambda: len(column(browser, "name")) == 16)
     shares = []
     for _ in range(20):  # the first holds the compilation of the page; a busy machine makes all dearer
-        shares.append(browser.cpu_share(3.0))
+        shares.append(browser.cpu_share(4.0))  # charts of many jobs are drawn once in this time
         if shares[-1] < 0.05:
             break
     assert min(shares) < 0.05, f"of a core: {shares}"

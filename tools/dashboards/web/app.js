@@ -3,7 +3,7 @@
 
 import { $, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
-import { bucketsFor, spanFor } from "./history.js";
+import { bucketsFor, isMany, spanFor } from "./history.js";
 import { drawLedger } from "./ledger.js";
 import { Maps } from "./maps.js";
 import { Model } from "./model.js";
@@ -15,6 +15,7 @@ import { JobTable, drawEvents, spoken } from "./tables.js";
 
 /* global Chart */
 const TOGETHER_MS = 60;
+const MANY_JOBS_MS = 2000; // between two drawings of what came by itself, with many jobs
 const light = window.matchMedia("(prefers-color-scheme: light)");
 const store = (() => {
   try {
@@ -37,23 +38,26 @@ let pagesText = null; // the newest page map, parsed when it is drawn
 let sizeNumber = 0;
 let asked = false;
 let arriving = 0; // a timer
+let drawn = 0; // when, by performance.now()
 
 function invalidate() {
   if (asked || document.hidden) return;
   asked = true;
   requestAnimationFrame(() => {
     asked = false;
+    drawn = performance.now();
     draw();
   });
 }
 
-// What comes together, a status and its page map, is drawn together.
+// What comes together, a status and its page map, is drawn together. What somebody asks for is drawn at once.
 function news() {
   if (arriving !== 0 || document.hidden) return;
+  const rest = isMany(view.model.jobs.length) ? drawn + MANY_JOBS_MS - performance.now() : 0;
   arriving = setTimeout(() => {
     arriving = 0;
     invalidate();
-  }, TOGETHER_MS);
+  }, Math.max(TOGETHER_MS, rest));
 }
 
 function say(text) {
@@ -108,9 +112,9 @@ function draw() {
   view.end = model.time;
   drawLedger(view);
   view.shownSpan = spanFor(model.history, view.end, view.span);
-  const { width } = bucketsFor(view.shownSpan, model.jobs.length);
+  const { every } = bucketsFor(view.shownSpan, model.jobs.length);
   const known = model.jobs.map((row) => row.key).join("\u0001");
-  const key = [Math.ceil(view.end / width), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, model === taped].join("\u0002");
+  const key = [Math.ceil(view.end / every), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, model === taped].join("\u0002");
   for (const panel of panels) panel.draw(view, key);
   maps.draw(view);
   jobs.draw(view);

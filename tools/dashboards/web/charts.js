@@ -8,6 +8,7 @@ import { ink, mix } from "./palette.js";
 /* global Chart */
 const FAINT = 0.14; // of jobs that are not the one in focus
 const LARGEST_TOOLTIP = 10;
+const UNUSED = { legend: false, title: false, subtitle: false, decimation: false }; // hidden ones work all the same
 const shared = { time: null, from: null, charts: new Set(), asked: false };
 
 function redrawOthers() {
@@ -139,7 +140,7 @@ export class ChartPanel {
         interaction: { mode: "index", axis: "x", intersect: false }, layout: { padding: { top: 6, right: 6 } },
         events: ["mousemove", "mouseout", "touchstart", "touchmove"],
         elements: { point: { radius: 0, hoverRadius: 0, hitRadius: 0 }, line: { borderWidth: 1, tension: 0 } },
-        plugins: { legend: { display: false }, tooltip: tooltipOptions(this) }, scales: axisOptions(this),
+        plugins: { ...UNUSED, tooltip: tooltipOptions(this) }, scales: axisOptions(this),
       },
     });
     shared.charts.add(this.#chart);

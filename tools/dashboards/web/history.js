@@ -123,15 +123,18 @@ function joined(before, times, value, how) {
 
 const MANY = 8;
 
+/** Whether so many jobs are drawn less often, so that what a tab costs stays about the same. */
+export const isMany = (jobs) => jobs > MANY;
+
 /**
- * {width, buckets} in ms for a span, for charts of so many jobs. Charts are redrawn once a bucket, so with many jobs
- * buckets are wider: what a tab costs stays about the same.
+ * {width, buckets, every} for a span, for charts of so many jobs: width of a bucket and how often charts are redrawn, in
+ * ms. With many jobs buckets are wider, and two of them come at once.
  */
 export function bucketsFor(span_ms, jobs = 0) {
-  const most = jobs > MANY ? 90 : 200;
-  const widths = jobs > MANY ? [2000, 5000, 10000] : [1000, 2000, 5000, 10000];
+  const most = isMany(jobs) ? 90 : 200;
+  const widths = isMany(jobs) ? [2000, 5000, 10000] : [1000, 2000, 5000, 10000];
   const width = widths.find((w) => span_ms / w <= most) ?? 10000;
-  return { width, buckets: Math.ceil(span_ms / width) };
+  return { width, buckets: Math.ceil(span_ms / width), every: isMany(jobs) ? 2 * width : width };
 }
 
 /** The span to show: no more than `wanted`, and not much more than there is; grows in few steps. */

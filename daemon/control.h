@@ -32,8 +32,10 @@ class Control {
   void Handle(const ConnectionRef& connection, wire::Packet& packet);
   // Whether a limit or evict message names a job that is here.
   [[nodiscard]] bool Knows(const ConnectionRef& connection, const wire::Packet& packet);
-  // Answers a message with an error where no session and no job is needed to know it. Any thread.
-  static void Refuse(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& why);
+  // Answers a message where no session and no job is needed to know the answer. Any thread.
+  static void Reply(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& status);
+  // Whether `peer` may drain a daemon of user `owner_uid`. Any thread.
+  [[nodiscard]] static wire::Status MayDrain(const Peer& peer, std::uint32_t owner_uid);
 
  private:
   // A reply in the making, with the fds that go beside it.

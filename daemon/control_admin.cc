@@ -83,13 +83,13 @@ bool Control::Knows(const ConnectionRef& connection, const wire::Packet& packet)
   return core_.registry.FindJob(uid == ~0U ? connection->peer.uid : uid, std::string(name)) != nullptr;
 }
 
-void Control::Refuse(const ConnectionRef& connection, const wire::Packet& packet, const Status& why) {
+void Control::Reply(const ConnectionRef& connection, const wire::Packet& packet, const Status& status) {
   wire::ReplyBody body;
-  body.code = static_cast<std::uint32_t>(why.code());
-  wire::CopyText(body.message, why.message());
+  body.code = static_cast<std::uint32_t>(status.code());
+  wire::CopyText(body.message, status.message());
   const wire::MessageHeader header = packet.header();
   const Status sent = wire::SendBody(connection->socket.get(), header.type, header.sequence, body);
-  if (!sent.ok() || why.code() == Code::kProtocol) connection->HangUp();
+  if (!sent.ok() || status.code() == Code::kProtocol) connection->HangUp();
 }
 
 Status Control::Limit(Call& call) {
@@ -132,14 +132,16 @@ Status Control::Evict(Call& call) {
   return {};
 }
 
+Status Control::MayDrain(const Peer& peer, std::uint32_t owner_uid) {
+  if (peer.uid == 0 || peer.uid == owner_uid) return {};
+  return {Code::kPermissionDenied,
+          "only root and the daemon's own user may drain it; you are uid " + std::to_string(peer.uid) + "."};
+}
+
 Status Control::Drain(Call& call) {
-  const std::uint32_t uid = call.connection->peer.uid;
-  if (uid != 0 && uid != core_.settings.owner_uid) {
-    return {Code::kPermissionDenied,
-            "only root and the daemon's own user may drain it; you are uid " + std::to_string(uid) + "."};
-  }
-  hooks_.drain();
-  return {};
+  Status may = MayDrain(call.connection->peer, core_.settings.owner_uid);
+  if (may.ok()) hooks_.drain();
+  return may;
 }
 
 }  // namespace bitpager::daemon

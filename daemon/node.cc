@@ -1,5 +1,8 @@
 #include "daemon/node.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <optional>
@@ -31,17 +34,21 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
                                          const Clock& clock) {
   const Result<std::vector<DeviceListing>> chosen = ChooseDevices(config);
   if (!chosen.ok()) return chosen.status();
-  std::unique_ptr<Node> node(new Node(config, machine, clock));
-  const auto sharers = static_cast<unsigned>(chosen->size());
   for (const DeviceListing& listing : *chosen) {
     if (Status s = kernels::CheckManaged(config.managed, listing); !s.ok()) return s;
+  }
+  const auto sharers = static_cast<unsigned>(chosen->size());
+  return Of(*chosen, config.test_handles, [config, machine, &clock, sharers](const DeviceListing& listing) {
+    return OpenShard(config, machine, clock, listing, sharers);
+  });
+}
+
+std::unique_ptr<Node> Node::Of(const std::vector<DeviceListing>& devices, bool test_handles, Opener open) {
+  std::unique_ptr<Node> node(new Node(test_handles, std::move(open)));
+  for (const DeviceListing& listing : devices) {
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
-        listing,
-        [self, listing, sharers] {
-          return OpenShard(self->config_, self->machine_, self->clock_, listing, sharers);
-        },
-        [self] { self->RequestStop(); }));
+        listing, [self, listing] { return self->open_(listing); }, [self] { self->Ended(); }));
     node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
     Shard* shard = node->shards_.back().get();
     IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
@@ -66,8 +73,8 @@ Status Node::Start(NodeHooks hooks) {
 // On the shard's thread, before its dispatcher runs.
 void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) {
   if (hooks_.ipc_probe && dispatcher.core().device_info.imports_handles) {
-    config_.test_handles ? ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid), {})
-                         : ipc_test.Skip("device.test_handles is false");
+    test_handles_ ? ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid), {})
+                  : ipc_test.Skip("device.test_handles is false");
   }
   dispatcher.control().SetHooks({hooks_.watch, [this] { Drain(); }});
   dispatcher.core().notify = [this, &shard](const Notice& notice) {
@@ -87,27 +94,68 @@ void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) 
 // ---- routes
 
 void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {
-  if (connection->shard != nullptr) return Route(*connection->shard, connection, packet);
-  if (!wire::CheckPacket(*packet).ok()) return Route(*shards_.front(), connection, packet);
+  if (connection->shard != nullptr) {
+    connection->shard->Start();  // once more, where it failed to open
+    return Post(*connection->shard, connection, packet);
+  }
+  if (Status whole = wire::CheckPacket(*packet); !whole.ok()) return Nonsense(connection, packet, whole);
   switch (packet->header().type) {
+    case MessageType::kHello:
+      return Hello(connection, packet);
     case MessageType::kLimit:
     case MessageType::kEvict:
       return Command(connection, std::move(packet));
+    case MessageType::kDrain:
+      return DrainAsked(connection, packet);
     default:
-      break;
+      return Nonsense(connection, packet,
+                      {Code::kProtocol, "this message needs a session: say hello first."});
   }
-  const Result<Shard*> shard = ShardFor(*packet);
-  if (!shard.ok()) {
-    Control::Refuse(connection, *packet, shard.status());
-    return Listener::Handled(connection);
-  }
-  if (packet->header().type == MessageType::kHello) connection->shard = *shard;
-  Route(**shard, connection, packet);
 }
 
-void Node::Route(Shard& shard, const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
-  shard.Start();
-  Post(shard, connection, packet);
+// For whoever comes to stay, a device is opened.
+void Node::Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
+  wire::HelloBody hello;
+  if (!wire::ReadBody(*packet, hello)) {
+    return Nonsense(connection, packet, {Code::kProtocol, "a hello message of the wrong size."});
+  }
+  const Result<Shard*> shard = ShardNamed(wire::TextOf(hello.device));
+  if (!shard.ok()) {
+    return Answer(connection, *packet, shard.status());
+  }
+  connection->shard = *shard;
+  (*shard)->Start();
+  Post(**shard, connection, packet);
+}
+
+// A device that serves says so itself, and counts it; none is opened for it.
+void Node::Nonsense(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet,
+                    const Status& why) {
+  if (Shard* serving = Serving(); serving != nullptr) return Post(*serving, connection, packet);
+  Answer(connection, *packet, why);
+}
+
+// Without a whole header there is nothing to answer.
+void Node::Answer(const ConnectionRef& connection, const wire::Packet& packet, const Status& status) {
+  if (wire::CheckPacket(packet).code() == Code::kProtocol) {
+    connection->HangUp();
+  } else {
+    Control::Reply(connection, packet, status);
+  }
+  Listener::Handled(connection);
+}
+
+// Of a node that no client came for yet, no device is opened only to be closed.
+void Node::DrainAsked(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
+  if (Shard* serving = Serving(); serving != nullptr) return Post(*serving, connection, packet);
+  const Status may = Control::MayDrain(connection->peer, ::getuid());
+  Answer(connection, *packet, may);
+  if (may.ok()) Drain();
+}
+
+Shard* Node::Serving() const {
+  const auto found = std::find_if(shards_.begin(), shards_.end(), [](const auto& s) { return s->Serves(); });
+  return found == shards_.end() ? nullptr : found->get();
 }
 
 void Node::Post(Shard& shard, const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
@@ -116,14 +164,7 @@ void Node::Post(Shard& shard, const ConnectionRef& connection, const std::shared
         dispatcher.OnMessage(connection, *packet);
         Listener::Handled(connection);
       },
-      [connection, packet](const Status& why) {
-        if (wire::CheckPacket(*packet).code() == Code::kProtocol) {
-          connection->HangUp();
-        } else {
-          Control::Refuse(connection, *packet, why);
-        }
-        Listener::Handled(connection);
-      });
+      [connection, packet](const Status& why) { Answer(connection, *packet, why); });
 }
 
 void Node::OnLost(const ConnectionRef& connection) {
@@ -132,14 +173,7 @@ void Node::OnLost(const ConnectionRef& connection) {
                           [](const Status&) {});
 }
 
-// The shard that a hello names; the first one for what names none.
-Result<Shard*> Node::ShardFor(const wire::Packet& packet) {
-  wire::HelloBody hello;
-  if (packet.header().type != MessageType::kHello || !wire::ReadBody(packet, hello))
-    return shards_.front().get();
-  return ShardNamed(wire::TextOf(hello.device));
-}
-
+// The shard of a device; the first one where none is named.
 Result<Shard*> Node::ShardNamed(std::string_view device) {
   if (device.empty()) return shards_.front().get();
   std::string served;
@@ -161,8 +195,7 @@ void Node::Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet
   if (device.empty()) return Seek({connection, std::move(packet), {}}, 0);
   const Result<Shard*> named = ShardNamed(device);
   if (named.ok()) return Post(**named, connection, packet);
-  Control::Refuse(connection, *packet, named.status());
-  Listener::Handled(connection);
+  Answer(connection, *packet, named.status());
 }
 
 // Asks the shards one after the other, each on its own thread; none is waited for.
@@ -179,20 +212,24 @@ void Node::Seek(Search search, std::size_t index) {
 
 void Node::Found(const Search& search) {
   if (search.knowing.size() == 1) return Post(*search.knowing.front(), search.connection, search.packet);
-  if (search.knowing.empty() && shards_.front()->Started()) {
-    return Post(*shards_.front(), search.connection, search.packet);
+  if (Shard* serving = Serving(); search.knowing.empty() && serving != nullptr) {
+    return Post(*serving, search.connection, search.packet);
   }
   std::string where;
   for (const Shard* shard : search.knowing) where += (where.empty() ? "" : ", ") + shard->listing().uuid;
-  Control::Refuse(search.connection, *search.packet,
-                  search.knowing.empty()
-                      ? Status(Code::kNotFound, "no job is here yet.")
-                      : Status(Code::kInvalidArgument, "this job is on several devices: " + where +
-                                                           ". Hint: name one with --device."));
-  Listener::Handled(search.connection);
+  Answer(search.connection, *search.packet,
+         search.knowing.empty() ? Status(Code::kNotFound, "no job is here yet.")
+                                : Status(Code::kInvalidArgument, "this job is on several devices: " + where +
+                                                                     ". Hint: name one with --device."));
 }
 
 // ---- the whole
+
+// A shard that was drained leaves the others to theirs; one that failed, or was told to stop, is the end.
+void Node::Ended() {
+  if (draining_.load(std::memory_order_acquire) && Serving() != nullptr) return;
+  RequestStop();
+}
 
 void Node::RequestStop() {
   for (const auto& shard : shards_) shard->RequestStop();
@@ -204,7 +241,7 @@ void Node::Drain() {
   }
   bool any = false;
   for (const auto& shard : shards_) {
-    if (!shard->Started()) continue;
+    if (!shard->Serves()) continue;
     any = true;
     shard->Post([](Dispatcher& dispatcher) { dispatcher.Drain(); }, [](const Status&) {});
   }

@@ -43,6 +43,11 @@ class Node {
   [[nodiscard]] static wire::Result<std::unique_ptr<Node>> Make(const Config& config,
                                                                 const MachineFacts& machine,
                                                                 const Clock& clock);
+  // Opens what serves one of the devices; on the thread that is to run it.
+  using Opener = std::function<wire::Result<Shard::Parts>(const kernels::DeviceListing&)>;
+  // Of these devices, at least one. test_handles: whether IpcSelfTest runs where it can.
+  [[nodiscard]] static std::unique_ptr<Node> Of(const std::vector<kernels::DeviceListing>& devices,
+                                                bool test_handles, Opener open);
   ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -78,31 +83,33 @@ class Node {
     std::vector<Shard*> knowing;
   };
 
-  Node(const Config& config, const MachineFacts& machine, const Clock& clock)
-      : config_(config), machine_(machine), clock_(clock) {}
+  Node(bool test_handles, Opener open) : test_handles_(test_handles), open_(std::move(open)) {}
+  void Ended();
   void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
   template <typename T>
   [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
                                                                 std::uint64_t argument);
-  // Starts the shard if need be: for whoever comes to stay.
-  static void Route(Shard& shard, const ConnectionRef& connection,
-                    const std::shared_ptr<wire::Packet>& packet);
   // Refuses where the shard does not serve.
   static void Post(Shard& shard, const ConnectionRef& connection,
                    const std::shared_ptr<wire::Packet>& packet);
-  [[nodiscard]] wire::Result<Shard*> ShardFor(const wire::Packet& packet);
+  static void Answer(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& status);
+  void Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet);
+  void Nonsense(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet,
+                const wire::Status& why);
+  void DrainAsked(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet);
+  // The first shard that serves or is about to; null where none is.
+  [[nodiscard]] Shard* Serving() const;
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
   void Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet);
   void Seek(Search search, std::size_t index);
   void Found(const Search& search);
 
-  const Config config_;
-  const MachineFacts machine_;
-  const Clock& clock_;
+  const bool test_handles_;
+  const Opener open_;
   NodeHooks hooks_;
   std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
   std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
-  std::atomic<bool> draining_{false};                    // partner: Prepare's look when a device was opened
+  std::atomic<bool> draining_{false};  // partners: the looks of Prepare and Ended, on shards' threads
 };
 
 }  // namespace bitpager::daemon

@@ -22,9 +22,9 @@ void Shard::Start() {
   if (failed.joinable()) failed.join();
 }
 
-bool Shard::Started() const {
+bool Shard::Serves() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return state_ != State::kIdle;
+  return state_ == State::kOpening || state_ == State::kServing;
 }
 
 Status Shard::AwaitOpen() {

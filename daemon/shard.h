@@ -47,7 +47,8 @@ class Shard {
   // Posts to the dispatcher; while the device is being opened the call waits. kNotFound to `refused` when it
   // was never started, the open's error when that failed, kDraining when it has ended.
   void Post(Call call, Refused refused);
-  [[nodiscard]] bool Started() const;
+  // Whether it has a dispatcher or is about to have one.
+  [[nodiscard]] bool Serves() const;
   // Before Start: called with the new dispatcher before it runs.
   void SetPrepare(Call prepare) { prepare_ = std::move(prepare); }
   void RequestStop();

@@ -61,7 +61,7 @@ TEST_F(ShardTest, EndsUnstartedWhenStopped) {
 TEST_F(ShardTest, IsNotStartedAfterItWasStopped) {
   shard_.RequestStop();
   shard_.Start();
-  EXPECT_FALSE(shard_.Started());
+  EXPECT_FALSE(shard_.Serves());
   Status why;
   shard_.Post([](Dispatcher&) { FAIL(); }, [&](const Status& refused) { why = refused; });
   EXPECT_EQ(why.code(), Code::kDraining);

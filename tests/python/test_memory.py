@@ -110,6 +110,23 @@ def test_the_documentation_names_every_key(small):
     assert first_cells("scalar") == telemetry.SCALARS.keys()
 
 
+def test_the_documentation_names_every_key_of_the_status(small):
+    text = (pathlib.Path(__file__).resolve().parents[2] / "client" / "python" / "docs" / "telemetry.md").read_text()
+    section = text.split("\n## The status\n")[1].split("\n## ")[0]
+    tables = {heading: set(re.findall(r"`(\w+)`", section.split(f"\n| {heading} | meaning |\n")[1].split("\n\n")[0]))
+              for heading in ("key", "key of a device", "key of a job")}  # fmt: skip
+    prose = set(re.findall(r"`(\w+)`", section))
+    _, optimizer = train(small, 100_000)
+    status = telemetry.status()
+    totals = {*status["totals"], *status["totals"]["http"]}
+    assert status.keys() | totals <= tables["key"]
+    assert status["devices"][0].keys() | status["devices"][0]["link"].keys() <= tables["key of a device"]
+    extents = status["jobs"][0]["extents"][0]
+    assert status["jobs"][0].keys() | extents.keys() | status["jobs"][0]["saved_bytes"].keys() <= tables["key of a job"]
+    assert status["sessions"][0].keys() <= prose
+    del optimizer
+
+
 def test_who_is_not_there_is_an_error_that_names_those_who_are(small):
     with pytest.raises(bitpager.NotFoundError, match=r"'nobody'.*jobs there: mine"):
         bitpager.memory_stats(job="nobody")

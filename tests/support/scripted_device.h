@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "kernels/device.h"
@@ -30,6 +31,7 @@ class ScriptedDevice : public kernels::Device {
   bool hold_signals = false;   // words are stored, and reported as done, by ReleaseSignals
   // Not 0: what Info tells instead of the device's own.
   std::uint32_t launch_pages = 0;
+  std::string uuid;  // likewise, where it is not empty
   // Not 0: memory of its own, of so many bytes, of which others hold some.
   std::uint64_t card_bytes = 0;
   std::uint64_t others_bytes = 0;
@@ -48,6 +50,7 @@ class ScriptedDevice : public kernels::Device {
   [[nodiscard]] kernels::DeviceInfo Info() const override {
     kernels::DeviceInfo info = inner_->Info();
     if (launch_pages > 0) info.launch_pages = launch_pages;
+    if (!uuid.empty()) info.uuid = uuid;
     if (card_bytes > 0) info.in_host_memory = false;
     return info;
   }

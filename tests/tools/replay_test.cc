@@ -133,6 +133,19 @@ TEST(Simulate, RefusesABudgetUnderOneWindow) {
   EXPECT_EQ(Simulate(*trace, config).status().code(), wire::Code::kBudgetExceeded);
 }
 
+TEST(Simulate, RunsInLittleWithTheWindowThatFits) {
+  auto trace = MakeTrace("two-jobs");
+  ASSERT_TRUE(trace.ok());
+  EXPECT_EQ(WindowThatFits(*trace, 63), 31U);
+  EXPECT_EQ(WindowThatFits(*trace, 64), SimulatorConfig{}.window_pages);
+  EXPECT_EQ(WindowThatFits(*trace, trace->pages()), SimulatorConfig{}.window_pages);
+  EXPECT_EQ(WindowThatFits(*trace, 1), 1U);
+  SimulatorConfig config;
+  config.frames = 15;
+  config.window_pages = WindowThatFits(*trace, config.frames);
+  EXPECT_TRUE(Simulate(*trace, config).ok());
+}
+
 TEST(MakeTrace, NamesTheTracesThatExist) {
   EXPECT_NE(MakeTrace("nothing").status().message().find("checkpointing"), std::string::npos);
 }

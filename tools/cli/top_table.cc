@@ -93,6 +93,7 @@ constexpr std::array kColumns = {
     Column{"STALL", 5, RateWeight<&JobRates::stall_ratio>, RateCell<&JobRates::stall_ratio, Percent>},
     Column{"EVICT/s", 7, RateWeight<&JobRates::evictions>, RateCell<&JobRates::evictions, Decimal>},
     Column{"HOST", 10, CountWeight<&JobSnapshot::host_bytes>, BytesCell<&JobSnapshot::host_bytes>},
+    Column{"BUFFERS", 10, CountWeight<&JobSnapshot::buffer_bytes>, BytesCell<&JobSnapshot::buffer_bytes>},
     Column{"DIRTY", 10, CountWeight<&JobSnapshot::dirty_bytes>, BytesCell<&JobSnapshot::dirty_bytes>},
     Column{"SHARE", 10, CountWeight<&JobSnapshot::share_bytes>, BytesCell<&JobSnapshot::share_bytes>},
     Column{"QUOTA", 10, CountWeight<&JobSnapshot::device_quota_bytes>,

@@ -17,7 +17,7 @@ struct Options {
   std::vector<std::string> synthetic;
   std::vector<std::string> policies = {"lru", "clock", "scan"};
   std::string budget = "50%";
-  std::uint32_t window = SimulatorConfig{}.window_pages;
+  std::uint32_t window = 0;  // 0: the largest that fits, which is said where it is not the daemon's
   bool json = false;
 };
 
@@ -85,13 +85,21 @@ int Fail(const wire::Status& status) {
 int ReplayOne(const Trace& trace, const Options& options, nlohmann::json& rows) {
   auto frames = FramesOf(options.budget, trace.pages());
   if (!frames.ok()) return Fail(frames.status());
-  for (const std::string& policy : options.policies) {
-    SimulatorConfig config;
-    config.policy = PolicyOf(policy);
-    config.frames = *frames;
+  SimulatorConfig config;
+  config.frames = *frames;
+  if (options.window != 0) {
     config.window_pages = options.window;
+  } else if (const std::uint32_t fits = WindowThatFits(trace, *frames); fits != config.window_pages) {
+    std::fprintf(stderr, "replay: %s: windows of %u pages: longer ones do not fit %llu frames\n",
+                 Plain(trace.name).c_str(), fits, static_cast<unsigned long long>(*frames));
+    config.window_pages = fits;
+  }
+  for (const std::string& policy : options.policies) {
+    config.policy = PolicyOf(policy);
     auto outcome = Simulate(trace, config);
-    if (!outcome.ok()) return Fail(outcome.status());
+    if (!outcome.ok()) {
+      return Fail({outcome.status().code(), outcome.status().message() + " (--budget, --window)"});
+    }
     if (options.json) {
       rows.push_back(RowOf(trace, *frames, policy, *outcome));
     } else {
@@ -191,9 +199,8 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"lru", "clock", "scan"}));
   app.add_option("--budget", options.budget, "device frames, or a percentage of the trace's pages")
       ->capture_default_str();
-  app.add_option("--window", options.window, "pages that one run touches at most")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  app.add_option("--window", options.window, "pages that one run touches at most; 32, or as many as fit")
+      ->check(CLI::Range(1, 4096));
   app.add_flag("--json", options.json, "rows as JSON");
   CLI11_PARSE(app, argc, argv);
   if (options.paths.empty() && options.synthetic.empty())

@@ -1,5 +1,6 @@
 #include "tools/replay_main/simulate.h"
 
+#include <algorithm>
 #include <deque>
 #include <unordered_map>
 
@@ -157,6 +158,12 @@ Outcome Simulator::Result() const {
 }
 
 }  // namespace
+
+std::uint32_t WindowThatFits(const Trace& trace, std::uint64_t frames) {
+  const std::uint64_t jobs = std::max<std::uint64_t>(1, trace.jobs.size());
+  const std::uint64_t longest = SimulatorConfig{}.window_pages;
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(frames / jobs, 1, longest));
+}
 
 wire::Result<Outcome> Simulate(const Trace& trace, const SimulatorConfig& config) {
   Simulator simulator(trace, config);

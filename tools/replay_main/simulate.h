@@ -26,6 +26,10 @@ struct Outcome {
       0;  // pages in during the last tenth of the visits, when the policy has learned
 };
 
+// The largest window, no longer than the daemon's, of which every job of the trace can keep one in so many
+// frames; at least a page.
+[[nodiscard]] std::uint32_t WindowThatFits(const Trace& trace, std::uint64_t frames);
+
 // Time is counted in pages: each queue moves or computes one page a tick, all three at once. A job submits
 // its next request when the previous one is done. kBudgetExceeded when a window of each job does not fit;
 // kInternal when the pager stops before the trace is done.

@@ -128,7 +128,7 @@ class Session:
         """Has pages leave the GPU until `size` (bytes or "4GiB") of it is free for what this process is about to
         allocate there; returns the bytes free. The daemon keeps the room for some seconds, then pages may return.
 
-        timeout: seconds. BudgetExceededError: all that can leave has left, and it is not enough; TimeoutError: pages
+        timeout: seconds. BudgetError: all that can leave has left, and it is not enough; TimeoutError: pages
         are still leaving."""
         free = ctypes.c_uint64()
         code = _lib.lib().bp_make_room(self.handle, parse_bytes(size), int(timeout * 1000), ctypes.byref(free))
@@ -254,14 +254,15 @@ def connect(
 ) -> Session:
     """Attaches to a bitpagerd and returns the Session.
 
-    socket: path; None: BITPAGER_SOCKET, the system's, the user's, and with spawn a private daemon started for this
-    user, which ends with its last client. job: name (None: BITPAGER_JOB or "<program>-<pid>"); rank: of this process in
-    the job (None: RANK, which torchrun and accelerate set, else 0). weight: the job's share against other jobs (0: the
-    daemon's default). device_quota, host_quota: bytes or "8GiB" (None: the daemon's default). linger: seconds that
-    pages outlive the job's last session (None: the daemon's default, 0: none). client: a name shown to people. threads:
-    for copies on this side (0: the processors this process may use). default: make this the session that optimizers and
-    layers use when none is named, unless there is one already. device: which device the pages are for: "cuda:0", a
-    torch.device, a UUID ("GPU-..."), "cpu"; None: the daemon's first. A private daemon serves one device.
+    socket: path; None: BITPAGER_SOCKET's and no other; where that is not set the system's, the user's, and with spawn a
+    private daemon started for this user, which ends with its last client. job: name (None: BITPAGER_JOB or
+    "<program>-<pid>"); rank: of this process in the job (None: RANK, which torchrun and accelerate set, else 0).
+    weight: the job's share against other jobs (0: the daemon's default). device_quota, host_quota: bytes or "8GiB"
+    (None: the daemon's default). linger: seconds that pages outlive the job's last session (None: the daemon's default,
+    0: none). client: a name shown to people. threads: for copies on this side (0: the processors this process may use).
+    default: make this the session that optimizers and layers use when none is named, unless there is one already.
+    device: which device the pages are for: "cuda:0", a torch.device, a UUID ("GPU-..."), "cpu"; None: the daemon's
+    first. A private daemon serves one device.
 
     Raises UnreachableError, PermissionDeniedError, VersionError, AlreadyExistsError, ValueError.
     """

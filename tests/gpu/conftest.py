@@ -1,7 +1,8 @@
 """Fixtures of the GPU tests: private daemons on the first GPU, jobs in processes of their own, recorded results.
 
 Every test here is skipped, with the reason, where torch sees no GPU. Programs: BITPAGERD, else those of the bundle or
-of the build folder. A test that hangs ends the run with its stack after HANG_S seconds.
+of the build folder. A test that hangs ends the run with its stack after HANG_S seconds. BITPAGER_GPU_MPS=1: all of it
+under an MPS daemon of the run's own; tests of what MPS gives up are skipped.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ GOLDEN = ROOT / "tests" / "golden"
 PACKAGE = ROOT / "client" / "python"
 HANG_S = 240
 BUILD_S = 600  # compiling against torch's headers, on a busy machine
+UNDER_MPS = os.environ.get("BITPAGER_GPU_MPS") == "1"
 
-sys.path[:0] = [str(HERE), str(ROOT / "tools")]
+sys.path[:0] = [str(HERE), str(ROOT / "tools"), str(ROOT / "tools" / "benchmarks")]
 if PACKAGE.is_dir() and os.environ.get("BITPAGER_TEST_INSTALLED") != "1":
     os.environ.setdefault("BITPAGER_BUILD_DIR", str(ROOT / "build" / "release"))
     sys.path.insert(0, str(PACKAGE))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
 
 from gpu_daemon import GpuDaemon, Job, connect  # noqa: E402 - behind the paths
+from gpu_mps import mps  # noqa: E402
 
 
 def no_gpu():
@@ -43,13 +46,24 @@ def no_gpu():
 def pytest_collection_modifyitems(items):
     here = [item for item in items if HERE in pathlib.Path(item.fspath).parents]
     reason = no_gpu() if here else None
-    if reason:
-        for item in here:
+    for item in here:
+        if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+        elif UNDER_MPS and item.get_closest_marker("isolation"):
+            item.add_marker(pytest.mark.skip(reason="MPS: a fault in one client ends them all"))
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"hang_s(seconds): how long the test may take; {HANG_S} without it")
+    config.addinivalue_line("markers", "isolation: a client's fault ends that client alone, which MPS cannot promise")
+    if not UNDER_MPS:
+        return
+    running = contextlib.ExitStack()
+    try:
+        running.enter_context(mps())  # before anything here makes a context
+    except RuntimeError as why:
+        raise pytest.UsageError(f"BITPAGER_GPU_MPS=1: {why}") from why
+    config.add_cleanup(running.close)
 
 
 @pytest.fixture(scope="session")

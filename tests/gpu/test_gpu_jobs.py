@@ -111,6 +111,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.isolation
 def test_a_fault_in_one_client_leaves_the_others_working(daemon, start_job, tmp_path):
     steady = begun(start_job, daemon)
     script = tmp_path / "wild.py"

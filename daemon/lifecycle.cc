@@ -12,8 +12,7 @@ using wire::Status;
 
 Status Lifecycle::CheckRoom(const Peer& peer) const {
   if (core_.draining) {
-    return {Code::kDraining,
-            "the daemon is draining and takes no new sessions. Hint: wait for its successor."};
+    return {Code::kDraining, kDrainsText};
   }
   if (core_.registry.sessions().size() >= core_.settings.max_sessions) {
     return {Code::kBudgetExceeded, "the daemon serves " + std::to_string(core_.settings.max_sessions) +

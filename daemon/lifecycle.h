@@ -16,6 +16,10 @@
 
 namespace bitpager::daemon {
 
+// What a newcomer is told with kDraining.
+inline constexpr const char* kDrainsText =
+    "the daemon is draining and takes no new sessions. Hint: wait for its successor.";
+
 class Lifecycle {
  public:
   Lifecycle(Core& core, Leases& leases, Sharing& sharing) : core_(core), leases_(leases), sharing_(sharing) {}

@@ -9,6 +9,7 @@
 
 #include "client/wire/messages.h"
 #include "client/wire/text.h"
+#include "daemon/lifecycle.h"
 #include "daemon/listener.h"
 #include "daemon/observe.h"
 #include "daemon/open_shard.h"
@@ -48,7 +49,8 @@ std::unique_ptr<Node> Node::Of(const std::vector<DeviceListing>& devices, bool t
   for (const DeviceListing& listing : devices) {
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
-        listing, [self, listing] { return self->open_(listing); }, [self] { self->Ended(); }));
+        listing, [self, listing] { return self->open_(listing); },
+        [self](bool opened) { self->Ended(opened); }));
     node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
     Shard* shard = node->shards_.back().get();
     IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
@@ -122,6 +124,9 @@ void Node::Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Pa
   const Result<Shard*> shard = ShardNamed(wire::TextOf(hello.device));
   if (!shard.ok()) {
     return Answer(connection, *packet, shard.status());
+  }
+  if (draining_.load(std::memory_order_acquire) && !(*shard)->Serves()) {
+    return Answer(connection, *packet, {Code::kDraining, kDrainsText});
   }
   connection->shard = *shard;
   (*shard)->Start();
@@ -225,10 +230,11 @@ void Node::Found(const Search& search) {
 
 // ---- the whole
 
-// A shard that was drained leaves the others to theirs; one that failed, or was told to stop, is the end.
-void Node::Ended() {
-  if (draining_.load(std::memory_order_acquire) && Serving() != nullptr) return;
-  RequestStop();
+// A shard that was drained leaves the others to theirs; one that failed, or was told to stop, is the end. A
+// device that could not be opened may be tried again.
+void Node::Ended(bool opened) {
+  const bool draining = draining_.load(std::memory_order_acquire);
+  if (draining ? Serving() == nullptr : opened) RequestStop();
 }
 
 void Node::RequestStop() {

@@ -84,7 +84,7 @@ class Node {
   };
 
   Node(bool test_handles, Opener open) : test_handles_(test_handles), open_(std::move(open)) {}
-  void Ended();
+  void Ended(bool opened);
   void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
   template <typename T>
   [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
@@ -109,7 +109,7 @@ class Node {
   NodeHooks hooks_;
   std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
   std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
-  std::atomic<bool> draining_{false};  // partners: the looks of Prepare and Ended, on shards' threads
+  std::atomic<bool> draining_{false};                    // partners: the looks of Hello, Prepare and Ended
 };
 
 }  // namespace bitpager::daemon

@@ -100,6 +100,7 @@ void Shard::Run() {
   changed_.notify_all();
   if (!parts.ok()) {
     for (const Waiting& one : waiting) one.refused(parts.status());
+    ended_(false);
     return;
   }
   let_go_ = parts->dispatcher->Run();
@@ -109,7 +110,7 @@ void Shard::Run() {
     state_ = State::kEnded;
   }
   changed_.notify_all();
-  ended_();
+  ended_(true);
   // The device goes on the thread that made its calls.
   if (!let_go_) {
     static_cast<void>(parts->dispatcher.release());

@@ -31,7 +31,10 @@ class Shard {
   // Runs instead, on the caller's or the shard's thread, when there is no dispatcher.
   using Refused = std::function<void(const wire::Status&)>;
 
-  Shard(kernels::DeviceListing listing, Open open, std::function<void()> ended)
+  // ended(opened): there is no dispatcher any more; `opened`: there was one. On the shard's thread.
+  using Ended = std::function<void(bool opened)>;
+
+  Shard(kernels::DeviceListing listing, Open open, Ended ended)
       : listing_(std::move(listing)), open_(std::move(open)), ended_(std::move(ended)) {}
   ~Shard();  // stops and joins
   Shard(const Shard&) = delete;
@@ -65,7 +68,7 @@ class Shard {
 
   const kernels::DeviceListing listing_;
   const Open open_;
-  const std::function<void()> ended_;
+  const Ended ended_;
   Call prepare_ = [](Dispatcher&) {};
 
   mutable std::mutex mutex_;

@@ -90,6 +90,7 @@ class Nodes : public ::testing::Test {
   }
 
   wire::Result<Shard::Parts> OpenOne(const kernels::DeviceListing& listing) {
+    if (hold_) hold_->get_future().wait();
     {
       const std::lock_guard lock(mutex_);
       opened_.push_back(listing.uuid);
@@ -138,9 +139,10 @@ class Nodes : public ::testing::Test {
 
   const Clock clock_;
   std::mutex mutex_;
-  std::vector<std::string> opened_;  // guarded by mutex_
-  std::set<std::string> broken_;     // guarded by mutex_
-  std::string faulty_;               // set before it is opened
+  std::vector<std::string> opened_;         // guarded by mutex_
+  std::set<std::string> broken_;            // guarded by mutex_
+  std::string faulty_;                      // set before it is opened
+  std::optional<std::promise<void>> hold_;  // likewise: until when opening takes
   std::atomic<std::size_t> sessions_{0};
   std::unique_ptr<Node> node_ =
       Node::Of({ListingOf("left"), ListingOf("right")}, false,
@@ -265,6 +267,30 @@ TEST_F(Nodes, DrainThoughADeviceCouldNotBeOpened) {
   EXPECT_EQ(line.client->Hello(HelloOf("job", "left")).code(), Code::kDeviceFault);
   Line root = Connect(kRoot);
   EXPECT_TRUE(root.client->AskBare(MessageType::kDrain).ok());
+  EXPECT_TRUE(Ends(milliseconds(5'000)));
+}
+
+TEST_F(Nodes, TakeNobodyWhileTheyDrain) {
+  Line left = Open("a", "left");
+  Line root = Connect(kRoot);
+  EXPECT_TRUE(root.client->AskBare(MessageType::kDrain).ok());
+  Line late = Connect();
+  EXPECT_EQ(late.client->Hello(HelloOf("late", "right")).code(), Code::kDraining);
+  EXPECT_THAT(opened(), ::testing::ElementsAre("left"));
+  Lose(left);
+  EXPECT_TRUE(Ends(milliseconds(5'000)));
+}
+
+TEST_F(Nodes, DrainThoughADeviceThatOpensMeanwhileCannotBeOpened) {
+  Break("left", true);
+  hold_.emplace();
+  Line line = Connect();
+  line.client->Send(MessageType::kHello, HelloOf("job", "left"));
+  Listen(line.connection);
+  node_->Drain();
+  EXPECT_FALSE(Ends(milliseconds(50))) << "it may still open";
+  hold_->set_value();
+  EXPECT_EQ(line.client->Receive().code(), Code::kDeviceFault);
   EXPECT_TRUE(Ends(milliseconds(5'000)));
 }
 

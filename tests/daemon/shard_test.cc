@@ -37,7 +37,7 @@ class ShardTest : public ::testing::Test {
   Status refusal_;
   std::atomic<int> opened_{0};
   std::atomic<int> ended_{0};
-  Shard shard_{{}, [this] { return Open(); }, [this] { ++ended_; }};
+  Shard shard_{{}, [this] { return Open(); }, [this](bool opened) { ended_ += opened ? 1 : 0; }};
 };
 
 TEST_F(ShardTest, IsAwaitedWhileNobodyCame) {

@@ -66,8 +66,16 @@ bool NeedsSession(MessageType type) {
 }  // namespace
 
 void Control::Handle(const ConnectionRef& connection, wire::Packet& packet) {
+  Handle(connection, packet, core_.registry.FindSession(connection->session));
+}
+
+void Control::HandleCommand(const ConnectionRef& connection, wire::Packet& packet) {
+  Handle(connection, packet, nullptr);
+}
+
+void Control::Handle(const ConnectionRef& connection, wire::Packet& packet, Session* session) {
   Answer answer;
-  Call call{connection, packet, core_.registry.FindSession(connection->session), answer};
+  Call call{connection, packet, session, answer};
   Status status = wire::CheckPacket(packet);
   // Without a whole header there is nothing to answer.
   if (status.code() == Code::kProtocol) {
@@ -144,8 +152,8 @@ Status Control::Answered(Call& call) {
       return Limit(call);
     case MessageType::kEvict:
       return Evict(call);
-    case MessageType::kDrain:
-      return Drain(call);
+    case MessageType::kDrain:  // the node's
+      break;
   }
   return {Code::kProtocol, "unknown message type " + std::to_string(static_cast<unsigned>(type)) + "."};
 }
@@ -201,7 +209,7 @@ Status Control::TakePidfd(Call& call, Session& session) {
   if (!IsPidfd(call.packet.fds[0].get())) {
     return {Code::kInvalidArgument, "the fd that came with hello is not a pidfd."};
   }
-  return hooks_.watch(call.connection, std::move(call.packet.fds[0]));
+  return watch_(call.connection, std::move(call.packet.fds[0]));
 }
 
 Status Control::Detach(Call& call) {

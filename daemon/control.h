@@ -17,16 +17,12 @@ namespace bitpager::daemon {
 
 class Control {
  public:
-  // What happens outside: the listener watches a client's pidfd; the daemon drains.
-  struct Hooks {
-    std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)> watch =
-        [](const ConnectionRef&, wire::UniqueFd) { return wire::Status(); };
-    std::function<void()> drain = [] {};
-  };
+  // The listener watches a client's pidfd.
+  using Watch = std::function<wire::Status(const ConnectionRef&, wire::UniqueFd)>;
 
   Control(Core& core, Lifecycle& lifecycle, Tasks& tasks, Pressure& pressure)
       : core_(core), lifecycle_(lifecycle), tasks_(tasks), pressure_(pressure) {}
-  void SetHooks(Hooks hooks) { hooks_ = std::move(hooks); }
+  void SetWatch(Watch watch) { watch_ = std::move(watch); }
 
   // Handles one message and answers it. The connection is hung up when it breaks the protocol.
   void Handle(const ConnectionRef& connection, wire::Packet& packet);
@@ -34,8 +30,8 @@ class Control {
   [[nodiscard]] bool Knows(const ConnectionRef& connection, const wire::Packet& packet);
   // Answers a message where no session and no job is needed to know the answer. Any thread.
   static void Reply(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& status);
-  // Whether `peer` may drain a daemon of user `owner_uid`. Any thread.
-  [[nodiscard]] static wire::Status MayDrain(const Peer& peer, std::uint32_t owner_uid);
+  // As Handle, of a limit or evict from a connection that has no session here and may have one elsewhere.
+  void HandleCommand(const ConnectionRef& connection, wire::Packet& packet);
 
  private:
   // A reply in the making, with the fds that go beside it.
@@ -53,6 +49,7 @@ class Control {
     Answer& answer;
   };
 
+  void Handle(const ConnectionRef& connection, wire::Packet& packet, Session* session);
   [[nodiscard]] wire::Status Answered(Call& call);
   void TellRefusal(const Call& call, const wire::Status& why);
   [[nodiscard]] wire::Status Hello(Call& call);
@@ -69,7 +66,6 @@ class Control {
   [[nodiscard]] wire::Status MakeRoom(Call& call);
   [[nodiscard]] wire::Status Limit(Call& call);
   [[nodiscard]] wire::Status Evict(Call& call);
-  [[nodiscard]] wire::Status Drain(Call& call);
   // The job that a command names, when the caller may command it.
   [[nodiscard]] wire::Result<Job*> CommandedJob(const Peer& peer, std::string_view name, std::uint32_t uid);
 
@@ -77,7 +73,7 @@ class Control {
   Lifecycle& lifecycle_;
   Tasks& tasks_;
   Pressure& pressure_;
-  Hooks hooks_;
+  Watch watch_ = [](const ConnectionRef&, wire::UniqueFd) { return wire::Status(); };
 };
 
 }  // namespace bitpager::daemon

@@ -1,4 +1,4 @@
-// The half of Control that reads and commands jobs: usage, limit, evict, drain.
+// The half of Control that reads and commands jobs: usage, limit, evict.
 #include <cmath>
 #include <string>
 
@@ -130,18 +130,6 @@ Status Control::Evict(Call& call) {
   call.answer.body.values[0] = core_.pager.Evict((*job)->id, wanted, paging::Reason::kCommand) * page;
   tasks_.Touch();
   return {};
-}
-
-Status Control::MayDrain(const Peer& peer, std::uint32_t owner_uid) {
-  if (peer.uid == 0 || peer.uid == owner_uid) return {};
-  return {Code::kPermissionDenied,
-          "only root and the daemon's own user may drain it; you are uid " + std::to_string(peer.uid) + "."};
-}
-
-Status Control::Drain(Call& call) {
-  Status may = MayDrain(call.connection->peer, core_.settings.owner_uid);
-  if (may.ok()) hooks_.drain();
-  return may;
 }
 
 }  // namespace bitpager::daemon

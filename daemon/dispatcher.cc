@@ -102,6 +102,12 @@ void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet
   sessions_changed_(core_.registry.sessions().size());
 }
 
+void Dispatcher::OnCommand(const ConnectionRef& connection, wire::Packet& packet) {
+  control_.HandleCommand(connection, packet);
+  tasks_.Touch();
+  next_expiry_ns_ = 0;
+}
+
 void Dispatcher::OnLost(const ConnectionRef& connection) {
   if (connection->session) lifecycle_.Close(connection->session, false);
 }

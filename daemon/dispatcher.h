@@ -37,6 +37,8 @@ class Dispatcher {
 
   // ---- dispatcher thread
   void OnMessage(const ConnectionRef& connection, wire::Packet& packet);
+  // A limit or evict of a connection that this device does not serve: of another's, or nobody's.
+  void OnCommand(const ConnectionRef& connection, wire::Packet& packet);
   void OnLost(const ConnectionRef& connection);
   // Everything that can be done now. Returns how much there was.
   int DoWork();

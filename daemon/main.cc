@@ -213,8 +213,8 @@ class Daemon {
       clock_};
   std::string http_text_;  // constant once HTTP is served, before any thread reads it
   Telemetry telemetry_{events_};
-  PrivateLife private_life_;
   std::unique_ptr<Node> node_;
+  PrivateLife private_life_;  // ends before the node that it stops
   wire::UniqueFd done_bell_;
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<HttpServer> http_;  // first to go: it asks the node

@@ -50,7 +50,7 @@ std::unique_ptr<Node> Node::Of(const std::vector<DeviceListing>& devices, bool t
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
         listing, [self, listing] { return self->open_(listing); },
-        [self](bool opened) { self->Ended(opened); }));
+        [self](Shard::End how) { self->Ended(how); }));
     node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
     Shard* shard = node->shards_.back().get();
     IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
@@ -78,17 +78,18 @@ void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) 
     test_handles_ ? ipc_test.Start(hooks_.ipc_probe(shard.listing().uuid), {})
                   : ipc_test.Skip("device.test_handles is false");
   }
-  dispatcher.control().SetHooks({hooks_.watch, [this] { Drain(); }});
+  dispatcher.control().SetWatch(hooks_.watch);
   dispatcher.core().notify = [this, &shard](const Notice& notice) {
     hooks_.notify({notice.name, 0, notice.job, shard.listing().uuid, notice.bytes, notice.text});
   };
   if (draining_.load(std::memory_order_acquire)) dispatcher.Drain();
   dispatcher.SetSessionsChanged([this, &shard, &ipc_test](std::size_t sessions) {
     ipc_test.SetSessions(sessions);
-    // Each shard writes its own; whoever was last sees all.
-    shard.sessions.store(sessions, std::memory_order_seq_cst);
+    // Told one after the other, so that the last sum told is the last there was.
+    const std::lock_guard<std::mutex> lock(sessions_mutex_);
+    shard.sessions = sessions;
     std::size_t all = 0;
-    for (const auto& one : shards_) all += one->sessions.load(std::memory_order_seq_cst);
+    for (const auto& one : shards_) all += one->sessions;
     hooks_.sessions_changed(all);
   });
 }
@@ -96,22 +97,21 @@ void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) 
 // ---- routes
 
 void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Packet> packet) {
-  if (connection->shard != nullptr) {
-    connection->shard->Start();  // once more, where it failed to open
+  const Status whole = wire::CheckPacket(*packet);
+  if (whole.ok() && packet->header().type == MessageType::kDrain) return DrainAsked(connection, *packet);
+  // Of a device that could not be opened there is no session: the connection is as new.
+  if (connection->shard != nullptr && !connection->shard->Failed()) {
     return Post(*connection->shard, connection, packet);
   }
-  if (Status whole = wire::CheckPacket(*packet); !whole.ok()) return Nonsense(connection, packet, whole);
+  if (!whole.ok()) return Answer(connection, *packet, whole);
   switch (packet->header().type) {
     case MessageType::kHello:
       return Hello(connection, packet);
     case MessageType::kLimit:
     case MessageType::kEvict:
       return Command(connection, std::move(packet));
-    case MessageType::kDrain:
-      return DrainAsked(connection, packet);
     default:
-      return Nonsense(connection, packet,
-                      {Code::kProtocol, "this message needs a session: say hello first."});
+      return Answer(connection, *packet, {Code::kProtocol, "this message needs a session: say hello first."});
   }
 }
 
@@ -119,7 +119,7 @@ void Node::OnMessage(const ConnectionRef& connection, std::shared_ptr<wire::Pack
 void Node::Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
   wire::HelloBody hello;
   if (!wire::ReadBody(*packet, hello)) {
-    return Nonsense(connection, packet, {Code::kProtocol, "a hello message of the wrong size."});
+    return Answer(connection, *packet, {Code::kProtocol, "a hello message of the wrong size."});
   }
   const Result<Shard*> shard = ShardNamed(wire::TextOf(hello.device));
   if (!shard.ok()) {
@@ -133,13 +133,6 @@ void Node::Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Pa
   Post(**shard, connection, packet);
 }
 
-// A device that serves says so itself, and counts it; none is opened for it.
-void Node::Nonsense(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet,
-                    const Status& why) {
-  if (Shard* serving = Serving(); serving != nullptr) return Post(*serving, connection, packet);
-  Answer(connection, *packet, why);
-}
-
 // Without a whole header there is nothing to answer.
 void Node::Answer(const ConnectionRef& connection, const wire::Packet& packet, const Status& status) {
   if (wire::CheckPacket(packet).code() == Code::kProtocol) {
@@ -150,12 +143,16 @@ void Node::Answer(const ConnectionRef& connection, const wire::Packet& packet, c
   Listener::Handled(connection);
 }
 
-// Of a node that no client came for yet, no device is opened only to be closed.
-void Node::DrainAsked(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet) {
-  if (Shard* serving = Serving(); serving != nullptr) return Post(*serving, connection, packet);
-  const Status may = Control::MayDrain(connection->peer, ::getuid());
-  Answer(connection, *packet, may);
-  if (may.ok()) Drain();
+// Whether devices are open, opening or broken: every shard hears of it.
+void Node::DrainAsked(const ConnectionRef& connection, const wire::Packet& packet) {
+  const std::uint32_t uid = connection->peer.uid;
+  if (uid == ambiguous_uid_ || (uid != 0 && uid != ::getuid())) {
+    return Answer(connection, packet,
+                  {Code::kPermissionDenied, "only root and the daemon's own user may drain it; you are uid " +
+                                                std::to_string(uid) + "."});
+  }
+  Answer(connection, packet, {});
+  Drain();
 }
 
 Shard* Node::Serving() const {
@@ -176,6 +173,16 @@ void Node::OnLost(const ConnectionRef& connection) {
   if (connection->shard == nullptr) return;
   connection->shard->Post([connection](Dispatcher& dispatcher) { dispatcher.OnLost(connection); },
                           [](const Status&) {});
+}
+
+void Node::PostCommand(Shard& shard, const ConnectionRef& connection,
+                       const std::shared_ptr<wire::Packet>& packet) {
+  shard.Post(
+      [connection, packet](Dispatcher& dispatcher) {
+        dispatcher.OnCommand(connection, *packet);
+        Listener::Handled(connection);
+      },
+      [connection, packet](const Status& why) { Answer(connection, *packet, why); });
 }
 
 // The shard of a device; the first one where none is named.
@@ -199,7 +206,7 @@ void Node::Command(const ConnectionRef& connection, std::shared_ptr<wire::Packet
   if (wire::ReadBody(*packet, evict)) device = wire::TextOf(evict.device);
   if (device.empty()) return Seek({connection, std::move(packet), {}}, 0);
   const Result<Shard*> named = ShardNamed(device);
-  if (named.ok()) return Post(**named, connection, packet);
+  if (named.ok()) return PostCommand(**named, connection, packet);
   Answer(connection, *packet, named.status());
 }
 
@@ -216,9 +223,11 @@ void Node::Seek(Search search, std::size_t index) {
 }
 
 void Node::Found(const Search& search) {
-  if (search.knowing.size() == 1) return Post(*search.knowing.front(), search.connection, search.packet);
+  if (search.knowing.size() == 1) {
+    return PostCommand(*search.knowing.front(), search.connection, search.packet);
+  }
   if (Shard* serving = Serving(); search.knowing.empty() && serving != nullptr) {
-    return Post(*serving, search.connection, search.packet);
+    return PostCommand(*serving, search.connection, search.packet);
   }
   std::string where;
   for (const Shard* shard : search.knowing) where += (where.empty() ? "" : ", ") + shard->listing().uuid;
@@ -232,9 +241,10 @@ void Node::Found(const Search& search) {
 
 // A shard that was drained leaves the others to theirs; one that failed, or was told to stop, is the end. A
 // device that could not be opened may be tried again.
-void Node::Ended(bool opened) {
+void Node::Ended(Shard::End how) {
   const bool draining = draining_.load(std::memory_order_acquire);
-  if (draining ? Serving() == nullptr : opened) RequestStop();
+  const bool all = draining ? Serving() == nullptr : how == Shard::End::kDone;
+  if (all || how == Shard::End::kFaulted) RequestStop();
 }
 
 void Node::RequestStop() {

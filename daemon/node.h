@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,6 +26,7 @@
 #include "daemon/page_map.h"
 #include "daemon/shard.h"
 #include "daemon/snapshot.h"
+#include "daemon/user_namespace.h"
 
 namespace bitpager::daemon {
 
@@ -84,7 +86,7 @@ class Node {
   };
 
   Node(bool test_handles, Opener open) : test_handles_(test_handles), open_(std::move(open)) {}
-  void Ended(bool opened);
+  void Ended(Shard::End how);
   void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
   template <typename T>
   [[nodiscard]] wire::Result<std::vector<std::optional<T>>> Ask(T (*observe)(Core&, std::uint64_t),
@@ -92,11 +94,12 @@ class Node {
   // Refuses where the shard does not serve.
   static void Post(Shard& shard, const ConnectionRef& connection,
                    const std::shared_ptr<wire::Packet>& packet);
+  // A limit or evict of a connection that may be served by another shard, on another thread.
+  static void PostCommand(Shard& shard, const ConnectionRef& connection,
+                          const std::shared_ptr<wire::Packet>& packet);
   static void Answer(const ConnectionRef& connection, const wire::Packet& packet, const wire::Status& status);
   void Hello(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet);
-  void Nonsense(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet,
-                const wire::Status& why);
-  void DrainAsked(const ConnectionRef& connection, const std::shared_ptr<wire::Packet>& packet);
+  void DrainAsked(const ConnectionRef& connection, const wire::Packet& packet);
   // The first shard that serves or is about to; null where none is.
   [[nodiscard]] Shard* Serving() const;
   [[nodiscard]] wire::Result<Shard*> ShardNamed(std::string_view device);
@@ -106,10 +109,12 @@ class Node {
 
   const bool test_handles_;
   const Opener open_;
+  const std::optional<std::uint32_t> ambiguous_uid_ = AmbiguousUid();
   NodeHooks hooks_;
   std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
   std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
-  std::atomic<bool> draining_{false};                    // partners: the looks of Hello, Prepare and Ended
+  std::mutex sessions_mutex_;  // guards the shards' `sessions`, and the order in which their sums are told
+  std::atomic<bool> draining_{false};  // partners: the looks of Hello, Prepare and Ended
 };
 
 }  // namespace bitpager::daemon

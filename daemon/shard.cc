@@ -5,10 +5,42 @@ namespace bitpager::daemon {
 using wire::Code;
 using wire::Status;
 
+constexpr const char* kEndsText = "the daemon is ending.";
+
 Shard::~Shard() {
   RequestStop();
   static_cast<void>(Join());
 }
+
+namespace {
+
+// A call on its way to a dispatcher, which may end before it comes to it.
+class Posted {
+ public:
+  Posted(Shard::Call call, Shard::Refused refused) : call_(std::move(call)), refused_(std::move(refused)) {}
+  Posted(const Posted&) = delete;
+  Posted& operator=(const Posted&) = delete;
+  ~Posted() {
+    if (!ran_) refused_({Code::kDraining, kEndsText});
+  }
+  void Run(Dispatcher& dispatcher) {
+    ran_ = true;
+    call_(dispatcher);
+  }
+
+ private:
+  const Shard::Call call_;
+  const Shard::Refused refused_;
+  bool ran_ = false;
+};
+
+void PostTo(Dispatcher& dispatcher, Shard::Call call, Shard::Refused refused) {
+  dispatcher.Post([posted = std::make_shared<Posted>(std::move(call), std::move(refused)), &dispatcher] {
+    posted->Run(dispatcher);
+  });
+}
+
+}  // namespace
 
 void Shard::Start() {
   std::thread failed;
@@ -27,6 +59,11 @@ bool Shard::Serves() const {
   return state_ == State::kOpening || state_ == State::kServing;
 }
 
+bool Shard::Failed() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return state_ == State::kFailed;
+}
+
 Status Shard::AwaitOpen() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return state_ != State::kOpening; });
@@ -39,20 +76,20 @@ void Shard::Post(Call call, Refused refused) {
     const std::lock_guard<std::mutex> lock(mutex_);
     switch (state_) {
       case State::kServing:
-        dispatcher_->Post([call = std::move(call), dispatcher = dispatcher_] { call(*dispatcher); });
+        PostTo(*dispatcher_, std::move(call), std::move(refused));
         return;
       case State::kOpening:
         waiting_.push_back({std::move(call), std::move(refused)});
         return;
       case State::kIdle:
-        why = stop_ ? Status(Code::kDraining, "the daemon is ending.")
+        why = stop_ ? Status(Code::kDraining, kEndsText)
                     : Status(Code::kNotFound, "device " + listing_.uuid + " has no client yet.");
         break;
       case State::kFailed:
         why = failure_;
         break;
       case State::kEnded:
-        why = {Code::kDraining, "the daemon is ending."};
+        why = {Code::kDraining, kEndsText};
         break;
     }
   }
@@ -88,7 +125,7 @@ void Shard::Run() {
       prepare_(*parts->dispatcher);
       dispatcher_ = parts->dispatcher.get();
       for (Waiting& one : waiting) {
-        dispatcher_->Post([call = std::move(one.call), dispatcher = dispatcher_] { call(*dispatcher); });
+        PostTo(*dispatcher_, std::move(one.call), std::move(one.refused));
       }
       if (stop_) dispatcher_->RequestStop();
       state_ = State::kServing;
@@ -100,7 +137,7 @@ void Shard::Run() {
   changed_.notify_all();
   if (!parts.ok()) {
     for (const Waiting& one : waiting) one.refused(parts.status());
-    ended_(false);
+    ended_(End::kNotOpened);
     return;
   }
   let_go_ = parts->dispatcher->Run();
@@ -110,7 +147,7 @@ void Shard::Run() {
     state_ = State::kEnded;
   }
   changed_.notify_all();
-  ended_(true);
+  ended_(let_go_ ? End::kDone : End::kFaulted);
   // The device goes on the thread that made its calls.
   if (!let_go_) {
     static_cast<void>(parts->dispatcher.release());

@@ -31,8 +31,9 @@ class Shard {
   // Runs instead, on the caller's or the shard's thread, when there is no dispatcher.
   using Refused = std::function<void(const wire::Status&)>;
 
-  // ended(opened): there is no dispatcher any more; `opened`: there was one. On the shard's thread.
-  using Ended = std::function<void(bool opened)>;
+  enum class End : std::uint8_t { kNotOpened, kDone, kFaulted };
+  // There is no dispatcher any more, or none came. On the shard's thread.
+  using Ended = std::function<void(End)>;
 
   Shard(kernels::DeviceListing listing, Open open, Ended ended)
       : listing_(std::move(listing)), open_(std::move(open)), ended_(std::move(ended)) {}
@@ -48,10 +49,13 @@ class Shard {
   void Start();
   [[nodiscard]] wire::Status AwaitOpen();
   // Posts to the dispatcher; while the device is being opened the call waits. kNotFound to `refused` when it
-  // was never started, the open's error when that failed, kDraining when it has ended.
+  // was never started, the open's error when that failed, kDraining when it has ended or ends before it came
+  // to the call. One of the two is called, whatever happens.
   void Post(Call call, Refused refused);
   // Whether it has a dispatcher or is about to have one.
   [[nodiscard]] bool Serves() const;
+  // Whether the device could not be opened.
+  [[nodiscard]] bool Failed() const;
   // Before Start: called with the new dispatcher before it runs.
   void SetPrepare(Call prepare) { prepare_ = std::move(prepare); }
   void RequestStop();
@@ -59,8 +63,8 @@ class Shard {
   // what its dispatcher would free; the process must end as it is.
   [[nodiscard]] bool Join();
 
-  // How many sessions it has now; set by its own thread.
-  std::atomic<std::size_t> sessions{0};
+  // How many sessions it has now; the node's.
+  std::size_t sessions = 0;
 
  private:
   enum class State : std::uint8_t { kIdle, kOpening, kServing, kFailed, kEnded };

@@ -70,7 +70,8 @@ class Nodes : public ::testing::Test {
   }
   Line Open(const std::string& job, const std::string& device, const Peer& peer = kAlice) {
     Line line = Connect(peer);
-    const Reply reply = line.client->Hello(HelloOf(job, device));
+    // With a pidfd nobody wants a heartbeat.
+    const Reply reply = line.client->Hello(HelloOf(job, device), testing::PidfdOf(::getpid()).get());
     EXPECT_TRUE(reply.ok()) << reply.text();
     return line;
   }
@@ -261,6 +262,34 @@ TEST_F(Nodes, TryADeviceAgainThatCouldNotBeOpened) {
   EXPECT_THAT(opened(), ::testing::ElementsAre("right", "right"));
 }
 
+TEST_F(Nodes, OpenNothingForWhatFollowsARefusedHello) {
+  Break("left", true);
+  Line line = Connect();
+  EXPECT_EQ(line.client->Hello(HelloOf("job", "left")).code(), Code::kDeviceFault);
+  EXPECT_EQ(line.client->Ask(MessageType::kEvict, EvictOf("job")).code(), Code::kNotFound);
+  EXPECT_TRUE(line.client->Hello(HelloOf("job", "right")).ok()) << "another device, on the same connection";
+  EXPECT_THAT(opened(), ::testing::ElementsAre("left", "right"));
+}
+
+// What comes before a hello is answered before it, and never by a device on which a session of the same
+// number is another's.
+TEST_F(Nodes, LetNoMessageReachAnothersSession) {
+  Line victim = Open("victim", "left");
+  Line attacker = Connect({2000, 2000, 1});
+  attacker.client->Send(MessageType::kUsage, wire::EvictBody{});
+  static_cast<void>(wire::SendBare(attacker.client->socket(), MessageType::kDetach, 1).ok());
+  Listen(attacker.connection);
+  EXPECT_EQ(attacker.client->Receive().code(), Code::kProtocol);
+  Line second = Connect({2000, 2000, 1});
+  const wire::EvictBody evict = EvictOf("victim");
+  second.client->Send(MessageType::kEvict, evict);
+  Listen(second.connection);
+  EXPECT_EQ(second.client->Receive().code(), Code::kNotFound);
+  EXPECT_TRUE(second.client->Hello(HelloOf("own", "right")).ok());
+  EXPECT_EQ(victim.client->session(), second.client->session()) << "the case that this is about";
+  EXPECT_EQ(RawClient::CodeOf(victim.client->Run(wire::Op::kNoop, wire::PhaseBody{})), Code::kOk);
+}
+
 TEST_F(Nodes, DrainThoughADeviceCouldNotBeOpened) {
   Break("left", true);
   Line line = Connect();
@@ -287,7 +316,8 @@ TEST_F(Nodes, DrainThoughADeviceThatOpensMeanwhileCannotBeOpened) {
   Line line = Connect();
   line.client->Send(MessageType::kHello, HelloOf("job", "left"));
   Listen(line.connection);
-  node_->Drain();
+  Line root = Connect(kRoot);
+  EXPECT_TRUE(root.client->AskBare(MessageType::kDrain).ok()) << "whatever becomes of the device";
   EXPECT_FALSE(Ends(milliseconds(50))) << "it may still open";
   hold_->set_value();
   EXPECT_EQ(line.client->Receive().code(), Code::kDeviceFault);

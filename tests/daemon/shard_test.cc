@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <thread>
 
 #include "kernels/cpu/cpu_device.h"
 #include "tests/support/in_process_daemon.h"
@@ -37,7 +38,8 @@ class ShardTest : public ::testing::Test {
   Status refusal_;
   std::atomic<int> opened_{0};
   std::atomic<int> ended_{0};
-  Shard shard_{{}, [this] { return Open(); }, [this](bool opened) { ended_ += opened ? 1 : 0; }};
+  Shard shard_{
+      {}, [this] { return Open(); }, [this](Shard::End how) { ended_ += how == Shard::End::kDone ? 1 : 0; }};
 };
 
 TEST_F(ShardTest, IsAwaitedWhileNobodyCame) {
@@ -81,6 +83,28 @@ TEST_F(ShardTest, IsAwaitedAfterItsDeviceRefusedAndMayBeStartedAgain) {
   shard_.RequestStop();
   EXPECT_TRUE(joined.get());
   EXPECT_EQ(opened_, 2);
+}
+
+TEST_F(ShardTest, RunsOrRefusesWhateverItIsGivenWhileItEnds) {
+  shard_.Start();
+  ASSERT_TRUE(shard_.AwaitOpen().ok());
+  std::promise<void> go;
+  shard_.Post([&](Dispatcher&) { go.get_future().wait(); }, [](const Status&) {});
+  shard_.RequestStop();
+  std::atomic<int> ran{0};
+  std::atomic<int> refused{0};
+  constexpr int kCalls = 5'000;
+  std::thread late([&] {
+    for (int i = 0; i < kCalls; ++i) {
+      shard_.Post([&](Dispatcher&) { ++ran; },
+                  [&](const Status& why) { refused += why.code() == Code::kDraining ? 1 : 0; });
+    }
+  });
+  go.set_value();
+  EXPECT_TRUE(shard_.Join());
+  late.join();
+  EXPECT_EQ(ran + refused, kCalls);
+  EXPECT_GT(refused, 0);
 }
 
 }  // namespace

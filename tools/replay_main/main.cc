@@ -61,10 +61,12 @@ void PrintTable(const Trace& trace, std::uint64_t frames, const std::string& pol
   }
 }
 
-nlohmann::json RowOf(const Trace& trace, std::uint64_t frames, const std::string& policy, const Outcome& o) {
+nlohmann::json RowOf(const Trace& trace, const SimulatorConfig& config, const std::string& policy,
+                     const Outcome& o) {
   return {{"trace", trace.name},
           {"pages", trace.pages()},
-          {"frames", frames},
+          {"frames", config.frames},
+          {"window_pages", config.window_pages},
           {"page_bytes", trace.page_bytes},
           {"policy", policy},
           {"visits", o.visits},
@@ -101,7 +103,7 @@ int ReplayOne(const Trace& trace, const Options& options, nlohmann::json& rows) 
       return Fail({outcome.status().code(), outcome.status().message() + " (--budget, --window)"});
     }
     if (options.json) {
-      rows.push_back(RowOf(trace, *frames, policy, *outcome));
+      rows.push_back(RowOf(trace, config, policy, *outcome));
     } else {
       PrintTable(trace, *frames, policy, *outcome);
     }

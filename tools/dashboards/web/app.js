@@ -114,7 +114,7 @@ function draw() {
   view.shownSpan = spanFor(model.history, view.end, view.span);
   const { every } = bucketsFor(view.shownSpan, model.jobs.length);
   const known = model.jobs.map((row) => row.key).join("\u0001");
-  const key = [Math.ceil(view.end / every), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, model === taped].join("\u0002");
+  const key = [model === taped ? view.end : Math.ceil(view.end / every), view.shownSpan, view.theme, view.focus, view.byKind, device, known, sizeNumber, model === taped].join("\u0002");
   for (const panel of panels) panel.draw(view, key);
   maps.draw(view);
   jobs.draw(view);

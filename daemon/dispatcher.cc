@@ -90,8 +90,7 @@ void Dispatcher::RequestStop() {
 void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet) {
   const bool fresh = !connection->session;
   control_.Handle(connection, packet);
-  tasks_.Touch();
-  next_expiry_ns_ = 0;  // whatever it began or ended may have a deadline
+  LookAgain();
   if (!fresh || !connection->session) return;
   Session* session = core_.registry.FindSession(connection->session);
   if (session == nullptr) return;
@@ -104,6 +103,11 @@ void Dispatcher::OnMessage(const ConnectionRef& connection, wire::Packet& packet
 
 void Dispatcher::OnCommand(const ConnectionRef& connection, wire::Packet& packet) {
   control_.HandleCommand(connection, packet);
+  LookAgain();
+}
+
+// A message was handled: whatever it began or ended may be work, or have a deadline.
+void Dispatcher::LookAgain() {
   tasks_.Touch();
   next_expiry_ns_ = 0;
 }

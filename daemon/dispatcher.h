@@ -57,6 +57,7 @@ class Dispatcher {
   void SetSessionsChanged(std::function<void(std::size_t)> call) { sessions_changed_ = std::move(call); }
 
  private:
+  void LookAgain();
   Dispatcher(const Settings& settings, kernels::Device& device, const Clock& clock, wire::UniqueFd bell,
              wire::UniqueFd epoll)
       : epoll_(std::move(epoll)), core_(settings, device, clock), mailbox_(std::move(bell)) {}

@@ -44,13 +44,13 @@ Result<std::unique_ptr<Node>> Node::Make(const Config& config, const MachineFact
   });
 }
 
-std::unique_ptr<Node> Node::Of(const std::vector<DeviceListing>& devices, bool test_handles, Opener open) {
-  std::unique_ptr<Node> node(new Node(test_handles, std::move(open)));
+std::unique_ptr<Node> Node::Of(const std::vector<DeviceListing>& devices, bool test_handles,
+                               const Opener& open) {
+  std::unique_ptr<Node> node(new Node(test_handles));
   for (const DeviceListing& listing : devices) {
     Node* self = node.get();
     node->shards_.push_back(std::make_unique<Shard>(
-        listing, [self, listing] { return self->open_(listing); },
-        [self](Shard::End how) { self->Ended(how); }));
+        listing, [open, listing] { return open(listing); }, [self](Shard::End how) { self->Ended(how); }));
     node->ipc_tests_.push_back(std::make_unique<IpcSelfTest>());
     Shard* shard = node->shards_.back().get();
     IpcSelfTest* ipc_test = node->ipc_tests_.back().get();
@@ -87,9 +87,9 @@ void Node::Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher) 
     ipc_test.SetSessions(sessions);
     // Told one after the other, so that the last sum told is the last there was.
     const std::lock_guard<std::mutex> lock(sessions_mutex_);
-    shard.sessions = sessions;
+    sessions_[&shard] = sessions;
     std::size_t all = 0;
-    for (const auto& one : shards_) all += one->sessions;
+    for (const auto& [one, its] : sessions_) all += its;
     hooks_.sessions_changed(all);
   });
 }

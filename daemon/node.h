@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -49,7 +50,7 @@ class Node {
   using Opener = std::function<wire::Result<Shard::Parts>(const kernels::DeviceListing&)>;
   // Of these devices, at least one. test_handles: whether IpcSelfTest runs where it can.
   [[nodiscard]] static std::unique_ptr<Node> Of(const std::vector<kernels::DeviceListing>& devices,
-                                                bool test_handles, Opener open);
+                                                bool test_handles, const Opener& open);
   ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -85,7 +86,7 @@ class Node {
     std::vector<Shard*> knowing;
   };
 
-  Node(bool test_handles, Opener open) : test_handles_(test_handles), open_(std::move(open)) {}
+  explicit Node(bool test_handles) : test_handles_(test_handles) {}
   void Ended(Shard::End how);
   void Prepare(Shard& shard, IpcSelfTest& ipc_test, Dispatcher& dispatcher);
   template <typename T>
@@ -108,12 +109,12 @@ class Node {
   void Found(const Search& search);
 
   const bool test_handles_;
-  const Opener open_;
   const std::optional<std::uint32_t> ambiguous_uid_ = AmbiguousUid();
   NodeHooks hooks_;
   std::vector<std::unique_ptr<IpcSelfTest>> ipc_tests_;  // one for each shard; constant after Make
   std::vector<std::unique_ptr<Shard>> shards_;           // constant after Make, never empty
-  std::mutex sessions_mutex_;  // guards the shards' `sessions`, and the order in which their sums are told
+  std::mutex sessions_mutex_;  // guards what follows, and the order in which sums of it are told
+  std::map<const Shard*, std::size_t> sessions_;
   std::atomic<bool> draining_{false};  // partners: the looks of Hello, Prepare and Ended
 };
 

@@ -2,17 +2,12 @@
 
 namespace bitpager::daemon {
 
+namespace {
+
 using wire::Code;
 using wire::Status;
 
 constexpr const char* kEndsText = "the daemon is ending.";
-
-Shard::~Shard() {
-  RequestStop();
-  static_cast<void>(Join());
-}
-
-namespace {
 
 // A call on its way to a dispatcher, which may end before it comes to it.
 class Posted {
@@ -41,6 +36,11 @@ void PostTo(Dispatcher& dispatcher, Shard::Call call, Shard::Refused refused) {
 }
 
 }  // namespace
+
+Shard::~Shard() {
+  RequestStop();
+  static_cast<void>(Join());
+}
 
 void Shard::Start() {
   std::thread failed;

@@ -2,7 +2,6 @@
 // it serves wait for it.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -62,9 +61,6 @@ class Shard {
   // Until the shard has ended, or RequestStop said that it never will start. False: the device still works on
   // what its dispatcher would free; the process must end as it is.
   [[nodiscard]] bool Join();
-
-  // How many sessions it has now; the node's.
-  std::size_t sessions = 0;
 
  private:
   enum class State : std::uint8_t { kIdle, kOpening, kServing, kFailed, kEnded };

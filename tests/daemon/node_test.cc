@@ -103,6 +103,7 @@ class Nodes : public ::testing::Test {
     device->uuid = listing.uuid;
     const bool faulty = faulty_ == listing.uuid;
     if (faulty) device->fault_at_step = 0;
+    if (busy_) device->on_step = busy_;
     Shard::Parts parts;
     Settings settings = testing::RoomyTestSettings();
     settings.owner_uid = ::getuid();
@@ -143,6 +144,7 @@ class Nodes : public ::testing::Test {
   std::vector<std::string> opened_;         // guarded by mutex_
   std::set<std::string> broken_;            // guarded by mutex_
   std::string faulty_;                      // set before it is opened
+  std::function<void()> busy_;              // likewise: runs while a step is launched
   std::optional<std::promise<void>> hold_;  // likewise: until when opening takes
   std::atomic<std::size_t> sessions_{0};
   std::unique_ptr<Node> node_ =
@@ -271,22 +273,38 @@ TEST_F(Nodes, OpenNothingForWhatFollowsARefusedHello) {
   EXPECT_THAT(opened(), ::testing::ElementsAre("left", "right"));
 }
 
-// What comes before a hello is answered before it, and never by a device on which a session of the same
-// number is another's.
-TEST_F(Nodes, LetNoMessageReachAnothersSession) {
+// A device that came to it late would take the session of another device for one of its own, which is
+// another's.
+TEST_F(Nodes, AnswerWhatComesBeforeAHelloWithoutADevice) {
+  std::promise<void> begun;
+  std::promise<void> go;
+  busy_ = [&] {
+    begun.set_value();
+    go.get_future().wait();
+  };
   Line victim = Open("victim", "left");
+  testing::RawTrainer trainer(*victim.client, {6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  victim.client->Push(trainer.Prepare(1));  // keeps the device's thread
+  begun.get_future().wait();
+
   Line attacker = Connect({2000, 2000, 1});
-  attacker.client->Send(MessageType::kUsage, wire::EvictBody{});
   static_cast<void>(wire::SendBare(attacker.client->socket(), MessageType::kDetach, 1).ok());
-  Listen(attacker.connection);
-  EXPECT_EQ(attacker.client->Receive().code(), Code::kProtocol);
-  Line second = Connect({2000, 2000, 1});
-  const wire::EvictBody evict = EvictOf("victim");
-  second.client->Send(MessageType::kEvict, evict);
-  Listen(second.connection);
-  EXPECT_EQ(second.client->Receive().code(), Code::kNotFound);
-  EXPECT_TRUE(second.client->Hello(HelloOf("own", "right")).ok());
-  EXPECT_EQ(victim.client->session(), second.client->session()) << "the case that this is about";
+  EXPECT_EQ(attacker.client->Receive(2'000).code(), Code::kProtocol) << "while the device is busy";
+
+  Line other = Connect({2000, 2000, 1});
+  other.client->Send(MessageType::kEvict, EvictOf("victim"));
+  Listen(other.connection);
+  EXPECT_TRUE(other.client->Receive(100).closed) << "commands ask every device";
+  other.client->Send(MessageType::kHello, HelloOf("own", "right"));
+  Listen(other.connection);
+  EXPECT_TRUE(other.client->Receive().ok()) << "the hello's";
+  go.set_value();
+  EXPECT_EQ(other.client->Receive().code(), Code::kNotFound) << "the command's";
+
+  const auto stepped = victim.client->Wait();
+  ASSERT_TRUE(stepped);
+  EXPECT_EQ(RawClient::CodeOf(*stepped), Code::kOk);
   EXPECT_EQ(RawClient::CodeOf(victim.client->Run(wire::Op::kNoop, wire::PhaseBody{})), Code::kOk);
 }
 
@@ -322,6 +340,18 @@ TEST_F(Nodes, DrainThoughADeviceThatOpensMeanwhileCannotBeOpened) {
   hold_->set_value();
   EXPECT_EQ(line.client->Receive().code(), Code::kDeviceFault);
   EXPECT_TRUE(Ends(milliseconds(5'000)));
+}
+
+TEST_F(Nodes, EndWhenADeviceFailsThoughTheyDrain) {
+  faulty_ = "left";
+  Line left = Open("a", "left");
+  Line right = Open("b", "right");
+  testing::RawTrainer trainer(*left.client, {6144});
+  ASSERT_TRUE(trainer.Create().ok());
+  node_->Drain();
+  EXPECT_EQ(RawClient::CodeOf(trainer.Step(1)), Code::kDaemonLost);
+  EXPECT_TRUE(Ends(milliseconds(10'000)));
+  EXPECT_EQ(right.client->failed(), Code::kDraining);
 }
 
 TEST_F(Nodes, EndWhenADeviceFails) {
